@@ -1,0 +1,43 @@
+//! Owns the eBPF object that this crate embeds: builds `mesh-ebpf` and hands over its path.
+//!
+//! The path is in the compile-time variable `MESH_EBPF_OBJECT`.
+
+// One truth for `cargo build` and `cargo xtask`; this script uses a part of it.
+#[path = "../../xtask/src/ebpf.rs"]
+#[expect(dead_code, reason = "xtask uses the rest")]
+mod ebpf;
+
+use std::{env, error::Error, path::PathBuf, process::ExitCode};
+
+fn main() -> ExitCode {
+    let outcome = build();
+    if let Err(error) = &outcome {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(next) = cause {
+            message = format!("{message}: {next}");
+            cause = next.source();
+        }
+        // The only way for a build script to show one clear line instead of its raw output.
+        println!("cargo::error={message}");
+    }
+    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn build() -> Result<(), Box<dyn Error>> {
+    let manifest_dir = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let root = manifest_dir.join("../..").canonicalize()?;
+    let out_dir = PathBuf::from(env::var("OUT_DIR")?);
+
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed={}", root.join("xtask/src/ebpf.rs").display());
+    for input in ebpf::inputs(&root) {
+        println!("cargo::rerun-if-changed={}", input.display());
+    }
+
+    let toolchain = ebpf::find(&root)?;
+    println!("cargo::rerun-if-changed={}", toolchain.linker.display());
+    let object = ebpf::build(&root, &toolchain, &out_dir.join("mesh-ebpf"))?;
+    println!("cargo::rustc-env=MESH_EBPF_OBJECT={}", object.display());
+    Ok(())
+}
