@@ -9,6 +9,17 @@ mod ebpf;
 
 use std::{env, error::Error, path::PathBuf, process::ExitCode};
 
+/// What the object depends on, below the workspace root.
+const INPUTS: [&str; 6] = [
+    "mesh-ebpf/src",
+    "mesh-ebpf/Cargo.toml",
+    "mesh-ebpf/Cargo.lock",
+    "mesh-common/src",
+    "mesh-common/Cargo.toml",
+    // mesh-common inherits package fields and dependency versions from it.
+    "Cargo.toml",
+];
+
 fn main() -> ExitCode {
     let outcome = build();
     if let Err(error) = &outcome {
@@ -31,8 +42,8 @@ fn build() -> Result<(), Box<dyn Error>> {
 
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={}", root.join("xtask/src/ebpf.rs").display());
-    for input in ebpf::inputs(&root) {
-        println!("cargo::rerun-if-changed={}", input.display());
+    for input in INPUTS {
+        println!("cargo::rerun-if-changed={}", root.join(input).display());
     }
 
     let toolchain = ebpf::find(&root)?;

@@ -54,7 +54,8 @@ pub(crate) struct MissingToolchain {
 
 impl fmt::Display for MissingToolchain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts: Vec<&str> = [&self.compiler, &self.linker].into_iter().flatten().map(String::as_str).collect();
+        let parts: Vec<&str> =
+            [&self.compiler, &self.linker].into_iter().flatten().map(String::as_str).collect();
         write!(
             f,
             "the eBPF toolchain is incomplete: {}. Run `{SETUP_COMMAND}`: it names and installs what is missing",
@@ -77,14 +78,21 @@ pub(crate) fn find(root: &Path) -> Result<Toolchain, MissingToolchain> {
 pub(crate) fn find_compiler() -> Result<Compiler, String> {
     let mut rejected = Vec::new();
     for name in rustup_nightlies() {
-        let Some(rustc) = stdout_of(Command::new("rustup").args(["which", "rustc", "--toolchain", &name])) else {
+        let Some(rustc) = stdout_of(Command::new("rustup").args(["which", "rustc", "--toolchain", &name]))
+        else {
             continue;
         };
         let rustc = PathBuf::from(rustc);
         let cargo = rustc.with_file_name("cargo");
         match usable(&rustc) {
             Ok(version) => {
-                return Ok(Compiler { origin: format!("rustup {name}"), version, rustc, cargo, bootstrap: false });
+                return Ok(Compiler {
+                    origin: format!("rustup {name}"),
+                    version,
+                    rustc,
+                    cargo,
+                    bootstrap: false,
+                });
             }
             Err(why) => rejected.push(format!("rustup {name} {why}")),
         }
@@ -102,7 +110,9 @@ pub(crate) fn find_compiler() -> Result<Compiler, String> {
         }
     }
     if rejected.is_empty() {
-        return Err("no compiler for the BPF target (a nightly with rust-src, or Debian's rustc-web)".to_owned());
+        return Err(
+            "no compiler for the BPF target (a nightly with rust-src, or Debian's rustc-web)".to_owned()
+        );
     }
     Err(format!("no usable compiler for the BPF target ({})", rejected.join(", ")))
 }
@@ -129,7 +139,9 @@ pub(crate) fn find_linker(root: &Path) -> Result<PathBuf, String> {
 /// Same minor version: bpf-linker is not yet 1.0, so minors are where it changes.
 fn linker_version_fits(said: &str) -> bool {
     let wanted = BPF_LINKER_VERSION.rsplit_once('.').map_or(BPF_LINKER_VERSION, |(line, _)| line);
-    said.rsplit(' ').next().is_some_and(|version| version.strip_prefix(wanted).is_some_and(|r| r.starts_with('.')))
+    said.rsplit(' ')
+        .next()
+        .is_some_and(|version| version.strip_prefix(wanted).is_some_and(|r| r.starts_with('.')))
 }
 
 fn rustup_nightlies() -> Vec<String> {
@@ -153,7 +165,8 @@ fn usable(rustc: &Path) -> Result<String, String> {
 /// Judges the output of `rustc -vV`.
 fn check_version(verbose: &str) -> Result<(), String> {
     let field = |name: &str| verbose.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let numbers = |text: &str| -> Vec<u32> { text.split(['.', '-']).map_while(|part| part.parse().ok()).collect() };
+    let numbers =
+        |text: &str| -> Vec<u32> { text.split(['.', '-']).map_while(|part| part.parse().ok()).collect() };
     let release = field("release:").map(numbers).unwrap_or_default();
     let [major, minor, ..] = release[..] else { return Err("does not state its release".to_owned()) };
     if (major, minor) < RUSTC_MIN {
@@ -164,20 +177,6 @@ fn check_version(verbose: &str) -> Result<(), String> {
         return Err(format!("uses LLVM {llvm}, newer than bpf-linker's {LLVM_MAJOR}"));
     }
     Ok(())
-}
-
-/// Files and folders the eBPF object depends on.
-pub(crate) fn inputs(root: &Path) -> Vec<PathBuf> {
-    let names = [
-        "mesh-ebpf/src",
-        "mesh-ebpf/Cargo.toml",
-        "mesh-ebpf/Cargo.lock",
-        "mesh-common/src",
-        "mesh-common/Cargo.toml",
-        // mesh-common inherits its package fields and dependency versions from here.
-        "Cargo.toml",
-    ];
-    names.map(|name| root.join(name)).into()
 }
 
 /// Why building the programs failed although the toolchain is there.
@@ -244,7 +243,8 @@ pub(crate) fn build(root: &Path, toolchain: &Toolchain, target_dir: &Path) -> Re
     if compiler.bootstrap {
         cargo.env("RUSTC_BOOTSTRAP", "1");
     }
-    let status = cargo.status().map_err(|source| BuildError::Spawn { cargo: compiler.cargo.clone(), source })?;
+    let status =
+        cargo.status().map_err(|source| BuildError::Spawn { cargo: compiler.cargo.clone(), source })?;
     if !status.success() {
         return Err(BuildError::Failed);
     }
@@ -278,7 +278,8 @@ fn is_outer_build_setting(name: &str) -> bool {
 /// Trimmed stdout of a command that succeeded with some output.
 fn stdout_of(command: &mut Command) -> Option<String> {
     // Inside a build or `cargo xtask`, this names the *outer* toolchain; the callee must not follow it.
-    let output = command.env_remove("RUSTUP_TOOLCHAIN").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let output =
+        command.env_remove("RUSTUP_TOOLCHAIN").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let text = text.trim();
     (output.status.success() && !text.is_empty()).then(|| text.to_owned())
@@ -311,7 +312,9 @@ mod tests {
 
     #[test]
     fn the_outer_build_does_not_leak_but_the_users_registry_stays() {
-        for name in ["RUSTC", "RUSTC_WRAPPER", "CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_DIR", "RUSTUP_TOOLCHAIN"] {
+        for name in
+            ["RUSTC", "RUSTC_WRAPPER", "CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_DIR", "RUSTUP_TOOLCHAIN"]
+        {
             assert!(is_outer_build_setting(name), "{name}");
         }
         for name in ["PATH", "CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_REGISTRIES_X_INDEX", "RUSTUP_HOME"] {
@@ -321,7 +324,8 @@ mod tests {
 
     #[test]
     fn the_message_names_every_gap_and_the_one_command() {
-        let gaps = MissingToolchain { compiler: Some("no compiler".into()), linker: Some("no linker".into()) };
+        let gaps =
+            MissingToolchain { compiler: Some("no compiler".into()), linker: Some("no linker".into()) };
         let text = gaps.to_string();
         for wanted in ["no compiler", "no linker", SETUP_COMMAND] {
             assert!(text.contains(wanted), "{text}");
