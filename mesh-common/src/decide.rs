@@ -184,7 +184,7 @@ fn choose<T: Tables>(tables: &T, service: &ServiceVal, dial: &Dial) -> Option<Ba
     if service.affinity_s != 0 {
         let key = AffinityKey { netns_cookie: dial.netns_cookie, slots: service.slots };
         if let Some(last) = tables.affinity(&key) {
-            let age_ns = dial.now_ns.wrapping_sub(last.used_ns);
+            let age_ns = dial.now_ns.saturating_sub(last.used_ns);
             if age_ns < service.affinity_s as u64 * 1_000_000_000 {
                 let key =
                     BackendIndexKey { slots: service.slots, addr: last.addr, port: last.port, pad: [0; 3] };
@@ -328,10 +328,15 @@ pub struct Arrival {
     pub proto: u16,
 }
 
+/// The kernel gives the loopback device this index in every namespace. Addresses are no proof: an IPv6
+/// packet from outside may carry the pod's own address as its source.
+const LOOPBACK_IFINDEX: u32 = 1;
+
 /// The part of an arrival's decision that needs no ticket: `None` means "look for a ticket".
 #[inline(always)]
 pub fn arrival_by_port(arrival: &Arrival) -> Option<(Outcome, Reason)> {
-    if arrival.ifindex == 1 {
+    // 0 is a lookup by another program of ours (connect asks whether a bound port is taken), no packet.
+    if arrival.ifindex <= LOOPBACK_IFINDEX {
         return Some((Outcome::Pass, Reason::Loopback));
     }
     if ports::is_private(arrival.dport) {

@@ -53,11 +53,16 @@ pub const EDGES: &str = "EDGES";
 /// Ring buffer of [`crate::event::Event`].
 pub const EVENTS: &str = "EVENTS";
 
+/// Ring buffer of aya-log, one for all instances.
+pub const LOGS: &str = "AYA_LOGS";
+/// Read-only global of aya-log: 0 turns every log statement off, and the verifier removes them.
+pub const LOG_LEVEL_GLOBAL: &str = "AYA_LOG_LEVEL";
+
 /// Every map that is pinned and shared by all program instances.
-pub const ALL: [&str; 26] = [
+pub const ALL: [&str; 27] = [
     PODS, INBOUND, PORT_CFGS, LISTENERS, PROBES, EXCLUDED, SERVICES, BACKENDS, BACKEND_INDEX, WORKLOADS, AFFINITY,
     VERDICTS, POLICY_GEN, TICKETS, TICKETS_USED, ORIG_DST, CLIENT_ADDR, SOCKS, DNS_ORIG, UDP_PEERS, DIRECT_CONNS,
-    HEARTBEAT, COUNTERS, HISTS, EDGES, EVENTS,
+    HEARTBEAT, COUNTERS, HISTS, EDGES, EVENTS, LOGS,
 ];
 
 /// Read-only global of the `sk_lookup` program: the local pod id of the namespace it is attached to.

@@ -1,0 +1,320 @@
+//! The world as one node sees it: workloads, services and their endpoints, immutable once published.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    id::{ServiceId, WorkloadId},
+    mode::PortModes,
+};
+
+/// Namespace and name of a resource.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Name {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name within the namespace.
+    pub name: Arc<str>,
+}
+
+impl Name {
+    /// Makes a name from its two parts.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// One pod.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Workload {
+    /// Id.
+    pub id: WorkloadId,
+    /// Namespace and name.
+    pub name: Name,
+    /// Service account, `default` when the manifest names none.
+    pub service_account: Arc<str>,
+    /// `spec.nodeName`; empty while unscheduled.
+    pub node: Arc<str>,
+    /// `status.podIPs` (or podIP): at most one per family; empty on the host network, whose address is the node's.
+    pub addrs: Vec<IpAddr>,
+    /// Opted in by namespace or pod, and not host-network.
+    pub meshed: bool,
+    /// Why a pod that asked for the mesh is not in it, e.g. host network.
+    pub skipped: Option<Arc<str>>,
+    /// The Ready condition (or, without conditions, `phase: Running` or no phase).
+    pub ready: bool,
+    /// Succeeded, Failed, or being deleted.
+    pub terminated: bool,
+    /// `nodemesh.dev/netns`: where the network namespace is, in file mode.
+    pub netns: Option<Arc<str>>,
+    /// Labels, for selectors.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// Container ports by name, for named target ports.
+    pub named_ports: BTreeMap<Arc<str>, u16>,
+    /// Effective mutual TLS modes.
+    pub modes: PortModes,
+    /// Settings from annotations.
+    pub settings: PodSettings,
+    /// TCP ports of HTTP, TCP and gRPC probes.
+    pub probe_ports: BTreeSet<u16>,
+    /// Stable hash of everything about this workload that policy evaluation reads; it, and nothing else, moves
+    /// the workload's policy generation. Endpoint churn never does.
+    pub policy_hash: u64,
+}
+
+impl Workload {
+    /// A pod of which nothing but the name is known: unmeshed, not ready, without addresses.
+    pub fn named(name: Name) -> Self {
+        Self {
+            id: WorkloadId::of_pod(&name.namespace, &name.name, ""),
+            name,
+            service_account: "default".into(),
+            node: "".into(),
+            addrs: Vec::new(),
+            meshed: false,
+            skipped: None,
+            ready: false,
+            terminated: false,
+            netns: None,
+            labels: BTreeMap::new(),
+            named_ports: BTreeMap::new(),
+            modes: PortModes::default(),
+            settings: PodSettings::default(),
+            probe_ports: BTreeSet::new(),
+            policy_hash: crate::policy::policy_hash(&PortModes::default()),
+        }
+    }
+}
+
+/// Per-pod settings taken from annotations.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PodSettings {
+    /// `nodemesh.dev/fail-closed: outbound`: refuse connects that need the agent while it is down.
+    pub outbound_fail_closed: bool,
+    /// `nodemesh.dev/exclude-inbound-ports` (also Istio's `traffic.sidecar.istio.io/excludeInboundPorts`).
+    pub exclude_inbound_ports: BTreeSet<u16>,
+    /// `nodemesh.dev/exclude-outbound-ports`.
+    pub exclude_outbound_ports: BTreeSet<u16>,
+    /// `nodemesh.dev/exclude-outbound-cidrs`.
+    pub exclude_outbound_cidrs: Vec<ipnet::IpNet>,
+    /// `nodemesh.dev/dns-capture: "false"` turns the DNS proxy off.
+    pub dns_capture_off: bool,
+}
+
+/// Transport protocol of a service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// One service.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Service {
+    /// Id.
+    pub id: ServiceId,
+    /// Namespace and name.
+    pub name: Name,
+    /// Cluster addresses (`spec.clusterIPs`), which DNS answers with; empty when headless.
+    pub vips: Vec<IpAddr>,
+    /// Further addresses that lead here (`externalIPs`, load balancer), never answered by DNS.
+    pub external_ips: Vec<IpAddr>,
+    /// `clusterIP: None`.
+    pub headless: bool,
+    /// `type: ExternalName`.
+    pub external_name: Option<Arc<str>>,
+    /// `sessionAffinity: ClientIP` with its time-out (default 3 h).
+    pub affinity: Option<Duration>,
+    /// Endpoints that are not ready are published in DNS (and only there).
+    pub publish_not_ready: bool,
+    /// Ports in the order of the manifest.
+    pub ports: Vec<ServicePort>,
+}
+
+impl Service {
+    /// A service of which nothing but the name is known: no address, no port.
+    pub fn named(name: Name) -> Self {
+        Self {
+            id: ServiceId::of_service(&name.namespace, &name.name),
+            name,
+            vips: Vec::new(),
+            external_ips: Vec::new(),
+            headless: false,
+            external_name: None,
+            affinity: None,
+            publish_not_ready: false,
+            ports: Vec::new(),
+        }
+    }
+
+    /// Every address apps may dial this service at: cluster addresses, then the external ones.
+    pub fn frontend_addrs(&self) -> impl Iterator<Item = IpAddr> {
+        self.vips.iter().chain(&self.external_ips).copied()
+    }
+}
+
+/// One port of a service with its endpoints.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ServicePort {
+    /// Name, empty when the only port has none.
+    pub name: Arc<str>,
+    /// Port of the virtual address. 0 only in a headless service without ports, whose endpoints serve DNS alone.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// `appProtocol`, if given.
+    pub app_protocol: Option<Arc<str>>,
+    /// Endpoints, both families, ready or not, sorted by address and port.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One address behind a service port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Endpoint {
+    /// Address.
+    pub addr: IpAddr,
+    /// Target port, already resolved from its name.
+    pub port: u16,
+    /// The pod, when the address is one's.
+    pub workload: Option<WorkloadId>,
+    /// Takes new connections.
+    pub ready: bool,
+    /// `hostname` of the endpoint, for per-pod DNS names of headless services.
+    pub hostname: Option<Arc<str>>,
+}
+
+/// Immutable world; build with [`Snapshot::new`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    version: u64,
+    workloads: HashMap<WorkloadId, Arc<Workload>>,
+    services: BTreeMap<Name, Arc<Service>>,
+    by_addr: HashMap<IpAddr, WorkloadId>,
+    by_vip: HashMap<(IpAddr, u16, Protocol), (Name, usize)>,
+    cluster_domain: Arc<str>,
+}
+
+impl Snapshot {
+    /// Indexes the parts. Invariant of the result: every index entry points at an existing part.
+    ///
+    /// Two live workloads with one address: the one that is not terminated wins, then the larger name, so that
+    /// the outcome does not depend on order. Two services with one address, port and protocol: the earlier in
+    /// `services` has it.
+    pub fn new(
+        version: u64,
+        workloads: Vec<Arc<Workload>>,
+        services: Vec<Arc<Service>>,
+        cluster_domain: &str,
+    ) -> Self {
+        let mut by_addr: HashMap<IpAddr, WorkloadId> = HashMap::new();
+        let mut by_id: HashMap<WorkloadId, Arc<Workload>> = HashMap::with_capacity(workloads.len());
+        for workload in &workloads {
+            by_id.insert(workload.id, Arc::clone(workload));
+        }
+        for workload in &workloads {
+            if workload.terminated {
+                continue;
+            }
+            for addr in &workload.addrs {
+                let loses = by_addr
+                    .get(addr)
+                    .and_then(|id| by_id.get(id))
+                    .is_some_and(|other| other.name > workload.name);
+                if !loses {
+                    by_addr.insert(*addr, workload.id);
+                }
+            }
+        }
+        let mut by_vip = HashMap::new();
+        for service in &services {
+            for vip in service.frontend_addrs() {
+                for (index, port) in service.ports.iter().enumerate() {
+                    by_vip
+                        .entry((vip, port.port, port.protocol))
+                        .or_insert_with(|| (service.name.clone(), index));
+                }
+            }
+        }
+        Self {
+            version,
+            workloads: by_id,
+            services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
+            by_addr,
+            by_vip,
+            cluster_domain: cluster_domain.into(),
+        }
+    }
+
+    /// Grows with every publication; 0 is "never published".
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// DNS suffix of services, usually `cluster.local`.
+    pub fn cluster_domain(&self) -> &str {
+        &self.cluster_domain
+    }
+
+    /// A workload by id.
+    pub fn workload(&self, id: WorkloadId) -> Option<&Arc<Workload>> {
+        self.workloads.get(&id)
+    }
+
+    /// All workloads, in no order.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// The workload that owns an address.
+    pub fn workload_at(&self, addr: IpAddr) -> Option<&Arc<Workload>> {
+        self.workload(*self.by_addr.get(&addr.to_canonical())?)
+    }
+
+    /// The addresses that lead to a workload.
+    pub fn workload_addrs(&self) -> impl Iterator<Item = (IpAddr, &Arc<Workload>)> {
+        self.by_addr.iter().filter_map(|(addr, id)| Some((*addr, self.workload(*id)?)))
+    }
+
+    /// A service by name.
+    pub fn service(&self, name: &Name) -> Option<&Arc<Service>> {
+        self.services.get(name)
+    }
+
+    /// All services, by namespace and name.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// Every address, port and protocol that leads to a service port, in no order.
+    pub fn frontends(&self) -> impl Iterator<Item = (IpAddr, &Arc<Service>, &ServicePort)> {
+        self.by_vip.iter().filter_map(|((addr, _, _), (name, index))| {
+            let service = self.services.get(name)?;
+            Some((*addr, service, service.ports.get(*index)?))
+        })
+    }
+
+    /// The service port behind a virtual address.
+    pub fn service_at(
+        &self,
+        addr: IpAddr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Option<(&Arc<Service>, &ServicePort)> {
+        let (name, index) = self.by_vip.get(&(addr.to_canonical(), port, protocol))?;
+        let service = self.services.get(name)?;
+        Some((service, service.ports.get(*index)?))
+    }
+}
