@@ -1,1 +1,30 @@
-//! (being written)
+//! The harness: nodes, pods and agents as network namespaces and cgroups on the real kernel.
+//!
+//! A test builds a [`World`], makes pods on its nodes, drives real sockets inside those pods through
+//! [`tool::PodTool`], and drops the world, which leaves nothing behind. `tests/README.md` is the tour.
+
+pub mod agent;
+pub mod artefacts;
+pub mod cgroup;
+pub mod clean;
+pub mod manifests;
+pub mod netns;
+pub mod place;
+pub mod pod;
+pub mod programs;
+pub mod protocol;
+pub mod require;
+pub mod tool;
+pub mod verdict;
+pub mod waiting;
+pub mod world;
+mod yaml;
+
+pub use agent::{Agent, AgentBuilder};
+pub use manifests::Manifests;
+pub use place::Place;
+pub use pod::Pod;
+pub use tool::{Connection, PodTool, Server, ToolError};
+pub use verdict::{Failure, TestResult};
+pub use waiting::{eventually, limit};
+pub use world::{Link, Node, World, WorldBuilder};
