@@ -12,7 +12,7 @@ use aya_log_ebpf::debug;
 use mesh_common::{
     Addr,
     addr::{FAMILY_V4, FAMILY_V6},
-    decide::{self, Decision, Dial},
+    decide::{self, Decision, Dial, Tables as _},
     limits::TICKETS_PER_POD_MAX,
     pod::{POD_DNS, POD_NODE, PodCfg, ProbeKey},
     ports,
@@ -98,6 +98,9 @@ fn tcp<const V6: bool>(
     dial: &Dial,
     known: Option<*mut SockState>,
 ) -> i32 {
+    if dns_captured(pod, dial) {
+        return dns_over_tcp::<V6>(ctx, hook, pod, dial);
+    }
     let decision = decide::connect(&Kernel, pod, dial);
     debug!(raw, "connect port {} outcome {} reason {}", dial.port, decision.outcome as u8, decision.reason as u8);
     match decision.outcome {
@@ -147,8 +150,9 @@ fn direct<const V6: bool>(ctx: &SockAddr, hook: Hook, pod: &PodCfg, dial: &Dial,
 /// `getsockname` stays true and a bound device or source address keeps working.
 #[inline(always)]
 fn proxy<const V6: bool>(ctx: &SockAddr, hook: Hook, pod: &PodCfg, dial: &Dial, decision: &Decision) -> i32 {
-    let own = if dial.dst.is_v4() { &pod.addr4 } else { &pod.addr6 };
+    let own = own_address(pod, dial);
     if own.is_unspecified() {
+        forget(sock_state(ctx.sk()));
         // The pod has no address of this family, so nothing of it can be reached anyway.
         count(hook, Outcome::Bypass, Reason::OtherProtocol);
         return ALLOW;
@@ -358,12 +362,7 @@ fn udp<const V6: bool>(
     let Some(state) = sock_state_or_new(ctx.sk()) else {
         return refuse(ctx, hook, pod, dial, Reason::StorageFull, ENOBUFS);
     };
-    // SAFETY: storage of the connecting socket, which this call owns.
-    let s = unsafe { &mut *state };
-    s.shown = dial.dst;
-    s.shown_port = dial.port;
-    s.role = ROLE_NONE;
-    s.flags = SOCK_SHOW;
+    show_only(state, dial);
     datagram::remember_peer(ctx, &to, to_port, dial);
     if !ctx.rewrite::<V6>(&to, to_port) {
         return refuse(ctx, hook, pod, dial, Reason::OtherProtocol, ECONNREFUSED);
@@ -372,10 +371,50 @@ fn udp<const V6: bool>(
     ALLOW
 }
 
-/// Whether port 53 of this pod is answered by the agent right now.
+/// Whether port 53 of this pod is answered by the agent right now. While the agent is down, DNS fails open to
+/// the pod's own resolver.
 #[inline(always)]
 pub fn dns_captured(pod: &PodCfg, dial: &Dial) -> bool {
-    dial.port == ports::DNS_CAPTURED && pod.flags & POD_DNS != 0 && !dial.dst.is_loopback()
+    if dial.port != ports::DNS_CAPTURED || pod.flags & POD_DNS == 0 || dial.dst.is_loopback() {
+        return false;
+    }
+    let own = own_address(pod, dial);
+    !own.is_unspecified()
+        && !dial.dst.same(own)
+        && Kernel.agent_alive(dial.now_ns)
+        && Kernel.outbound_listener(pod.pod, 0)
+}
+
+/// The pod's address of the family dialled; unspecified when it has none.
+#[inline(always)]
+pub fn own_address<'a>(pod: &'a PodCfg, dial: &Dial) -> &'a Addr {
+    if dial.dst.is_v4() { &pod.addr4 } else { &pod.addr6 }
+}
+
+/// A TCP connect to a resolver goes to the agent's DNS proxy; the app keeps seeing the resolver.
+#[inline(always)]
+fn dns_over_tcp<const V6: bool>(ctx: &SockAddr, hook: Hook, pod: &PodCfg, dial: &Dial) -> i32 {
+    let Some(state) = sock_state_or_new(ctx.sk()) else {
+        return refuse(ctx, hook, pod, dial, Reason::StorageFull, ENOBUFS);
+    };
+    show_only(state, dial);
+    remember_resolver(dial, 0);
+    if !ctx.rewrite::<V6>(own_address(pod, dial), ports::DNS) {
+        return refuse(ctx, hook, pod, dial, Reason::OtherProtocol, ECONNREFUSED);
+    }
+    count(hook, Outcome::Proxy, Reason::Dns);
+    ALLOW
+}
+
+/// The socket shows what it dialled and is not followed further.
+#[inline(always)]
+fn show_only(state: *mut SockState, dial: &Dial) {
+    // SAFETY: storage of the connecting socket, which this call owns.
+    let s = unsafe { &mut *state };
+    s.shown = dial.dst;
+    s.shown_port = dial.port;
+    s.role = ROLE_NONE;
+    s.flags = SOCK_SHOW;
 }
 
 /// Notes which resolver the pod asked, for names the agent forwards.

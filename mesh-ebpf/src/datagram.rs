@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use mesh_common::{
     Addr,
-    decide::{self, Dial, Tables as _},
+    decide::{self, Dial},
     pod::{POD_NODE, PodCfg},
     ports,
     service::PROTO_UDP,
@@ -16,7 +16,7 @@ use mesh_common::{
 };
 
 use crate::{
-    connect::{ALLOW, DENY, dns_captured, remember_resolver},
+    connect::{ALLOW, DENY, dns_captured, own_address, remember_resolver},
     count::count,
     ctx::{SockAddr, local_port},
     maps::{PODS, UDP_PEERS},
@@ -44,16 +44,8 @@ pub enum Target {
 #[inline(always)]
 pub fn target(ctx: &SockAddr, pod: &PodCfg, dial: &Dial) -> Target {
     if dns_captured(pod, dial) {
-        let own = if dial.dst.is_v4() { &pod.addr4 } else { &pod.addr6 };
-        if own.is_unspecified() || dial.dst.same(own) {
-            return Target::Leave(Reason::Udp);
-        }
-        if !Kernel.agent_alive(dial.now_ns) {
-            // Fails open to the pod's own resolver; its address may still be a service's.
-            return balanced(ctx, pod, dial);
-        }
         remember_resolver(dial, local_port(ctx.sk()));
-        return Target::Send { addr: *own, port: ports::DNS, reason: Reason::Dns };
+        return Target::Send { addr: *own_address(pod, dial), port: ports::DNS, reason: Reason::Dns };
     }
     balanced(ctx, pod, dial)
 }

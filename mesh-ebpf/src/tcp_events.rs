@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use mesh_common::{
     event::{EVENT_CLOSE, EVENT_FAIL, EVENT_OPEN},
-    limits::{TICKET_ESTABLISHED_NS, TICKET_SYN_NS},
+    limits::{TICKET_ESTABLISHED_NS, TICKET_SYN_NS, TICKETS_PER_POD_MAX},
     ports,
     sock::{
         ClientAddr, OrigDst, OrigKey, ROLE_AGENT_ACCEPTED, ROLE_AGENT_LISTENER, ROLE_AGENT_UPSTREAM,
@@ -137,6 +137,11 @@ fn write_ticket(ops: &SockOps, state: &SockState) {
         count(Hook::SockOps, Outcome::Error, Reason::ForgedSource);
         return;
     }
+    // SAFETY: a counter of this pod; read once.
+    if unsafe { TICKETS_USED.get(cookie).copied().unwrap_or(0) } >= TICKETS_PER_POD_MAX {
+        count(Hook::SockOps, Outcome::Error, Reason::TicketCap);
+        return;
+    }
     let ticket = Ticket {
         src_workload: pod.workload,
         dst_workload: state.dst_workload,
@@ -239,6 +244,9 @@ fn accepted(ops: &SockOps) {
             }
             return;
         }
+        // A socket that first dialled and then listened: what it carried is not its children's.
+        state.role = ROLE_NONE;
+        state.flags = 0;
     }
     let key = server_tuple(ops);
     if key.src.same(&key.dst) {
