@@ -1,2 +1,10 @@
-//! (being written)
-fn main() {}
+//! Owns the entry point of `meshctl`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mesh_agent::ctl;
+
+fn main() -> ExitCode {
+    ctl::run(&ctl::Args::parse())
+}

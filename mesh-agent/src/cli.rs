@@ -1,0 +1,198 @@
+//! Owns the command line of `mesh-agent`.
+//!
+//! Invariant: a flag, its environment variable and the documentation use the same words; every option has a
+//! value before the node starts, so nothing reads the environment later.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::ctl::DEFAULT_ADMIN_SOCKET;
+
+/// The Nodemesh agent: a service mesh without sidecars, one agent per node.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "mesh-agent",
+    version,
+    propagate_version = true,
+    after_help = "Examples:\n  \
+        mesh-agent node --config /etc/nodemesh\n  \
+        mesh-agent cleanup --node \"$(hostname)\"\n\n\
+        Ask a running agent with meshctl."
+)]
+pub struct Args {
+    /// What to be.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Roles of the program.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Serve this node: redirect the sockets of its meshed pods and carry their traffic.
+    #[command(after_help = "Examples:\n  \
+        mesh-agent node --config /etc/nodemesh\n  \
+        mesh-agent node --config ./mesh --node n1 --cgroup-root /sys/fs/cgroup/n1 \\\n      \
+        --admin-socket /run/nodemesh/n1.sock --metrics 127.0.0.1:15021\n\n\
+        Prints \"ready\" on standard output, and answers GET /readyz, when every desired pod is enrolled or\n\
+        reported. On SIGTERM it accepts nothing new, lets connections end (--drain), and leaves its pins, so\n\
+        that direct connections live on and the next agent takes over. `mesh-agent cleanup` removes them.")]
+    Node(NodeArgs),
+    /// Detach and unpin everything an agent left in the kernel for a node. The agent must not be running.
+    #[command(after_help = "Examples:\n  \
+        mesh-agent cleanup --node n1\n  \
+        mesh-agent cleanup --node n1 --cgroup-root /sys/fs/cgroup/n1")]
+    Cleanup(CleanupArgs),
+}
+
+/// What names a node in the kernel.
+#[derive(Clone, Debug, clap::Args)]
+pub struct NodeIdentity {
+    /// Name of the node, as in `spec.nodeName` of its pods. [default: the host name]
+    #[arg(long, env = "MESH_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+    /// cgroup v2 directory that holds the node's pods. [default: the cgroup2 mount]
+    #[arg(long, env = "MESH_CGROUP_ROOT", value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Where the BPF file system is, or is to be mounted.
+    #[arg(long, env = "MESH_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+    /// Folder for what must outlive the process; also holds the lock that keeps a second agent of this node out.
+    #[arg(long, env = "MESH_STATE_DIR", value_name = "DIR", default_value = "/var/lib/nodemesh")]
+    pub state_dir: PathBuf,
+}
+
+/// Options of `node`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct NodeArgs {
+    /// Directory of manifests (`*.yaml`, `*.yml`, `*.json`, subfolders too); it is watched.
+    #[arg(long, env = "MESH_CONFIG", value_name = "DIR")]
+    pub config: PathBuf,
+    /// Which node this is.
+    #[command(flatten)]
+    pub identity: NodeIdentity,
+    /// Unix socket that meshctl talks to.
+    #[arg(long, env = "MESH_ADMIN_SOCKET", value_name = "PATH", default_value = DEFAULT_ADMIN_SOCKET)]
+    pub admin_socket: PathBuf,
+    /// Address of GET /metrics, /readyz and /healthz.
+    #[arg(long, env = "MESH_METRICS", value_name = "ADDR", default_value = "127.0.0.1:15020")]
+    pub metrics: SocketAddr,
+    /// Threads that carry traffic. [default: the number of CPUs]
+    #[arg(long, env = "MESH_WORKERS", value_name = "N")]
+    pub workers: Option<NonZeroUsize>,
+    /// How long connections may live on after SIGTERM, e.g. 500ms, 10s, 2m.
+    #[arg(long, env = "MESH_DRAIN", value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub drain: Duration,
+    /// Resolver for names the mesh does not know, used when a pod's own one is not known. May be repeated.
+    #[arg(long, env = "MESH_DNS_UPSTREAM", value_name = "IP[:PORT]", value_delimiter = ',', value_parser = resolver)]
+    pub dns_upstream: Vec<SocketAddr>,
+    /// Exact cgroup of the kubelet, whose probes reach declared probe ports unhindered.
+    #[arg(long, env = "MESH_PROBER_CGROUP", value_name = "DIR")]
+    pub prober_cgroup: Option<PathBuf>,
+    /// DNS suffix of services.
+    #[arg(long, env = "MESH_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// What to log: a level, or levels by target as in `info,mesh_proxy=debug`.
+    #[arg(long, env = "MESH_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// Form of the log, which goes to standard error.
+    #[arg(long, env = "MESH_LOG_FORMAT", value_enum, value_name = "FORM", default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// Options of `cleanup`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CleanupArgs {
+    /// Which node to clean up after.
+    #[command(flatten)]
+    pub identity: NodeIdentity,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// `500ms`, `10s`, `2m`, `1h`, or seconds without a unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let wanted = || format!("{text:?} is not a duration such as 500ms, 10s or 2m");
+    let number: u64 = number.parse().map_err(|_| wanted())?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wanted()),
+    };
+    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(wanted)
+}
+
+/// An address with a port, or an address alone, which means port 53.
+fn resolver(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, 53));
+    }
+    text.parse().map_err(|_| format!("{text:?} is not a resolver such as 10.96.0.10, 10.96.0.10:5353 or [fd00::1]:53"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_of_a_node_has_an_environment_variable() {
+        let command = Args::command();
+        let node = command.find_subcommand("node").unwrap();
+        for arg in node.get_arguments().filter(|a| !["help", "version"].contains(&a.get_id().as_str())) {
+            let long = arg.get_long().unwrap_or_default();
+            let wanted = format!("MESH_{}", long.replace('-', "_").to_uppercase());
+            assert_eq!(arg.get_env().and_then(|e| e.to_str()), Some(wanted.as_str()), "--{long}");
+        }
+    }
+
+    #[test]
+    fn durations_have_units() {
+        for (text, ms) in [("500ms", 500), ("10s", 10_000), ("3", 3000), ("2m", 120_000), ("1h", 3_600_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "s", "1.5s", "10 s", "-1s", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_resolver_without_a_port_is_asked_on_53() {
+        assert_eq!(resolver("10.0.0.1").unwrap().to_string(), "10.0.0.1:53");
+        assert_eq!(resolver("fd00::1").unwrap().to_string(), "[fd00::1]:53");
+        assert_eq!(resolver("[fd00::1]:5353").unwrap().port(), 5353);
+        assert!(resolver("dns.example").is_err());
+    }
+
+    #[test]
+    fn resolvers_may_be_repeated_or_listed() {
+        let args = Args::try_parse_from([
+            "mesh-agent", "node", "--config", "x", "--dns-upstream", "10.0.0.1,10.0.0.2:5353", "--dns-upstream", "::1",
+        ])
+        .unwrap();
+        let Command::Node(node) = args.command else { panic!("{args:?}") };
+        assert_eq!(node.dns_upstream.len(), 3);
+    }
+}

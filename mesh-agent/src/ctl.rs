@@ -1,0 +1,109 @@
+//! Owns `meshctl`: asks a running agent over its admin socket and prints the answer.
+//!
+//! Invariants:
+//! - Exit status 0 when the question was answered, 1 when it could not be, 2 for wrong usage.
+//! - With `-o json`, standard output holds one JSON document (a line each for a live `top`) and nothing else.
+//!
+//! Not here: any decision; every answer comes from the agent.
+
+mod cli;
+mod client;
+mod connections;
+mod explain;
+mod figures;
+mod profile;
+mod status;
+mod table;
+mod top;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+pub use cli::{Args, Command, DEFAULT_ADMIN_SOCKET, ExplainArgs, Output, ProfileArgs, TopArgs};
+use client::{AskError, Client};
+
+use crate::{
+    report::report,
+    view::{ConnectionsView, ExplainView, ProfileView, StatusView, paths},
+};
+
+/// Longest wait for an answer that the agent gives at once.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why `meshctl` ended with status 1.
+#[derive(Debug, thiserror::Error)]
+enum CtlError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error("write the answer")]
+    Print {
+        #[source]
+        source: io::Error,
+    },
+    #[error("encode the answer as JSON")]
+    Encode {
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Runs one command; errors go to standard error.
+pub fn run(args: &Args) -> ExitCode {
+    match answer(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough (`meshctl top | head`).
+        Err(CtlError::Print { source }) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("meshctl: {}", report(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn answer(args: &Args) -> Result<(), CtlError> {
+    let client = Client::new(&args.admin_socket);
+    let out = args.output;
+    match &args.command {
+        Command::Status => {
+            let view: StatusView = client.ask(paths::STATUS, &[], ANSWER_WITHIN)?;
+            print(out, &view, status::render)
+        }
+        Command::Connections => {
+            let view: ConnectionsView = client.ask(paths::CONNECTIONS, &[], ANSWER_WITHIN)?;
+            print(out, &view, connections::render)
+        }
+        Command::Top(top) => top::run(&client, top, out),
+        Command::Profile(profile_args) => {
+            let seconds = profile_args.seconds.to_string();
+            let within = ANSWER_WITHIN + Duration::from_secs(profile_args.seconds.into());
+            let view: ProfileView = client.ask(paths::PROFILE, &[("seconds", &seconds)], within)?;
+            print(out, &view, profile::render)
+        }
+        Command::Explain(explain_args) => {
+            let query = [("from", explain_args.from.as_str()), ("to", explain_args.to.as_str())];
+            let view: ExplainView = client.ask(paths::EXPLAIN, &query, ANSWER_WITHIN)?;
+            print(out, &view, explain::render)
+        }
+    }
+}
+
+/// Prints a view as text or JSON.
+fn print<T: serde::Serialize>(out: Output, view: &T, text: impl Fn(&T) -> String) -> Result<(), CtlError> {
+    let printed = match out {
+        Output::Text => text(view),
+        Output::Json => {
+            let mut json = serde_json::to_string_pretty(view).map_err(|source| CtlError::Encode { source })?;
+            json.push('\n');
+            json
+        }
+    };
+    write_out(&printed)
+}
+
+fn write_out(text: &str) -> Result<(), CtlError> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|source| CtlError::Print { source })
+}

@@ -1,0 +1,171 @@
+//! Owns the command line of `meshctl`.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Where the agent listens unless told otherwise; both programs use it.
+pub const DEFAULT_ADMIN_SOCKET: &str = "/run/nodemesh/admin.sock";
+
+/// Asks the Nodemesh agent of this node what it does and why.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "meshctl",
+    version,
+    propagate_version = true,
+    after_help = "Examples:\n  \
+        meshctl status\n  \
+        meshctl explain --from shop/cart --to reviews:9080\n  \
+        meshctl connections -o json | jq '.connections[].service'\n  \
+        meshctl --admin-socket /run/nodemesh/n2.sock top\n\n\
+        Exit status: 0 answered, 1 no answer (see the message), 2 wrong usage."
+)]
+pub struct Args {
+    /// Admin socket of the agent to ask.
+    #[arg(long, global = true, env = "MESH_ADMIN_SOCKET", value_name = "PATH", default_value = DEFAULT_ADMIN_SOCKET)]
+    pub admin_socket: PathBuf,
+    /// Form of the answer.
+    #[arg(short, long, global = true, value_enum, value_name = "FORM", default_value_t = Output::Text)]
+    pub output: Output,
+    /// What to ask.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Form of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Tables for people.
+    Text,
+    /// One JSON document; field names are stable.
+    Json,
+}
+
+/// Questions.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// The agent, its pods, its programs and maps, and what is wrong with the configuration.
+    #[command(after_help = "Examples:\n  meshctl status\n  \
+        meshctl status -o json | jq -r '.pods[] | select(.state != \"enrolled\") | .name + \": \" + .reason'")]
+    Status,
+    /// Live connections of this node's pods, proxied and direct.
+    #[command(after_help = "Examples:\n  meshctl connections\n  \
+        meshctl connections -o json | jq '[.connections[] | select(.path == \"direct\")] | length'")]
+    Connections,
+    /// Who talks to whom right now: rates, failures and latency per edge.
+    #[command(after_help = "Examples:\n  meshctl top\n  meshctl top --once -o json | jq '.rows[0]'")]
+    Top(TopArgs),
+    /// What the kernel programs cost and decided during a window, with latency distributions.
+    #[command(after_help = "Examples:\n  meshctl profile\n  meshctl profile --seconds 30 -o json\n\n\
+        Measuring the cost needs the kernel's BPF statistics, which are switched on for the window only.")]
+    Profile(ProfileArgs),
+    /// What would happen to a connection, and why: the hook, the backends, the server's side.
+    #[command(after_help = "Examples:\n  meshctl explain --from shop/cart --to reviews:9080\n  \
+        meshctl explain --from shop/cart --to 10.96.0.10:80 -o json\n\n\
+        The answer comes from the code that decides, over the live tables. Nothing is sent.")]
+    Explain(ExplainArgs),
+}
+
+/// Options of `top`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TopArgs {
+    /// Print one table over one interval and end.
+    #[arg(long)]
+    pub once: bool,
+    /// Seconds between readings.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub interval: u32,
+    /// Most rows to show in the live table.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rows: u32,
+}
+
+/// Options of `profile`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ProfileArgs {
+    /// Length of the window.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub seconds: u32,
+}
+
+/// Options of `explain`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ExplainArgs {
+    /// The client: a pod of this node, `NAMESPACE/NAME`, or `NAME` if that is unique.
+    #[arg(long, value_name = "POD")]
+    pub from: String,
+    /// What it dials: a name as the pod would write it, or an address, and a TCP port.
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
+    pub to: String,
+}
+
+/// Checks the form only; the agent resolves the host.
+fn host_port(text: &str) -> Result<String, String> {
+    let wanted = "want HOST:PORT, e.g. reviews:9080, 10.96.0.10:80 or [fd00::1]:80";
+    let (host, port) = text.rsplit_once(':').ok_or(wanted)?;
+    let bare_v6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
+    if host.is_empty() || bare_v6 {
+        return Err(wanted.to_owned());
+    }
+    match port.parse::<u16>() {
+        Ok(1..) => Ok(text.to_owned()),
+        Ok(0) | Err(_) => Err(format!("port {port:?} is not a number from 1 to 65535; {wanted}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_are_taken_before_and_after_the_subcommand() {
+        for line in ["meshctl -o json status", "meshctl status -o json"] {
+            assert_eq!(parse(line).unwrap().output, Output::Json, "{line}");
+        }
+        let args = parse("meshctl top --once --admin-socket /tmp/x.sock").unwrap();
+        assert_eq!(args.admin_socket, PathBuf::from("/tmp/x.sock"));
+    }
+
+    #[test]
+    fn wrong_usage_is_status_2() {
+        for line in [
+            "meshctl",
+            "meshctl status -o yaml",
+            "meshctl explain --from a/b",
+            "meshctl explain --from a/b --to web",
+            "meshctl explain --from a/b --to web:0",
+            "meshctl explain --from a/b --to web:http",
+            "meshctl explain --from a/b --to fd00::1:80",
+            "meshctl profile --seconds 0",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn hosts_may_be_names_and_addresses_of_both_families() {
+        for to in ["web:80", "web.default.svc.cluster.local:65535", "10.0.0.1:1", "[fd00::1]:80"] {
+            assert!(parse(&format!("meshctl explain --from a --to {to}")).is_ok(), "{to}");
+        }
+    }
+
+    #[test]
+    fn every_subcommand_shows_examples() {
+        for sub in Args::command().get_subcommands() {
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:"), "{} has none", sub.get_name());
+        }
+    }
+}

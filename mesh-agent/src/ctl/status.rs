@@ -1,0 +1,251 @@
+//! Owns the text of `meshctl status`.
+
+use std::fmt::Write as _;
+
+use super::{
+    figures,
+    table::{Align, Table},
+};
+use crate::view::{Phase, PodState, StatusView};
+
+/// The whole answer as text.
+pub(super) fn render(view: &StatusView) -> String {
+    let mut out = String::new();
+    summary(&mut out, view);
+    pods(&mut out, view);
+    programs(&mut out, view);
+    maps(&mut out, view);
+    sources(&mut out, view);
+    out
+}
+
+fn line(out: &mut String, key: &str, value: &str) {
+    // Writing to a String cannot fail.
+    let _ignored = writeln!(out, "{key:<8}  {value}");
+}
+
+fn summary(out: &mut String, view: &StatusView) {
+    let agent = &view.agent;
+    let phase = match agent.phase {
+        Phase::Starting => format!("starting, waits for: {}", agent.waiting_for.join("; ")),
+        Phase::Ready => "ready".to_owned(),
+        Phase::Draining => "draining".to_owned(),
+    };
+    let (version, node, pid, up) = (&agent.version, &agent.node, agent.pid, figures::age(agent.uptime_s));
+    line(out, "agent", &format!("{version}, node {node}, pid {pid}, up {up}, {phase}"));
+    let beat = agent
+        .heartbeat_age_ns
+        .map_or_else(|| "none yet".to_owned(), |ns| format!("{} ago", figures::nanos(ns as f64)));
+    line(out, "workers", &format!("{}, last heartbeat {beat}", agent.workers));
+    let kernel = &view.kernel;
+    line(out, "kernel", &format!("{}, ABI {}, pins {}", kernel.release, kernel.abi, kernel.pins));
+    line(out, "cgroup", &kernel.cgroup_root);
+    let snapshot = &view.snapshot;
+    let errors = match view.source_errors.len() {
+        0 => String::new(),
+        1 => ", 1 error".to_owned(),
+        n => format!(", {n} errors"),
+    };
+    line(
+        out,
+        "config",
+        &format!(
+            "{}, snapshot {}: {} workloads, {} services{errors}",
+            snapshot.source, snapshot.version, snapshot.workloads, snapshot.services
+        ),
+    );
+    let counts: Vec<String> = PodState::ALL
+        .iter()
+        .map(|state| (state, view.pods.iter().filter(|pod| pod.state == *state).count()))
+        .filter(|(state, n)| *n > 0 || **state == PodState::Enrolled)
+        .map(|(state, n)| format!("{n} {}", state.as_str()))
+        .collect();
+    line(out, "pods", &counts.join(", "));
+}
+
+fn pods(out: &mut String, view: &StatusView) {
+    let mut table = Table::new(&[
+        ("POD", Align::Left),
+        ("ADDRESSES", Align::Left),
+        ("STATE", Align::Left),
+        ("ID", Align::Right),
+        ("REASON", Align::Left),
+    ]);
+    for pod in &view.pods {
+        let addrs: Vec<String> = pod.addrs.iter().map(ToString::to_string).collect();
+        let retry = pod.retry_in_s.map(|s| format!(" (try {} in {})", pod.attempts + 1, figures::age(s)));
+        table.row([
+            format!("{}/{}", pod.namespace, pod.name),
+            addrs.join(","),
+            pod.state.as_str().to_owned(),
+            pod.pod_id.map(|id| id.to_string()).unwrap_or_default(),
+            format!("{}{}", pod.reason.as_deref().unwrap_or_default(), retry.unwrap_or_default()),
+        ]);
+    }
+    section(out, &table);
+}
+
+fn programs(out: &mut String, view: &StatusView) {
+    let mut table = Table::new(&[("PROGRAM", Align::Left), ("ID", Align::Right), ("STATE", Align::Left)]);
+    for program in &view.kernel.programs {
+        let state = match (program.attached, program.adopted) {
+            (false, _) => "not attached",
+            (true, false) => "attached",
+            (true, true) => "attached, link taken over",
+        };
+        table.row([program.name.clone(), program.id.to_string(), state.to_owned()]);
+    }
+    section(out, &table);
+
+    let mut table = Table::new(&[
+        ("FOREIGN PROGRAM", Align::Left),
+        ("ID", Align::Right),
+        ("HOOK", Align::Left),
+        ("CGROUP", Align::Left),
+    ]);
+    for program in &view.kernel.foreign_programs {
+        table.row([program.name.clone(), program.id.to_string(), program.hook.clone(), program.cgroup.clone()]);
+    }
+    section(out, &table);
+}
+
+fn maps(out: &mut String, view: &StatusView) {
+    let mut table = Table::new(&[
+        ("MAP", Align::Left),
+        ("ENTRIES", Align::Right),
+        ("LIMIT", Align::Right),
+        ("FILL", Align::Right),
+        ("REFUSED", Align::Right),
+    ]);
+    for map in &view.maps {
+        let fill = 100.0 * map.entries as f64 / map.max_entries.max(1) as f64;
+        table.row([
+            map.name.clone(),
+            map.entries.to_string(),
+            map.max_entries.to_string(),
+            format!("{fill:.1}%"),
+            map.refused.to_string(),
+        ]);
+    }
+    section(out, &table);
+}
+
+fn sources(out: &mut String, view: &StatusView) {
+    let mut table = Table::new(&[
+        ("CONFIG ERROR", Align::Left),
+        ("OBJECT", Align::Left),
+        ("FIELD", Align::Left),
+        ("REASON", Align::Left),
+    ]);
+    for error in &view.source_errors {
+        let place = match error.document {
+            Some(document) => format!("{}#{document}", error.file),
+            None => error.file.clone(),
+        };
+        let object = match (&error.kind, &error.name) {
+            (Some(kind), Some(name)) => format!("{kind} {name}"),
+            (Some(one), None) | (None, Some(one)) => one.clone(),
+            (None, None) => String::new(),
+        };
+        table.row([place, object, error.field.clone().unwrap_or_default(), error.reason.clone()]);
+    }
+    section(out, &table);
+}
+
+fn section(out: &mut String, table: &Table) {
+    if !table.is_empty() {
+        out.push('\n');
+        out.push_str(&table.render());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::{AgentView, KernelView, MapView, PodView, SnapshotView, SourceErrorView};
+
+    fn pod(name: &str, state: PodState, reason: Option<&str>) -> PodView {
+        PodView {
+            namespace: "shop".into(),
+            name: name.into(),
+            workload_id: "w0000000000000001".into(),
+            addrs: vec!["10.1.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            netns: None,
+            state,
+            pod_id: (state == PodState::Enrolled).then_some(3),
+            netns_cookie: None,
+            reason: reason.map(Into::into),
+            attempts: 2,
+            retry_in_s: reason.map(|_| 4.0),
+        }
+    }
+
+    fn view() -> StatusView {
+        StatusView {
+            agent: AgentView {
+                version: "0.1.0".into(),
+                node: "n1".into(),
+                pid: 7,
+                uptime_s: 65.0,
+                phase: Phase::Ready,
+                waiting_for: Vec::new(),
+                workers: 2,
+                heartbeat_age_ns: Some(40_000_000),
+            },
+            kernel: KernelView {
+                release: "6.18.0".into(),
+                abi: "00000000000000ff".into(),
+                pins: "/sys/fs/bpf/nodemesh/n1/v00000000000000ff".into(),
+                cgroup_root: "/sys/fs/cgroup".into(),
+                programs: Vec::new(),
+                foreign_programs: Vec::new(),
+            },
+            snapshot: SnapshotView { version: 4, workloads: 9, services: 2, source: "/etc/mesh".into() },
+            pods: vec![
+                pod("cart", PodState::Enrolled, None),
+                pod("odd", PodState::Failed, Some("port 15001 is taken")),
+            ],
+            source_errors: vec![SourceErrorView {
+                file: "web.yaml".into(),
+                document: Some(2),
+                kind: Some("Service".into()),
+                name: Some("shop/web".into()),
+                field: Some("spec.ports[0].port".into()),
+                reason: "found \"http\", want a number".into(),
+            }],
+            maps: vec![MapView { name: "PODS".into(), entries: 2, max_entries: 4096, refused: 0 }],
+        }
+    }
+
+    #[test]
+    fn a_failed_pod_says_why_and_when_it_is_tried_again() {
+        let text = render(&view());
+        assert!(text.contains("pods      1 enrolled, 1 failed\n"), "{text}");
+        let odd = text.lines().find(|l| l.starts_with("shop/odd")).unwrap();
+        assert!(odd.ends_with("failed     -  port 15001 is taken (try 3 in 4.0s)"), "{odd}");
+    }
+
+    #[test]
+    fn a_config_error_names_file_document_object_and_field() {
+        let text = render(&view());
+        let error = text.lines().find(|l| l.starts_with("web.yaml#2")).unwrap();
+        for part in ["Service shop/web", "spec.ports[0].port", "want a number"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(text.contains("2 services, 1 error\n"), "{text}");
+    }
+
+    #[test]
+    fn an_agent_that_is_not_ready_says_what_it_waits_for() {
+        let mut view = view();
+        view.agent.phase = Phase::Starting;
+        view.agent.waiting_for = vec!["1 pod to be enrolled".into()];
+        assert!(render(&view).contains("starting, waits for: 1 pod to be enrolled"));
+    }
+
+    #[test]
+    fn the_json_form_survives_a_round_trip() {
+        let json = serde_json::to_string(&view()).unwrap();
+        assert_eq!(serde_json::from_str::<StatusView>(&json).unwrap(), view());
+    }
+}

@@ -1,0 +1,91 @@
+//! Owns plain text tables: aligned columns, no borders, so that `awk` works on them too.
+
+/// Side of a column that its cells are pushed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Align {
+    /// Text.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// A table under construction.
+#[derive(Debug)]
+pub(super) struct Table {
+    columns: Vec<(&'static str, Align)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// Starts a table with a heading for each column.
+    pub(super) fn new(columns: &[(&'static str, Align)]) -> Self {
+        Self { columns: columns.to_vec(), rows: Vec::new() }
+    }
+
+    /// Adds a row. An empty cell is printed as `-`, so that the columns can be counted.
+    pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        debug_assert_eq!(N, self.columns.len(), "a cell for each column");
+        self.rows.push(
+            cells
+                .into_iter()
+                .map(|cell| if cell.is_empty() { "-".to_owned() } else { cell.replace(['\n', '\t'], " ") })
+                .collect(),
+        );
+    }
+
+    /// Whether no row was added.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The text, each line ended.
+    pub(super) fn render(&self) -> String {
+        let mut widths: Vec<usize> = self.columns.iter().map(|(heading, _)| heading.chars().count()).collect();
+        for row in &self.rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        let headings: Vec<String> = self.columns.iter().map(|(heading, _)| (*heading).to_owned()).collect();
+        let mut out = String::new();
+        for row in std::iter::once(&headings).chain(&self.rows) {
+            let mut line = String::new();
+            for ((cell, width), (_, align)) in row.iter().zip(&widths).zip(&self.columns) {
+                let pad = " ".repeat(width.saturating_sub(cell.chars().count()));
+                match align {
+                    Align::Left => line.extend([cell.as_str(), &pad, "  "]),
+                    Align::Right => line.extend([pad.as_str(), cell, "  "]),
+                }
+            }
+            out.push_str(line.trim_end());
+            out.push('\n');
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_numbers_stand_right() {
+        let mut table = Table::new(&[("NAME", Align::Left), ("CONNS", Align::Right), ("WHY", Align::Left)]);
+        table.row(["reviews".into(), "7".into(), String::new()]);
+        table.row(["b".into(), "123456".into(), "port 15001\nis taken".into()]);
+        assert_eq!(
+            table.render(),
+            "NAME      CONNS  WHY\n\
+             reviews       7  -\n\
+             b        123456  port 15001 is taken\n"
+        );
+    }
+
+    #[test]
+    fn width_is_counted_in_characters() {
+        let mut table = Table::new(&[("T", Align::Left), ("X", Align::Left)]);
+        table.row(["5 µs".into(), "1".into()]);
+        table.row(["5 ns".into(), "2".into()]);
+        assert_eq!(table.render(), "T     X\n5 µs  1\n5 ns  2\n");
+    }
+}

@@ -1,0 +1,61 @@
+//! Owns the shape of `meshctl connections`.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Live connections of this node's pods.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionsView {
+    /// The connections, oldest first.
+    pub connections: Vec<ConnectionView>,
+    /// How many more there are than the answer holds.
+    pub left_off: u64,
+}
+
+/// How a connection travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Path {
+    /// From socket to socket; the agent never sees a byte.
+    Direct,
+    /// Through the agent.
+    Proxy,
+}
+
+impl Path {
+    /// The word used in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
+/// One live connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionView {
+    /// How it travels.
+    pub path: Path,
+    /// `outbound` for a connection opened by a local pod, `inbound` for one captured on arrival.
+    pub direction: String,
+    /// `namespace/name` of the client pod, if it is known.
+    pub source: Option<String>,
+    /// Client address.
+    pub source_addr: SocketAddr,
+    /// `namespace/name` of the server pod, if it is known.
+    pub destination: Option<String>,
+    /// Server address; absent while the agent has not connected to one.
+    pub destination_addr: Option<SocketAddr>,
+    /// What the app dialled.
+    pub dialled: Option<SocketAddr>,
+    /// `namespace/name` of the service that was dialled.
+    pub service: Option<String>,
+    /// Seconds since it was opened.
+    pub age_s: f64,
+    /// Bytes from client to server; absent for Direct connections, whose bytes are counted when they close.
+    pub bytes_tx: Option<u64>,
+    /// Bytes from server to client; absent for Direct connections.
+    pub bytes_rx: Option<u64>,
+}

@@ -1,0 +1,197 @@
+//! Owns the shape of `meshctl status`.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything about one agent at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The process.
+    pub agent: AgentView,
+    /// The kernel and what the agent has in it.
+    pub kernel: KernelView,
+    /// The configuration in force.
+    pub snapshot: SnapshotView,
+    /// Local pods that are or should be in the mesh, by namespace and name.
+    pub pods: Vec<PodView>,
+    /// What is wrong with the configuration; the last good version of each file keeps serving.
+    pub source_errors: Vec<SourceErrorView>,
+    /// The BPF maps with a limit.
+    pub maps: Vec<MapView>,
+}
+
+/// The agent process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentView {
+    /// Version of the agent.
+    pub version: String,
+    /// Node it serves.
+    pub node: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: f64,
+    /// What it is doing.
+    pub phase: Phase,
+    /// What readiness still waits for; empty when ready.
+    pub waiting_for: Vec<String>,
+    /// Threads that carry traffic.
+    pub workers: usize,
+    /// Nanoseconds since the slowest worker last stamped the heartbeat; absent before the first stamp.
+    pub heartbeat_age_ns: Option<u64>,
+}
+
+/// Life of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Not every desired pod has been enrolled or reported yet.
+    Starting,
+    /// Serving.
+    Ready,
+    /// Told to stop: accepts nothing new.
+    Draining,
+}
+
+/// The kernel side.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelView {
+    /// `uname -r`.
+    pub release: String,
+    /// Hash of the kernel ↔ agent contract, sixteen hex digits.
+    pub abi: String,
+    /// Folder of the pinned maps and links.
+    pub pins: String,
+    /// The cgroup the programs are attached to.
+    pub cgroup_root: String,
+    /// Attached programs.
+    pub programs: Vec<ProgramView>,
+    /// Programs of others on the same hooks.
+    pub foreign_programs: Vec<ForeignProgramView>,
+}
+
+/// One of our programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramView {
+    /// Name of the program.
+    pub name: String,
+    /// Kernel's id of the program, 0 when unknown.
+    pub id: u32,
+    /// Whether it is attached.
+    pub attached: bool,
+    /// Whether the link was taken over from an earlier agent.
+    pub adopted: bool,
+}
+
+/// A program on one of our hooks that is not ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignProgramView {
+    /// Cgroup it is attached to.
+    pub cgroup: String,
+    /// Hook, as the kernel calls it.
+    pub hook: String,
+    /// Name of the program, if it has one.
+    pub name: String,
+    /// Kernel's id of the program.
+    pub id: u32,
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotView {
+    /// Grows with each change.
+    pub version: u64,
+    /// Workloads known, on all nodes.
+    pub workloads: usize,
+    /// Services known.
+    pub services: usize,
+    /// Where it comes from.
+    pub source: String,
+}
+
+/// One local pod.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PodView {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Workload id.
+    pub workload_id: String,
+    /// Addresses.
+    pub addrs: Vec<IpAddr>,
+    /// Where its network namespace was found.
+    pub netns: Option<String>,
+    /// Enrolment.
+    pub state: PodState,
+    /// Local pod id while enrolled.
+    pub pod_id: Option<u32>,
+    /// Cookie of its network namespace while enrolled.
+    pub netns_cookie: Option<u64>,
+    /// Why it is not enrolled, or what is amiss although it is.
+    pub reason: Option<String>,
+    /// Failed attempts since the last success.
+    pub attempts: u32,
+    /// Seconds until the next attempt.
+    pub retry_in_s: Option<f64>,
+}
+
+/// Enrolment of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodState {
+    /// In the mesh.
+    Enrolled,
+    /// About to be.
+    Pending,
+    /// Tried, refused; see the reason. Tried again with growing pauses.
+    Failed,
+    /// Asked for the mesh but cannot be in it; see the reason.
+    Skipped,
+}
+
+impl PodState {
+    /// All states, in the order they are printed.
+    pub const ALL: [Self; 4] = [Self::Enrolled, Self::Pending, Self::Failed, Self::Skipped];
+
+    /// The word used in JSON and in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enrolled => "enrolled",
+            Self::Pending => "pending",
+            Self::Failed => "failed",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+/// One thing that is wrong with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceErrorView {
+    /// File, as found below the directory.
+    pub file: String,
+    /// Document within the file, from 1; absent when the file could not be read.
+    pub document: Option<usize>,
+    /// Kind of the resource, if it was readable.
+    pub kind: Option<String>,
+    /// `namespace/name`, if it was readable.
+    pub name: Option<String>,
+    /// Path of the offending field.
+    pub field: Option<String>,
+    /// What was found and what is wanted.
+    pub reason: String,
+}
+
+/// Fill of one map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapView {
+    /// Name.
+    pub name: String,
+    /// Entries in use.
+    pub entries: u64,
+    /// Limit.
+    pub max_entries: u64,
+    /// Writes refused because it was full, since the agent started.
+    pub refused: u64,
+}
