@@ -1,1 +1,204 @@
-//! (being written)
+//! The kernel's load-balancing tables as plain values: services, backend slots and workload addresses.
+//!
+//! Invariants:
+//! - Slots `0..count` of a table are all filled, with ready endpoints of one family, each once.
+//! - A change of endpoints moves as few slots as can be: connections the kernel is choosing meanwhile see a
+//!   backend that was or is valid.
+//! - What did not change keeps its allocation, so that a writer may compare by pointer first.
+//!
+//! Not here: the ABI of the maps and their writing (`mesh-redirect`).
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use crate::{
+    id::{ServiceId, WorkloadId, hash},
+    mode::Mode,
+    snapshot::{Endpoint, Protocol, Service, ServicePort, Snapshot, Workload},
+};
+
+/// An endpoint within one slot table.
+pub type EndpointKey = SocketAddr;
+
+/// Puts the endpoints of `now` into slots, leaving in place whatever `previous` has in a slot that still exists.
+///
+/// The result holds each of `now` once and nothing else. Slots that change are as few as possible: those whose
+/// endpoint is gone and those beyond the old length. Duplicates in `now` count once; order is the caller's way to
+/// make a first assignment reproducible.
+pub fn assign(previous: &[EndpointKey], now: &[EndpointKey]) -> Vec<EndpointKey> {
+    let mut waiting: HashSet<EndpointKey> = now.iter().copied().collect();
+    let len = waiting.len();
+    let mut slots: Vec<Option<EndpointKey>> = vec![None; len];
+    for (slot, key) in slots.iter_mut().zip(previous) {
+        if waiting.remove(key) {
+            *slot = Some(*key);
+        }
+    }
+    let mut rest = now.iter().filter(|key| waiting.remove(key)).copied();
+    slots.into_iter().filter_map(|slot| slot.or_else(|| rest.next())).collect()
+}
+
+/// What this node knows beyond the snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeView {
+    /// Pods enrolled on this node, with their incarnation (cookie of their network namespace).
+    pub enrolled: BTreeMap<WorkloadId, u64>,
+}
+
+/// The desired contents of the kernel's tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// By what apps dial.
+    pub services: HashMap<Frontend, ServiceEntry>,
+    /// Backends by slot table id and slot.
+    pub backends: HashMap<u64, Arc<[BackendEntry]>>,
+    /// Pods by their own address.
+    pub workloads: HashMap<IpAddr, PeerEntry>,
+}
+
+/// Where an app dials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Frontend {
+    /// Virtual address.
+    pub addr: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// What a frontend leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceEntry {
+    /// Id, for telemetry.
+    pub service: ServiceId,
+    /// Slot table id, never 0: names service, port, protocol and family.
+    pub slots: u64,
+    /// Number of slots; 0 means refuse.
+    pub count: u32,
+    /// Session affinity in seconds; 0 for none.
+    pub affinity_s: u32,
+    /// Every connection needs the proxy.
+    pub l7: bool,
+}
+
+/// What the kernel must know of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PeerEntry {
+    /// Workload, when the address is one's.
+    pub workload: Option<WorkloadId>,
+    /// Cookie of its network namespace when it is enrolled on this node, else 0.
+    pub incarnation: u64,
+    /// Part of the mesh.
+    pub meshed: bool,
+    /// Enrolled on this node, so that a ticket works.
+    pub local: bool,
+    /// Takes plaintext on purpose (mode DISABLE).
+    pub plain: bool,
+}
+
+/// One slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BackendEntry {
+    /// Address and port to dial.
+    pub addr: SocketAddr,
+    /// Who is there.
+    pub peer: PeerEntry,
+}
+
+/// Id of the slot table of a service port for one family.
+pub fn slots_id(service: &Service, port: &ServicePort, v4: bool) -> u64 {
+    let protocol = match port.protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    let family = if v4 { "4" } else { "6" };
+    hash(&["slots", &service.name.namespace, &service.name.name, &port.port.to_string(), protocol, family])
+}
+
+/// Computes the tables; slots stay where `previous` has them.
+pub fn tables(snapshot: &Snapshot, view: &NodeView, previous: &Tables) -> Tables {
+    let mut tables = Tables {
+        services: HashMap::with_capacity(previous.services.len()),
+        backends: HashMap::with_capacity(previous.backends.len()),
+        workloads: HashMap::with_capacity(previous.workloads.len()),
+    };
+    for (addr, service, port) in snapshot.frontends() {
+        let slots = slots_id(service, port, addr.is_ipv4());
+        let count = match tables.backends.get(&slots) {
+            Some(filled) => filled.len(),
+            None => {
+                let filled = fill(snapshot, view, port, addr.is_ipv4(), previous.backends.get(&slots));
+                let count = filled.len();
+                tables.backends.insert(slots, filled);
+                count
+            }
+        };
+        let frontend = Frontend { addr, port: port.port, protocol: port.protocol };
+        let entry = ServiceEntry {
+            service: service.id,
+            slots,
+            count: u32::try_from(count).unwrap_or(u32::MAX),
+            affinity_s: service.affinity.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX)),
+            l7: false,
+        };
+        tables.services.insert(frontend, entry);
+    }
+    for (addr, workload) in snapshot.workload_addrs() {
+        tables.workloads.insert(addr, address_entry(workload, view));
+    }
+    tables
+}
+
+/// Fills one slot table, or returns the previous one when nothing in it changed.
+fn fill(
+    snapshot: &Snapshot,
+    view: &NodeView,
+    port: &ServicePort,
+    v4: bool,
+    previous: Option<&Arc<[BackendEntry]>>,
+) -> Arc<[BackendEntry]> {
+    let ready = port.endpoints.iter().filter(|e| e.ready && e.addr.is_ipv4() == v4);
+    let entries: HashMap<EndpointKey, BackendEntry> =
+        ready.clone().map(|e| (e.socket_addr(), backend_entry(snapshot, view, e))).collect();
+    let order: Vec<EndpointKey> = ready.map(Endpoint::socket_addr).collect();
+    let before: Vec<EndpointKey> = previous.iter().flat_map(|p| p.iter()).map(|b| b.addr).collect();
+    let slots = assign(&before, &order);
+    let filled = slots.iter().filter_map(|key| entries.get(key)).copied();
+    match previous {
+        Some(previous) if filled.clone().eq(previous.iter().copied()) => Arc::clone(previous),
+        _ => filled.collect(),
+    }
+}
+
+fn backend_entry(snapshot: &Snapshot, view: &NodeView, endpoint: &Endpoint) -> BackendEntry {
+    let workload = endpoint.workload.and_then(|id| snapshot.workload(id));
+    let peer = workload.map_or_else(PeerEntry::default, |workload| {
+        peer_entry(workload, view, workload.modes.of(endpoint.port) == Mode::Disable)
+    });
+    BackendEntry { addr: endpoint.socket_addr(), peer }
+}
+
+/// A pod dialled by its own address. The port is not known here, so `plain` needs every port to be.
+fn address_entry(workload: &Workload, view: &NodeView) -> PeerEntry {
+    let modes = &workload.modes;
+    let plain = modes.default == Mode::Disable && modes.ports.values().all(|mode| *mode == Mode::Disable);
+    peer_entry(workload, view, plain)
+}
+
+fn peer_entry(workload: &Workload, view: &NodeView, plain: bool) -> PeerEntry {
+    let enrolled = if workload.meshed { view.enrolled.get(&workload.id).copied() } else { None };
+    PeerEntry {
+        workload: Some(workload.id),
+        incarnation: enrolled.unwrap_or(0),
+        meshed: workload.meshed,
+        local: enrolled.is_some(),
+        plain: workload.meshed && plain,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! Tests of slot assignment and of the tables.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{mode::PortModes, snapshot::Name};
+
+fn key(last: u8) -> EndpointKey {
+    SocketAddr::from(([10, 0, 0, last], 80))
+}
+
+fn keys(lasts: &[u8]) -> Vec<EndpointKey> {
+    lasts.iter().copied().map(key).collect()
+}
+
+#[test]
+fn a_removed_endpoint_is_replaced_by_the_last_one() {
+    assert_eq!(assign(&keys(&[1, 2, 3, 4]), &keys(&[1, 3, 4])), keys(&[1, 4, 3]));
+}
+
+#[test]
+fn a_new_endpoint_takes_the_slot_of_a_gone_one() {
+    assert_eq!(assign(&keys(&[1, 2, 3]), &keys(&[1, 3, 9])), keys(&[1, 9, 3]));
+}
+
+#[test]
+fn a_new_endpoint_is_appended_when_none_is_gone() {
+    assert_eq!(assign(&keys(&[3, 1]), &keys(&[1, 2, 3])), keys(&[3, 1, 2]));
+}
+
+proptest! {
+    #[test]
+    fn slots_hold_each_endpoint_once_and_as_few_as_possible_move(
+        previous in prop::collection::btree_set(0_u8..20, 0..16).prop_map(|s| s.into_iter().collect::<Vec<_>>()).prop_shuffle(),
+        now in prop::collection::vec(0_u8..20, 0..16),
+    ) {
+        let (previous, now) = (keys(&previous), keys(&now));
+        let slots = assign(&previous, &now);
+
+        let wanted: BTreeSet<_> = now.iter().copied().collect();
+        prop_assert_eq!(slots.len(), wanted.len());
+        prop_assert_eq!(slots.iter().copied().collect::<BTreeSet<_>>(), wanted.clone());
+
+        let moved = slots.iter().enumerate().filter(|(i, k)| previous.get(*i) != Some(*k)).count();
+        let could_stay = previous.iter().take(slots.len()).filter(|k| wanted.contains(k)).count();
+        prop_assert_eq!(moved, slots.len() - could_stay);
+        prop_assert_eq!(assign(&slots, &now), slots);
+    }
+}
+
+fn pod(name: &str, last: u8, meshed: bool, modes: PortModes) -> Arc<Workload> {
+    Arc::new(Workload {
+        addrs: vec![[10, 0, 0, last].into()],
+        meshed,
+        ready: true,
+        modes,
+        ..Workload::named(Name::new("default", name))
+    })
+}
+
+fn endpoint(addr: &str, ready: bool, workload: Option<&Workload>) -> Endpoint {
+    Endpoint {
+        addr: addr.parse().unwrap(),
+        port: 8080,
+        workload: workload.map(|w| w.id),
+        ready,
+        hostname: None,
+    }
+}
+
+fn service(vips: &[&str], endpoints: Vec<Endpoint>) -> Service {
+    let port = |port, protocol, endpoints| ServicePort {
+        name: "".into(),
+        port,
+        protocol,
+        app_protocol: None,
+        endpoints,
+    };
+    Service {
+        vips: vips.iter().map(|v| v.parse().unwrap()).collect(),
+        ports: vec![port(80, Protocol::Tcp, endpoints.clone()), port(53, Protocol::Udp, endpoints)],
+        ..Service::named(Name::new("default", "web"))
+    }
+}
+
+fn compute(workloads: &[Arc<Workload>], service: Service, view: &NodeView, previous: &Tables) -> Tables {
+    let snapshot = Snapshot::new(1, workloads.to_vec(), vec![Arc::new(service)], "cluster.local");
+    tables(&snapshot, view, previous)
+}
+
+fn backends<'a>(tables: &'a Tables, addr: &str, port: u16, protocol: Protocol) -> &'a Arc<[BackendEntry]> {
+    let entry = &tables.services[&Frontend { addr: addr.parse().unwrap(), port, protocol }];
+    let backends = &tables.backends[&entry.slots];
+    assert_eq!(backends.len(), entry.count as usize);
+    backends
+}
+
+#[test]
+fn each_address_and_port_is_a_frontend_and_each_family_has_its_own_slots() {
+    let endpoints = vec![endpoint("10.0.0.1", true, None), endpoint("fd00::1", true, None)];
+    let mut service = service(&["10.96.0.1", "fd96::1"], endpoints);
+    service.external_ips = vec!["192.0.2.1".parse().unwrap()];
+    service.affinity = Some(Duration::from_secs(10_800));
+    let tables = compute(&[], service, &NodeView::default(), &Tables::default());
+    assert_eq!(tables.services.len(), 6);
+    assert_eq!(tables.backends.len(), 4);
+    assert_eq!(backends(&tables, "10.96.0.1", 80, Protocol::Tcp)[0].addr, "10.0.0.1:8080".parse().unwrap());
+    assert_eq!(backends(&tables, "192.0.2.1", 80, Protocol::Tcp)[0].addr, "10.0.0.1:8080".parse().unwrap());
+    assert_eq!(backends(&tables, "fd96::1", 53, Protocol::Udp)[0].addr, "[fd00::1]:8080".parse().unwrap());
+    assert!(tables.services.values().all(|s| s.affinity_s == 10_800 && !s.l7 && s.slots != 0));
+}
+
+#[test]
+fn only_ready_endpoints_get_slots_and_none_means_refuse() {
+    let some = vec![endpoint("10.0.0.1", false, None), endpoint("10.0.0.2", true, None)];
+    let tables = compute(&[], service(&["10.96.0.1"], some), &NodeView::default(), &Tables::default());
+    assert_eq!(backends(&tables, "10.96.0.1", 80, Protocol::Tcp).len(), 1);
+    let none = vec![endpoint("10.0.0.1", false, None)];
+    let tables = compute(&[], service(&["10.96.0.1"], none), &NodeView::default(), &Tables::default());
+    assert_eq!(backends(&tables, "10.96.0.1", 80, Protocol::Tcp).len(), 0);
+}
+
+#[test]
+fn a_peer_is_local_only_while_enrolled_and_plain_only_where_disabled() {
+    let modes = PortModes { default: Mode::Permissive, ports: [(8080, Mode::Disable)].into() };
+    let here = pod("here", 1, true, modes);
+    let far = pod("far", 2, true, PortModes { default: Mode::Disable, ..PortModes::default() });
+    let bare = pod("bare", 3, false, PortModes { default: Mode::Disable, ..PortModes::default() });
+    let endpoints = vec![
+        endpoint("10.0.0.1", true, Some(&here)),
+        endpoint("10.0.0.2", true, Some(&far)),
+        endpoint("10.0.0.3", true, Some(&bare)),
+        endpoint("10.0.0.4", true, None),
+    ];
+    let view = NodeView { enrolled: [(here.id, 77), (bare.id, 78)].into() };
+    let all = [Arc::clone(&here), Arc::clone(&far), Arc::clone(&bare)];
+    let tables = compute(&all, service(&["10.96.0.1"], endpoints), &view, &Tables::default());
+
+    let peer = |w: &Workload, incarnation, meshed, local, plain| PeerEntry {
+        workload: Some(w.id),
+        incarnation,
+        meshed,
+        local,
+        plain,
+    };
+    let peers: Vec<_> = backends(&tables, "10.96.0.1", 80, Protocol::Tcp).iter().map(|b| b.peer).collect();
+    assert_eq!(
+        peers,
+        [
+            peer(&here, 77, true, true, true),
+            peer(&far, 0, true, false, true),
+            peer(&bare, 0, false, false, false),
+            PeerEntry::default(),
+        ]
+    );
+    let at = |addr: &str| tables.workloads[&addr.parse().unwrap()];
+    assert_eq!(at("10.0.0.1"), peer(&here, 77, true, true, false), "only one of its ports is plain");
+    assert_eq!(at("10.0.0.2"), peer(&far, 0, true, false, true));
+    assert_eq!(at("10.0.0.3"), peer(&bare, 0, false, false, false));
+}
+
+#[test]
+fn what_did_not_change_keeps_its_allocation_and_the_rest_keeps_its_slots() {
+    let (a, b, c) = (
+        endpoint("10.0.0.1", true, None),
+        endpoint("10.0.0.2", true, None),
+        endpoint("10.0.0.3", true, None),
+    );
+    let view = NodeView::default();
+    let first =
+        compute(&[], service(&["10.96.0.1"], vec![a.clone(), b, c.clone()]), &view, &Tables::default());
+    let mut next = service(&["10.96.0.1"], vec![a.clone(), c.clone()]);
+    next.ports[1].endpoints =
+        service(&[], vec![a, endpoint("10.0.0.2", true, None), c]).ports[1].endpoints.clone();
+    let second = compute(&[], next, &view, &first);
+    let slots: Vec<_> =
+        backends(&second, "10.96.0.1", 80, Protocol::Tcp).iter().map(|b| b.addr.to_string()).collect();
+    assert_eq!(slots, ["10.0.0.1:8080", "10.0.0.3:8080"]);
+    assert!(Arc::ptr_eq(
+        backends(&first, "10.96.0.1", 53, Protocol::Udp),
+        backends(&second, "10.96.0.1", 53, Protocol::Udp)
+    ));
+}
