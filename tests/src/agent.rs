@@ -15,11 +15,15 @@ use serde_json::Value;
 
 use crate::netns::NetNsError;
 use crate::place::{Place, StartError};
+use crate::pod::Pod;
 use crate::programs::{self, ProgramMissing};
 use crate::waiting::limit;
 
 /// How long an agent may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long an agent that is ready may take to enrol a pod.
+const ENROL_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long `meshctl` may take.
 const MESHCTL_LIMIT: Duration = Duration::from_secs(10);
@@ -74,6 +78,14 @@ pub enum AgentError {
         /// Why not.
         source: io::Error,
     },
+    /// Pods are not enrolled.
+    #[error("pods are not enrolled within {waited:?}: {pods}")]
+    NotEnrolled {
+        /// How long we waited.
+        waited: Duration,
+        /// Each missing pod with its state and reason.
+        pods: String,
+    },
     /// The node's namespace cannot be entered.
     #[error(transparent)]
     Namespace(#[from] NetNsError),
@@ -86,6 +98,7 @@ pub(crate) struct AgentSeat {
     pub(crate) place: Place,
     pub(crate) node_name: String,
     pub(crate) cgroup_root: PathBuf,
+    pub(crate) prober_cgroup: PathBuf,
     pub(crate) config: PathBuf,
     /// For the state directory and the admin socket.
     pub(crate) directory: PathBuf,
@@ -174,6 +187,8 @@ impl<'a> AgentBuilder<'a> {
             .arg("--admin-socket")
             .arg(&admin_socket)
             .args(["--metrics", &self.metrics.to_string()])
+            .arg("--prober-cgroup")
+            .arg(&seat.prober_cgroup)
             .args(self.args)
             .envs(self.env)
             .stdin(Stdio::null())
@@ -268,6 +283,41 @@ impl Agent {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Wait until `meshctl status` shows these pods as enrolled.
+    ///
+    /// # Errors
+    /// [`AgentError::NotEnrolled`] with the reasons that the agent gives.
+    pub fn wait_enrolled<'p>(&self, pods: impl IntoIterator<Item = &'p Pod>) -> Result<(), AgentError> {
+        let wanted: Vec<&Pod> = pods.into_iter().collect();
+        let waited = limit(ENROL_LIMIT);
+        let deadline = Instant::now() + waited;
+        loop {
+            let status = self.meshctl(&["status"])?;
+            let missing: Vec<String> = wanted
+                .iter()
+                .map(|pod| (pod, pod_row(&status, pod)))
+                .filter(|(_, row)| row.is_none_or(|row| row["state"] != "enrolled"))
+                .map(|(pod, row)| format!("{}: {}", pod.name(), row.unwrap_or(&Value::Null)))
+                .collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(AgentError::NotEnrolled { waited, pods: missing.join("; ") });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The row of a pod in `meshctl status`, or null.
+    ///
+    /// # Errors
+    /// As [`Agent::meshctl`].
+    pub fn pod_status(&self, pod: &Pod) -> Result<Value, AgentError> {
+        let status = self.meshctl(&["status"])?;
+        Ok(pod_row(&status, pod).cloned().unwrap_or(Value::Null))
     }
 
     /// SIGKILL, and wait until it is gone.
@@ -373,6 +423,11 @@ impl Drop for AgentInner {
         drop(child.kill());
         drop(child.wait());
     }
+}
+
+fn pod_row<'s>(status: &'s Value, pod: &Pod) -> Option<&'s Value> {
+    let rows = status["pods"].as_array()?;
+    rows.iter().find(|row| row["name"] == pod.name() && row["namespace"] == pod.namespace())
 }
 
 /// Copy standard output to the log and notice the ready line.

@@ -9,7 +9,8 @@ use crate::programs::profile_directory;
 use crate::world::World;
 
 /// The `meshctl` views that are saved.
-const VIEWS: [&[&str]; 4] = [&["status"], &["connections"], &["top", "--once"], &["profile"]];
+const VIEWS: [&[&str]; 4] =
+    [&["status"], &["connections"], &["top", "--once"], &["profile", "--seconds", "1"]];
 
 /// `MESH_TEST_ARTIFACTS`, or `target/test-artifacts`.
 #[must_use]

@@ -74,7 +74,7 @@ impl Manifests {
     /// # Errors
     /// When it is not there.
     pub fn delete(&self, kind: &str, namespace: &str, name: &str) -> Result<(), ManifestError> {
-        self.delete_file(&file_of(kind, namespace, name))
+        self.delete_file(file_of(kind, namespace, name))
     }
 
     /// Remove a file.

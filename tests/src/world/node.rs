@@ -80,6 +80,7 @@ impl Node {
             place: place("agent", format!("{name}-agent"))?,
             node_name: full_name.clone(),
             cgroup_root: cgroup.path().to_path_buf(),
+            prober_cgroup: kubelet.cgroup().path().to_path_buf(),
             config: world.manifests().directory().to_path_buf(),
             directory,
             logs: world.logs(),
