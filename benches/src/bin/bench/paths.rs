@@ -1,0 +1,202 @@
+//! Owns the paths that are compared and the world they run in.
+//!
+//! `none` runs on nodes without any agent, so that its pods carry no program at all; every meshed path dials a
+//! service address, `none` dials the pod. A path over two nodes has a baseline over two nodes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path as FilePath;
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use mesh_tests::manifests::{NamespaceManifest, ServiceManifest};
+use mesh_tests::{Link, Pod, World};
+
+use crate::agents::MeshNode;
+use crate::session::PORT;
+
+/// The namespace of all meshed pods.
+pub(crate) const NAMESPACE: &str = "bench";
+
+/// A way from a client to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Path {
+    /// Two pods of one node, no mesh.
+    None,
+    /// Two meshed pods of one node; the kernel picks the backend.
+    Direct,
+    /// Two meshed pods of one node, through the agent.
+    ProxyLocal,
+    /// Pods of two nodes, no mesh: the baseline of `ProxyRemote`.
+    NoneRemote,
+    /// Meshed pods of two nodes, through both agents, plain TCP between them.
+    ProxyRemote,
+}
+
+impl Path {
+    /// All, in the order of the table.
+    pub(crate) const ALL: [Self; 5] =
+        [Self::None, Self::Direct, Self::ProxyLocal, Self::NoneRemote, Self::ProxyRemote];
+
+    /// Name in rows.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Direct => "direct",
+            Self::ProxyLocal => "proxy-local",
+            Self::NoneRemote => "none-remote",
+            Self::ProxyRemote => "proxy-remote",
+        }
+    }
+
+    /// What it is compared with: the same way without a mesh.
+    pub(crate) fn baseline(self) -> Option<Self> {
+        match self {
+            Self::None | Self::NoneRemote => None,
+            Self::Direct | Self::ProxyLocal => Some(Self::None),
+            Self::ProxyRemote => Some(Self::NoneRemote),
+        }
+    }
+
+    /// What the connect hook of the client's node must have decided for each connection.
+    pub(crate) fn expected(self) -> Option<Expected> {
+        match self {
+            Self::None | Self::NoneRemote => None,
+            Self::Direct => Some(Expected::Direct),
+            Self::ProxyLocal | Self::ProxyRemote => Some(Expected::Proxy),
+        }
+    }
+
+    /// Nodes of client and server.
+    fn nodes(self) -> (&'static str, &'static str) {
+        match self {
+            Self::None => (PLAIN, PLAIN),
+            Self::NoneRemote => (PLAIN, PLAIN_FAR),
+            Self::Direct => (MESH, MESH),
+            Self::ProxyRemote => (MESH, MESH_FAR),
+            Self::ProxyLocal => (PROXIED, PROXIED),
+        }
+    }
+}
+
+/// A decision of the connect hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    Direct,
+    Proxy,
+}
+
+const PLAIN: &str = "plain";
+const PLAIN_FAR: &str = "plain-far";
+const MESH: &str = "mesh";
+const MESH_FAR: &str = "mesh-far";
+/// Its agent never fills the verdict cache, so that the kernel never takes the Direct path.
+const PROXIED: &str = "proxied";
+
+/// Everything a path needs.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) path: Path,
+    pub(crate) client: Pod,
+    pub(crate) server: Pod,
+    /// What the client dials.
+    pub(crate) to: SocketAddr,
+    /// Short names of the nodes it touches: one or two.
+    nodes: Vec<&'static str>,
+}
+
+/// The nodes, pods and agents of a run.
+#[derive(Debug)]
+pub(crate) struct Lab {
+    routes: Vec<Route>,
+    agents: Vec<(&'static str, MeshNode)>,
+    // Dropped last: it takes everything with it.
+    world: World,
+}
+
+impl Lab {
+    /// Make the world and the pods for these paths; agents are not started yet.
+    pub(crate) fn build(paths: &[Path], link: Link) -> anyhow::Result<Self> {
+        let mut nodes: Vec<&'static str> =
+            paths.iter().flat_map(|path| [path.nodes().0, path.nodes().1]).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        let world = World::named("bench").nodes(&nodes).linked_by(link).start()?;
+        world.manifests().apply(NamespaceManifest::meshed(NAMESPACE))?;
+        let routes = paths
+            .iter()
+            .zip(1..)
+            .map(|(path, number)| Route::build(&world, *path, number))
+            .collect::<anyhow::Result<_>>()?;
+        let agents = nodes
+            .into_iter()
+            .filter(|node| ![PLAIN, PLAIN_FAR].contains(node))
+            .map(|node| {
+                let arguments: &[&str] = if node == PROXIED { &["--no-direct"] } else { &[] };
+                (node, MeshNode::new(arguments))
+            })
+            .collect();
+        Ok(Self { routes, agents, world })
+    }
+
+    /// The paths, in the order they were asked for.
+    pub(crate) fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// Start every agent, after ending the one before: each start of a run has its own processes.
+    pub(crate) fn restart_agents(&mut self) -> anyhow::Result<()> {
+        for (name, agent) in &mut self.agents {
+            agent.restart(self.world.node(name)?)?;
+        }
+        Ok(())
+    }
+
+    /// The agents of a route, the client's first.
+    pub(crate) fn agents_of(&self, route: &Route) -> Vec<&MeshNode> {
+        route
+            .nodes
+            .iter()
+            .filter_map(|name| self.agents.iter().find(|(other, _)| other == name))
+            .map(|(_, agent)| agent)
+            .collect()
+    }
+
+    /// The cgroups of a route's nodes: clients, servers and agents, and nothing else.
+    pub(crate) fn cgroups_of(&self, route: &Route) -> anyhow::Result<Vec<&FilePath>> {
+        route.nodes.iter().map(|name| Ok(self.world.node(name)?.cgroup().path())).collect()
+    }
+}
+
+impl Route {
+    fn build(world: &World, path: Path, number: u16) -> anyhow::Result<Self> {
+        let (near, far) = path.nodes();
+        let pod = |node: &str, part: &str| -> anyhow::Result<Pod> {
+            let name = format!("{NAMESPACE}/{}-{part}", path.name());
+            world.node(node)?.pod(&name).with_context(|| format!("cannot make pod {name}"))
+        };
+        let (client, server) = (pod(near, "client")?, pod(far, "server")?);
+        let to = match path.expected() {
+            None => server.at4(PORT),
+            Some(_) => publish(world, &client, &server, number)?,
+        };
+        let mut nodes = vec![near, far];
+        nodes.dedup();
+        Ok(Self { path, client, server, to, nodes })
+    }
+}
+
+/// Write the manifests of a meshed pair and return the service's address.
+fn publish(world: &World, client: &Pod, server: &Pod, number: u16) -> anyhow::Result<SocketAddr> {
+    // 10.96.0.10 is the name server's.
+    let (vip, _) = World::service_ips(100 + number);
+    let manifests = world.manifests();
+    manifests.apply(client.manifest())?;
+    manifests.apply(server.manifest())?;
+    manifests.apply(
+        ServiceManifest::new(NAMESPACE, server.name())
+            .cluster_ip(vip)
+            .port("load", PORT, PORT)
+            .selector("app", server.name()),
+    )?;
+    Ok(SocketAddr::new(IpAddr::V4(vip), PORT))
+}

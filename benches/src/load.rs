@@ -1,0 +1,66 @@
+//! Owns the load program: one server and one client that exercise every path alike.
+//!
+//! Blocking sockets of the standard library and threads only, so that what is measured is the path and not
+//! the load program's own runtime. Every connection has TCP_NODELAY; every figure leaves a warm-up out.
+
+pub mod client;
+pub mod server;
+pub mod task;
+
+use std::net::SocketAddr;
+
+use clap::{Parser, Subcommand};
+
+use client::Client;
+use task::Task;
+
+/// Load generator: start a server in one place and a client in another.
+#[derive(Debug, Parser)]
+#[command(
+    name = "load",
+    after_help = "Examples:\n  \
+        load server --listen 0.0.0.0:7000\n  \
+        load client --to 10.0.0.2:7000 rtt\n  \
+        load client --to 10.0.0.2:7000 stream --write-bytes 1024 --connections 4 --window-ms 3000\n  \
+        echo '{\"task\":\"requests\",\"connections\":4,\"warm_up_ms\":200,\"window_ms\":1000}' | load client --to 10.0.0.2:7000"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Answer clients until killed. Prints "listening" once it does.
+    Server {
+        /// Where.
+        #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7000")]
+        listen: SocketAddr,
+    },
+    /// Do one task, or without one those that come as JSON lines on standard input; each answer is a JSON
+    /// line on standard output.
+    Client {
+        /// The server, or a service address in front of it.
+        #[arg(long, value_name = "ADDR")]
+        to: SocketAddr,
+        /// What to do.
+        #[command(subcommand)]
+        task: Option<Task>,
+    },
+}
+
+/// Be the server or the client that `args` ask for.
+///
+/// # Errors
+/// When the server cannot listen, the client's standard streams fail, or a task given as an argument failed.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    match args.role {
+        Role::Server { listen } => server::run(listen),
+        Role::Client { to, task: Some(task) } => {
+            let answer = Client::new(to).perform(&task)?;
+            println!("{}", serde_json::to_string(&answer)?);
+            Ok(())
+        }
+        Role::Client { to, task: None } => client::obey(to),
+    }
+}
