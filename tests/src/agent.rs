@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -115,12 +116,22 @@ pub struct AgentBuilder<'a> {
     env: Vec<(String, String)>,
     admin: String,
     metrics: SocketAddr,
+    apart: bool,
 }
 
 impl<'a> AgentBuilder<'a> {
     pub(crate) fn new(seat: &'a AgentSeat, register: &'a Mutex<Vec<Agent>>) -> Self {
         let admin = "admin.sock".to_owned();
-        Self { seat, register, program: None, args: Vec::new(), env: Vec::new(), admin, metrics: METRICS }
+        Self {
+            seat,
+            register,
+            program: None,
+            args: Vec::new(),
+            env: Vec::new(),
+            admin,
+            metrics: METRICS,
+            apart: false,
+        }
     }
 
     /// More arguments after the usual ones.
@@ -141,6 +152,13 @@ impl<'a> AgentBuilder<'a> {
     #[must_use]
     pub fn program(mut self, program: PathBuf) -> Self {
         self.program = Some(program);
+        self
+    }
+
+    /// In a process group of its own: a Ctrl-C at the terminal does not reach it.
+    #[must_use]
+    pub fn apart_from_the_terminal(mut self) -> Self {
+        self.apart = true;
         self
     }
 
@@ -194,6 +212,9 @@ impl<'a> AgentBuilder<'a> {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(open().map_err(io("open the agent's log"))?);
+        if self.apart {
+            command.process_group(0);
+        }
         let mut child = seat.place.spawn(command)?;
         let ready = Arc::new(AtomicBool::new(false));
         if let Some(stdout) = child.stdout.take() {

@@ -71,7 +71,11 @@ fn ip_show(what: &[&str], family: &str) -> String {
         .unwrap_or_default()
 }
 
-fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+/// Copy a directory and all in it.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod artefacts;
+pub mod bookinfo;
 pub mod cgroup;
 pub mod clean;
 pub mod manifests;

@@ -1,0 +1,252 @@
+//! The demo's application in its world: pods, manifests, agents and processes.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use mesh_tests::bookinfo::{LISTENING, PORT, TrafficReport};
+use mesh_tests::manifests::{NamespaceManifest, ServiceAccountManifest, ServiceManifest};
+use mesh_tests::{Agent, Pod, World, artefacts, eventually, programs};
+
+/// The namespace of the application.
+pub(crate) const NAMESPACE: &str = "bookinfo";
+
+/// How long the services may take to listen.
+const LISTEN_LIMIT: Duration = Duration::from_secs(20);
+
+/// `(node, pod, app, version, what to run)`: a dozen pods on two nodes.
+const PODS: [(&str, &str, &str, &str, Run); 12] = [
+    ("a", "productpage-v1-a", "productpage", "v1", Run::Serve("productpage")),
+    ("b", "productpage-v1-b", "productpage", "v1", Run::Serve("productpage")),
+    ("a", "details-v1-a", "details", "v1", Run::Serve("details")),
+    ("b", "details-v1-b", "details", "v1", Run::Serve("details")),
+    ("a", "reviews-v1-a", "reviews", "v1", Run::Serve("reviews-v1")),
+    ("b", "reviews-v1-b", "reviews", "v1", Run::Serve("reviews-v1")),
+    ("a", "reviews-v2-a", "reviews", "v2", Run::Serve("reviews-v2")),
+    ("b", "reviews-v3-b", "reviews", "v3", Run::Serve("reviews-v3")),
+    ("a", "ratings-v1-a", "ratings", "v1", Run::Serve("ratings")),
+    ("b", "ratings-v1-b", "ratings", "v1", Run::Serve("ratings")),
+    ("a", "visitors-a", "visitors", "v1", Run::Visit),
+    ("b", "visitors-b", "visitors", "v1", Run::Visit),
+];
+
+/// The services, in the order of their addresses.
+const SERVICES: [&str; 4] = ["productpage", "details", "reviews", "ratings"];
+
+/// What a pod runs.
+#[derive(Debug, Clone, Copy)]
+enum Run {
+    Serve(&'static str),
+    Visit,
+}
+
+/// A process of a pod.
+#[derive(Debug)]
+struct Process {
+    pod: String,
+    child: Mutex<Child>,
+    listening: Arc<AtomicBool>,
+}
+
+/// The running application.
+#[derive(Debug)]
+pub(crate) struct App<'w> {
+    world: &'w World,
+    agents: Vec<(String, Agent)>,
+    services: Vec<Process>,
+    visitors: Vec<Process>,
+    reports: Vec<Arc<Mutex<TrafficReport>>>,
+}
+
+impl<'w> App<'w> {
+    /// Bring everything up, in an order in which no request can fail: pods, mesh, services, visitors.
+    pub(crate) fn start(world: &'w World, visits: u32) -> anyhow::Result<Self> {
+        let pods = make_pods(world)?;
+        apply_manifests(world, &pods)?;
+        let agents = start_agents(world)?;
+        let mut app = Self { world, agents, services: Vec::new(), visitors: Vec::new(), reports: Vec::new() };
+        for (pod, run) in pods.iter().zip(PODS.map(|row| row.4)) {
+            if let Run::Serve(kind) = run {
+                app.services.push(start_service(pod, kind)?);
+            }
+        }
+        let silent = || -> Vec<&str> {
+            let silent = app.services.iter().filter(|service| !service.listening.load(Ordering::Acquire));
+            silent.map(|service| service.pod.as_str()).collect()
+        };
+        eventually(LISTEN_LIMIT, silent, Vec::is_empty).context("services that do not listen")?;
+        let visitors: Vec<&Pod> = pods
+            .iter()
+            .zip(PODS)
+            .filter(|(_, row)| matches!(row.4, Run::Visit))
+            .map(|(pod, _)| pod)
+            .collect();
+        let each = (visits / u32::try_from(visitors.len())?.max(1)).max(1);
+        for pod in visitors {
+            let (process, report) = start_visitors(pod, each)?;
+            app.visitors.push(process);
+            app.reports.push(report);
+        }
+        Ok(app)
+    }
+
+    /// The agents with their nodes' names.
+    pub(crate) fn agents(&self) -> &[(String, Agent)] {
+        &self.agents
+    }
+
+    /// What all visitors have seen together; latencies are those of the slower group.
+    pub(crate) fn traffic(&self) -> TrafficReport {
+        let mut total = TrafficReport::default();
+        for report in &self.reports {
+            let report = lock(report);
+            total.ok += report.ok;
+            for (reason, count) in &report.failed {
+                *total.failed.entry(reason.clone()).or_default() += count;
+            }
+            for (version, count) in &report.versions {
+                *total.versions.entry(version.clone()).or_default() += count;
+            }
+            total.p50_us = total.p50_us.max(report.p50_us);
+            total.max_us = total.max_us.max(report.max_us);
+        }
+        total
+    }
+
+    /// Fail when an agent or a process of the application has ended.
+    pub(crate) fn check_processes(&self) -> anyhow::Result<()> {
+        for (node, agent) in &self.agents {
+            if !agent.is_running() {
+                self.save_logs();
+                bail!("the agent of node {node} has ended; its log:\n{}", agent.log_text());
+            }
+        }
+        for process in self.services.iter().chain(&self.visitors) {
+            if let Some(status) = lock(&process.child).try_wait().context("cannot wait for a process")? {
+                self.save_logs();
+                bail!("{} has ended: {status}", process.pod);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stop the visitors: what they had under way when they stop is not judged.
+    pub(crate) fn end_visits(&self, settle: Duration) -> anyhow::Result<()> {
+        for visitors in &self.visitors {
+            lock(&visitors.child).kill().with_context(|| format!("cannot stop {}", visitors.pod))?;
+        }
+        // The last connections close; then the agents' edges hold all of them.
+        let open = || self.agents.iter().map(|(_, agent)| open_connections(agent)).sum::<u64>();
+        if let Err(error) = eventually(settle, open, |open| *open == 0) {
+            eprintln!("connections are still open: {error}");
+        }
+        Ok(())
+    }
+
+    /// Keep the logs, which would vanish with the world.
+    pub(crate) fn save_logs(&self) {
+        let target = artefacts::directory().join("demo-logs");
+        match artefacts::copy_tree(&self.world.logs(), &target) {
+            Ok(()) => eprintln!("logs: {}", target.display()),
+            Err(error) => eprintln!("cannot save logs in {}: {error}", target.display()),
+        }
+    }
+}
+
+fn open_connections(agent: &Agent) -> u64 {
+    let connections = agent.meshctl(&["connections"]).unwrap_or_default();
+    connections["connections"].as_array().map_or(0, |rows| rows.len() as u64)
+}
+
+fn make_pods(world: &World) -> anyhow::Result<Vec<Pod>> {
+    PODS.iter()
+        .map(|(node, name, ..)| {
+            let pod = world.node(node).and_then(|node| node.pod(&format!("{NAMESPACE}/{name}")));
+            pod.with_context(|| format!("cannot make pod {name}"))
+        })
+        .collect()
+}
+
+fn apply_manifests(world: &World, pods: &[Pod]) -> anyhow::Result<()> {
+    let manifests = world.manifests();
+    manifests.apply(NamespaceManifest::meshed(NAMESPACE))?;
+    for (number, service) in (1..).zip(SERVICES) {
+        let (ip4, ip6) = World::service_ips(number);
+        manifests.apply(
+            ServiceManifest::new(NAMESPACE, service)
+                .label("app", service)
+                .cluster_ip(ip4)
+                .cluster_ip(ip6)
+                .port("http", PORT, PORT)
+                .selector("app", service),
+        )?;
+    }
+    for (pod, (_, _, app, version, _)) in pods.iter().zip(PODS) {
+        let account = format!("{NAMESPACE}-{app}");
+        manifests.apply(ServiceAccountManifest::new(NAMESPACE, &account))?;
+        let manifest = pod.manifest().label("app", app).label("version", version).service_account(&account);
+        manifests.apply(manifest.port("http", PORT))?;
+    }
+    Ok(())
+}
+
+fn start_agents(world: &World) -> anyhow::Result<Vec<(String, Agent)>> {
+    world
+        .nodes()
+        .map(|node| {
+            let what = || format!("the agent of node {}", node.name());
+            let agent = node.agent().apart_from_the_terminal().start().with_context(what)?;
+            agent.wait_enrolled(&node.pods()).with_context(what)?;
+            Ok((node.name().to_owned(), agent))
+        })
+        .collect()
+}
+
+fn start_service(pod: &Pod, kind: &str) -> anyhow::Result<Process> {
+    let listening = Arc::new(AtomicBool::new(false));
+    let heard = Arc::clone(&listening);
+    let args = ["serve", kind, "--pod", pod.name()];
+    let child = start(pod, &args, move |line| heard.store(line == LISTENING, Ordering::Release))?;
+    Ok(Process { pod: pod.name().to_owned(), child: Mutex::new(child), listening })
+}
+
+fn start_visitors(pod: &Pod, per_second: u32) -> anyhow::Result<(Process, Arc<Mutex<TrafficReport>>)> {
+    let report = Arc::new(Mutex::new(TrafficReport::default()));
+    let newest = Arc::clone(&report);
+    let child =
+        start(
+            pod,
+            &["visit", "--per-second", &per_second.to_string()],
+            move |line| match serde_json::from_str(line) {
+                Ok(report) => *lock(&newest) = report,
+                Err(error) => eprintln!("unreadable report {line:?}: {error}"),
+            },
+        )?;
+    let process = Process {
+        pod: pod.name().to_owned(),
+        child: Mutex::new(child),
+        listening: Arc::new(AtomicBool::new(true)),
+    };
+    Ok((process, report))
+}
+
+fn start(pod: &Pod, args: &[&str], heard: impl Fn(&str) + Send + 'static) -> anyhow::Result<Child> {
+    let mut command = Command::new(programs::bookinfo()?);
+    // A process group of its own: Ctrl-C is for the driver, which ends everything in order.
+    command.args(args).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(pod.log_file()?);
+    let mut child = pod.spawn(command)?;
+    if let Some(stdout) = child.stdout.take() {
+        std::thread::spawn(move || {
+            BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| heard(&line))
+        });
+    }
+    Ok(child)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,75 @@
+//! What must hold for the demo's traffic.
+
+use std::fmt;
+
+use anyhow::Context as _;
+use mesh_tests::bookinfo::TrafficReport;
+use serde_json::Value;
+
+use crate::app::App;
+
+/// The versions of the reviews that visitors must have seen.
+const VERSIONS: [&str; 3] = ["v1", "v2", "v3"];
+
+/// The outcome of the demo.
+#[derive(Debug)]
+pub(crate) struct Checks {
+    traffic: TrafficReport,
+    direct: u64,
+    proxied: u64,
+}
+
+impl Checks {
+    /// Judge what has happened so far.
+    pub(crate) fn of(app: &App<'_>) -> anyhow::Result<Self> {
+        let (mut direct, mut proxied) = (0, 0);
+        for (node, agent) in app.agents() {
+            let top = agent.meshctl(&["top", "--once"]).with_context(|| format!("node {node}"))?;
+            direct += opened(&top, "direct");
+            proxied += opened(&top, "proxy");
+        }
+        Ok(Self { traffic: app.traffic(), direct, proxied })
+    }
+
+    /// Whether all of them hold.
+    pub(crate) fn hold(&self) -> bool {
+        self.rows().iter().all(|(holds, _)| *holds)
+    }
+
+    fn rows(&self) -> Vec<(bool, String)> {
+        let TrafficReport { ok, failed, versions, .. } = &self.traffic;
+        let mut rows = vec![
+            (*ok > 0, format!("{ok} product pages, each with details and reviews")),
+            (failed.is_empty(), format!("{} failed requests", self.traffic.failures())),
+            (self.direct > 0, format!("{} connections Direct", self.direct)),
+            (self.proxied > 0, format!("{} connections by the proxy", self.proxied)),
+        ];
+        for version in VERSIONS {
+            let pages = versions.get(version).copied().unwrap_or(0);
+            rows.push((pages > 0, format!("{pages} pages with reviews {version}")));
+        }
+        rows
+    }
+}
+
+impl fmt::Display for Checks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "traffic checks:")?;
+        for (holds, text) in self.rows() {
+            writeln!(f, "  {} {text}", if holds { "ok  " } else { "FAIL" })?;
+        }
+        for (reason, count) in &self.traffic.failed {
+            writeln!(f, "       {count} × {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Connections ever opened by a path, over the outbound edges of `meshctl top`.
+pub(crate) fn opened(top: &Value, path: &str) -> u64 {
+    let rows = top["rows"].as_array().map(Vec::as_slice).unwrap_or_default();
+    rows.iter()
+        .filter(|row| row["path"] == path && row["direction"] == "outbound")
+        .filter_map(|row| row["opened"].as_u64())
+        .sum()
+}

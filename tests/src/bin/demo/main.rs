@@ -1,0 +1,105 @@
+//! `cargo xtask demo`: two nodes, a dozen pods of Bookinfo, two real agents, steady traffic, a live view.
+
+mod app;
+mod checks;
+mod view;
+
+use std::io::{self, IsTerminal as _};
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Parser;
+use mesh_tests::{World, clean};
+use nix::sys::signal::{SigSet, Signal};
+
+use app::App;
+use checks::Checks;
+use view::View;
+
+/// How often the view is refreshed.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// How long running requests get to end before the totals are judged.
+const SETTLE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask demo",
+    about = "Two nodes and a Bookinfo-shaped application in network namespaces, meshed by two real agents"
+)]
+struct Arguments {
+    /// End by itself after so many seconds; exit status 0 if all traffic checks held.
+    #[arg(long = "for", value_name = "SECONDS")]
+    seconds: Option<u64>,
+    /// Visits of the product page per second, over all visitors.
+    #[arg(long, default_value_t = 40)]
+    visits: u32,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(checks) => {
+            println!("{checks}");
+            // Without `--for` the demo ends by Ctrl-C, which is no failure in itself.
+            if checks.hold() || arguments.seconds.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<Checks> {
+    if let Some(missing) = mesh_tests::require::missing() {
+        anyhow::bail!("cannot run here: {missing}");
+    }
+    // Before any thread starts, so that all of them leave these signals to the waiting one.
+    let stop = stop_signals()?;
+    for remains in clean::leftovers(false) {
+        eprintln!("removed {remains} of an earlier run");
+    }
+    let world = World::with_nodes("demo", &["a", "b"]).context("cannot make the nodes")?;
+    let app = App::start(&world, arguments.visits)?;
+    let mut view = View::new(&app, io::stdout().is_terminal());
+    let ends = arguments.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    while ends.is_none_or(|ends| Instant::now() < ends) {
+        match stop.recv_timeout(REFRESH) {
+            Ok(signal) => {
+                println!("\n{signal}: cleaning up");
+                break;
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the signal thread has ended"),
+        }
+        app.check_processes()?;
+        view.refresh(&app)?;
+    }
+    app.end_visits(SETTLE)?;
+    let checks = Checks::of(&app)?;
+    if !checks.hold() {
+        app.save_logs();
+    }
+    Ok(checks)
+}
+
+/// SIGINT and SIGTERM as messages.
+fn stop_signals() -> anyhow::Result<Receiver<Signal>> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block().context("cannot block signals")?;
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            if sender.send(signal).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(receiver)
+}

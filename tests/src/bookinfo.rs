@@ -1,0 +1,40 @@
+//! What the demo's services and its driver agree on.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The port of every Bookinfo service.
+pub const PORT: u16 = 9080;
+
+/// The line with which a service says that it listens.
+pub const LISTENING: &str = "listening";
+
+/// What a complete product page contains, besides the version of its reviews.
+pub const PAGE_PARTS: [&str; 2] = ["<h4>Book Details</h4>", "<h4>Book Reviews</h4>"];
+
+/// The attribute of a product page that names the version of the reviews it shows.
+pub const VERSION_ATTRIBUTE: &str = "data-reviews-version=\"";
+
+/// What a traffic generator has seen since it started; one line of JSON each half second.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficReport {
+    /// Complete pages.
+    pub ok: u64,
+    /// Requests that failed, by reason.
+    pub failed: BTreeMap<String, u64>,
+    /// Complete pages by the version of their reviews.
+    pub versions: BTreeMap<String, u64>,
+    /// Median latency of the last half second's pages, µs.
+    pub p50_us: u64,
+    /// Slowest page of the last half second, µs.
+    pub max_us: u64,
+}
+
+impl TrafficReport {
+    /// Requests that failed.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failed.values().sum()
+    }
+}
