@@ -2,18 +2,29 @@
 //!
 //! Run as `cargo xtask <command>`. Not here: anything the product needs at run time.
 
+mod bench;
 mod build_ebpf;
+mod demo;
 mod ebpf;
+mod libtest;
+mod process;
 mod setup;
+mod suites;
+mod test;
+mod tidy;
+mod vm;
 mod workspace;
 
 use clap::{Parser, Subcommand};
 
 use workspace::Workspace;
 
-/// Developer commands of Nodemesh.
+/// Developer commands of Nodemesh. Each installs the tools it needs, after naming them.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+#[command(after_help = "Start here:
+  cargo xtask demo     a mesh of two nodes on this machine, with traffic
+  cargo xtask test     every test tier this machine can run")]
 struct Arguments {
     #[command(subcommand)]
     command: Task,
@@ -21,6 +32,16 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Run two nodes and a dozen pods with traffic on this machine.
+    Demo(demo::DemoArguments),
+    /// Run the test tiers and say what was skipped and why.
+    Test(test::TestArguments),
+    /// Run the real-kernel tests on another kernel, under qemu.
+    Vm(vm::VmArguments),
+    /// Measure against the same traffic without a mesh.
+    Bench(bench::BenchArguments),
+    /// Check the rules of the tree: layering, sizes, module docs, names.
+    Tidy,
     /// Install what is missing: eBPF toolchain, iproute2, qemu, …
     Setup,
     /// Build the eBPF programs alone and print the object's path and size.
@@ -30,6 +51,11 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     let workspace = Workspace::here();
     match Arguments::parse().command {
+        Task::Demo(arguments) => demo::run(&workspace, &arguments),
+        Task::Test(arguments) => test::run(&workspace, &arguments),
+        Task::Vm(arguments) => vm::run(&workspace, &arguments),
+        Task::Bench(arguments) => bench::run(&workspace, &arguments),
+        Task::Tidy => tidy::run(&workspace),
         Task::Setup => setup::run(&workspace),
         Task::BuildEbpf => build_ebpf::run(&workspace),
     }

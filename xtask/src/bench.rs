@@ -1,0 +1,65 @@
+//! Owns `cargo xtask bench`: release builds, then the load program of package `mesh-benches`.
+
+use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, ValueEnum};
+
+use crate::{
+    setup::{self, Need},
+    suites,
+    workspace::Workspace,
+};
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cargo xtask bench                            TCP: latency, throughput, connection rate, cost
+  cargo xtask bench net --json results.json    the same, also as rows of JSON
+
+Needs root. Every figure stands beside the same figure without a mesh from the same run; on a shared
+machine only that ratio means something.")]
+pub(crate) struct BenchArguments {
+    /// What to measure.
+    #[arg(default_value = "net")]
+    subject: Subject,
+    /// Write rows of path, metric, value, unit, baseline, ratio to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Further arguments for the bench program.
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Subject {
+    /// TCP paths: no mesh, direct, through one agent, through two.
+    Net,
+    #[value(hide = true)]
+    Http,
+    #[value(hide = true)]
+    Scale,
+}
+
+/// Installs, builds, and becomes the bench program.
+pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> anyhow::Result<()> {
+    match arguments.subject {
+        Subject::Net => {}
+        Subject::Http => bail!("`bench http` is not available yet: HTTP routing comes with a later version"),
+        Subject::Scale => {
+            bail!("`bench scale` is not available yet: the controller comes with a later version")
+        }
+    }
+    ensure!(nix::unistd::geteuid().is_root(), "the bench makes network namespaces: run it as root");
+    setup::ensure(workspace, &[Need::Ebpf, Need::Netns])?;
+    let built = suites::build_release(workspace, &["mesh-agent", "mesh-tests", "mesh-benches"])?;
+    let name = "mesh-benches";
+    let program =
+        built.programs.get(name).with_context(|| format!("package mesh-benches has no program `{name}`"))?;
+    let mut bench = Command::new(program);
+    bench.envs(built.variables(|_, path| path.into())).arg("net");
+    if let Some(file) = &arguments.json {
+        bench.arg("--json").arg(file);
+    }
+    Err(bench.args(&arguments.arguments).exec()).with_context(|| format!("start {}", program.display()))
+}

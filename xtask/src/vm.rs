@@ -1,0 +1,138 @@
+//! Owns `cargo xtask vm`: the same test programs on other kernels, in guests without disk or network.
+//!
+//! Invariants: no guest outlives its deadline or this program; the guest's verdict is read from what the test
+//! programs print, never from how qemu ends. What is downloaded once is kept below `target/vm/<kernel>/`.
+//!
+//! Not here: which tests exist (see `suites.rs`).
+
+mod guest;
+mod initramfs;
+mod kernel;
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use clap::{Args, ValueEnum};
+
+use crate::{
+    libtest::Tally,
+    setup::{self, Need},
+    suites::{self, Built, Place, Suite},
+    workspace::Workspace,
+};
+
+/// Arguments of `cargo xtask vm`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cargo xtask vm --kernel 6.1                         bpf and netns tests on the oldest kernel of the range
+  cargo xtask vm --kernel 7.2 --tier bpf sk_lookup    some of them
+  cargo xtask vm --kernel 6.12 reconnect -- --nocapture --test-threads=1
+
+The guest's own console is in target/vm/KERNEL/console.log.")]
+pub(crate) struct VmArguments {
+    /// The kernel line; the newest Debian cloud kernel of that line is used.
+    #[arg(long, value_name = "VERSION")]
+    kernel: Kernel,
+    /// Run the tests of this tier only: unit, bpf or netns.
+    #[arg(long = "tier", value_name = "NAME")]
+    tiers: Vec<GuestTier>,
+    /// End the guest after so many minutes.
+    #[arg(long, value_name = "MINUTES", default_value_t = 25)]
+    minutes: u64,
+    /// Run only tests whose name contains this.
+    filter: Option<String>,
+    /// Further arguments for the test programs.
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+/// A kernel line of the support range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kernel {
+    /// The floor of the support range.
+    #[value(name = "6.1")]
+    V6_1,
+    #[value(name = "6.12")]
+    V6_12,
+    #[value(name = "7.2")]
+    V7_2,
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+            Self::V7_2 => "7.2",
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum GuestTier {
+    Unit,
+    Bpf,
+    Netns,
+}
+
+impl GuestTier {
+    fn place(self) -> Place {
+        match self {
+            Self::Unit => Place::Unit,
+            Self::Bpf => Place::Bpf,
+            Self::Netns => Place::Netns,
+        }
+    }
+}
+
+/// Which tests a guest runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Selection<'a> {
+    pub(crate) places: &'a [Place],
+    /// Part of a test's name.
+    pub(crate) filter: Option<&'a str>,
+    /// More arguments for every test program.
+    pub(crate) extra: &'a [String],
+}
+
+/// `cargo xtask vm`.
+pub(crate) fn run(workspace: &Workspace, arguments: &VmArguments) -> anyhow::Result<()> {
+    setup::ensure(workspace, &[Need::Ebpf, Need::Netns, Need::Vm])?;
+    let built = suites::build(workspace)?;
+    let places: Vec<Place> = match &arguments.tiers[..] {
+        [] => vec![Place::Bpf, Place::Netns],
+        tiers => tiers.iter().map(|tier| tier.place()).collect(),
+    };
+    let selection =
+        Selection { places: &places, filter: arguments.filter.as_deref(), extra: &arguments.arguments };
+    let deadline = Instant::now() + Duration::from_mins(arguments.minutes);
+    let tally = run_tests(workspace, arguments.kernel, &built, &selection, deadline)?;
+    for failure in &tally.failures {
+        println!("failed: {failure}");
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    ensure!(tally.failed == 0, "tests failed on {}", arguments.kernel);
+    Ok(())
+}
+
+/// Boots `kernel`, runs the selected tests inside and returns what they reported.
+pub(crate) fn run_tests(
+    workspace: &Workspace,
+    kernel: Kernel,
+    built: &Built,
+    selection: &Selection<'_>,
+    deadline: Instant,
+) -> anyhow::Result<Tally> {
+    let suites: Vec<&Suite> = selection.places.iter().flat_map(|&place| built.at(place)).collect();
+    ensure!(!suites.is_empty(), "there is no test program to run in a guest");
+    let folder = workspace.target.join("vm").join(kernel.to_string());
+    let files = kernel::obtain(kernel, &folder)?;
+    let initramfs = initramfs::make(&folder, &files, built, &suites, selection)?;
+    let guest = guest::Guest { folder: &folder, kernel: &files.image, initramfs: &initramfs };
+    let accelerator = guest::accelerator(workspace, &guest)?;
+    println!("Linux {} under {accelerator}, {} test programs", files.version, suites.len());
+    guest::run(&guest, accelerator, &suites, deadline)
+}
