@@ -16,6 +16,7 @@ use crate::{
 #[command(after_help = "Examples:
   cargo xtask bench                            TCP: latency, throughput, connection rate, cost
   cargo xtask bench net --json results.json    the same, also as rows of JSON
+  cargo xtask bench net -- --quick             options of the bench program (net -- --help)
 
 Needs root. Every figure stands beside the same figure without a mesh from the same run; on a shared
 machine only that ratio means something.")]
@@ -53,7 +54,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> anyhow::
     ensure!(nix::unistd::geteuid().is_root(), "the bench makes network namespaces: run it as root");
     setup::ensure(workspace, &[Need::Ebpf, Need::Netns])?;
     let built = suites::build_release(workspace, &["mesh-agent", "mesh-tests", "mesh-benches"])?;
-    let name = "mesh-benches";
+    let name = "bench";
     let program =
         built.programs.get(name).with_context(|| format!("package mesh-benches has no program `{name}`"))?;
     let mut bench = Command::new(program);

@@ -15,6 +15,8 @@ mod tidy;
 mod vm;
 mod workspace;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 use workspace::Workspace;
@@ -48,7 +50,18 @@ enum Task {
     BuildEbpf,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain in one line; a backtrace of xtask helps nobody who runs it.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     let workspace = Workspace::here();
     match Arguments::parse().command {
         Task::Demo(arguments) => demo::run(&workspace, &arguments),

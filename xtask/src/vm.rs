@@ -11,10 +11,11 @@ mod kernel;
 
 use std::{
     fmt,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -39,6 +40,9 @@ pub(crate) struct VmArguments {
     /// Run the tests of this tier only: unit, bpf or netns.
     #[arg(long = "tier", value_name = "NAME")]
     tiers: Vec<GuestTier>,
+    /// Run this test program alone, without building the workspace.
+    #[arg(long, value_name = "PATH", conflicts_with = "tiers")]
+    program: Option<PathBuf>,
     /// End the guest after so many minutes.
     #[arg(long, value_name = "MINUTES", default_value_t = 25)]
     minutes: u64,
@@ -100,8 +104,14 @@ pub(crate) struct Selection<'a> {
 
 /// `cargo xtask vm`.
 pub(crate) fn run(workspace: &Workspace, arguments: &VmArguments) -> anyhow::Result<()> {
-    setup::ensure(workspace, &[Need::Ebpf, Need::Netns, Need::Vm])?;
-    let built = suites::build(workspace)?;
+    setup::ensure(workspace, &[Need::Netns, Need::Vm])?;
+    let built = match &arguments.program {
+        Some(program) => alone(workspace, program)?,
+        None => {
+            setup::ensure(workspace, &[Need::Ebpf])?;
+            suites::build(workspace)?
+        }
+    };
     let places: Vec<Place> = match &arguments.tiers[..] {
         [] => vec![Place::Bpf, Place::Netns],
         tiers => tiers.iter().map(|tier| tier.place()).collect(),
@@ -116,6 +126,14 @@ pub(crate) fn run(workspace: &Workspace, arguments: &VmArguments) -> anyhow::Res
     println!("{} passed, {} failed", tally.passed, tally.failed);
     ensure!(tally.failed == 0, "tests failed on {}", arguments.kernel);
     Ok(())
+}
+
+/// A single program in place of the tree's own.
+fn alone(workspace: &Workspace, program: &Path) -> anyhow::Result<Built> {
+    let program = program.canonicalize().with_context(|| format!("find {}", program.display()))?;
+    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let folder = workspace.root.join("tests");
+    Ok(Built { suites: vec![Suite { name, place: Place::Netns, program, folder }], ..Built::default() })
 }
 
 /// Boots `kernel`, runs the selected tests inside and returns what they reported.

@@ -61,7 +61,7 @@ pub(super) fn obtain(kernel: Kernel, folder: &Path) -> anyhow::Result<KernelFile
     let files = find_unpacked(&fresh).context("the packages hold no kernel with modules")?;
     // Packages carry modules without their dependency list; installing them would make it.
     let base = files.modules.ancestors().nth(3).context("invariant: below lib/modules")?;
-    run(Command::new("depmod").arg("--basedir").arg(base).arg(&files.version))?;
+    capture(Command::new("depmod").arg("--basedir").arg(base).arg(&files.version))?;
     // Last, so that an interrupted download is never taken for a kernel.
     fs::rename(&fresh, &unpacked).context("keep the unpacked kernel")?;
     remove(&download)?;
@@ -82,18 +82,14 @@ fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     listed.map(|entry| Ok(entry?.path())).collect()
 }
 
-/// Older packages use `/lib`, newer ones `/usr/lib`.
+/// Older packages use `/boot` and `/lib`, newer ones keep everything in `/usr/lib/modules`.
 fn find_unpacked(unpacked: &Path) -> Option<KernelFiles> {
-    let images = entries(&unpacked.join("boot")).ok()?;
-    let image = images.into_iter().find(|path| file_name(path).starts_with("vmlinuz-"))?;
-    let version = file_name(&image).strip_prefix("vmlinuz-")?.to_owned();
-    let roots = ["lib/modules", "usr/lib/modules"].map(|below| unpacked.join(below).join(&version));
-    let modules = roots.into_iter().find(|root| root.is_dir())?;
+    let roots = ["lib/modules", "usr/lib/modules"].map(|below| unpacked.join(below));
+    let modules = roots.iter().find_map(|root| entries(root).ok()?.into_iter().find(|path| path.is_dir()))?;
+    let version = modules.file_name()?.to_str()?.to_owned();
+    let images = [unpacked.join("boot").join(format!("vmlinuz-{version}")), modules.join("vmlinuz")];
+    let image = images.into_iter().find(|path| path.is_file())?;
     Some(KernelFiles { version, image, modules })
-}
-
-fn file_name(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 /// Downloads the packages of the newest kernel of the line into `folder`.
@@ -126,6 +122,8 @@ fn apt(program: &str, state: &Path) -> Command {
         "APT::Architectures::=amd64".to_owned(),
         "APT::Sandbox::User=root".to_owned(),
         "Acquire::Languages=none".to_owned(),
+        // Descriptions for software centres, on machines that have one.
+        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
         "Acquire::Retries=3".to_owned(),
     ] {
         apt.args(["-o", &setting]);
