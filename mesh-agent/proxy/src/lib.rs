@@ -1,1 +1,38 @@
-//! (being written)
+//! The data path: carries the connections and DNS queries of enrolled pods.
+//!
+//! The kernel's programs send an app's connect to a listener in its own pod ([`kernel::PodListeners`]); a worker
+//! accepts it, asks the kernel what was dialled, chooses an endpoint, dials it from the same pod and relays bytes.
+//!
+//! Invariants:
+//! - Knows nothing of BPF: the kernel is behind the two traits of [`kernel`].
+//! - One event loop per worker thread; no lock is taken and no other thread is woken per byte.
+//! - Every accepted connection ends with exactly one [`CloseReason`].
+//! - A destination's policy is enforced in `server::server_stage` and nowhere else.
+//! - Everything is bounded: connections, buffers, pipes, DNS queries in flight, metric series, log lines.
+#![deny(missing_docs)]
+
+mod buffers;
+mod close;
+mod connect;
+mod connections;
+mod dns;
+mod inbound;
+pub mod kernel;
+mod listener;
+mod metrics;
+mod outbound;
+mod proxy;
+mod random;
+mod reactor;
+mod relay;
+mod server;
+mod settings;
+mod stream;
+mod target;
+mod worker;
+
+pub use close::{CloseReason, Direction, Side};
+pub use connections::ConnectionView;
+pub use metrics::Metrics;
+pub use proxy::{AddPodError, Dependencies, Drained, Proxy, StartError};
+pub use settings::{DnsSettings, Settings};

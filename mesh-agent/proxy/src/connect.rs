@@ -1,0 +1,109 @@
+//! Dialling an upstream from a pod's namespace, with a time-out.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use mesh_core::policy::DenyReason;
+use tokio::time::timeout;
+
+use crate::{
+    close::CloseReason,
+    kernel::{PodHandle, Sockets, UpstreamTags},
+    stream::Stream,
+};
+
+/// Why there is no upstream connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// The destination's policy says no.
+    #[error("refused by the policy of {addr}: {}", reason.as_str())]
+    Denied {
+        /// The endpoint.
+        addr: SocketAddr,
+        /// Which rule.
+        reason: DenyReason,
+    },
+    /// The connect failed.
+    #[error("connect to upstream {addr}")]
+    Failed {
+        /// The endpoint.
+        addr: SocketAddr,
+        /// The kernel's verdict.
+        #[source]
+        source: io::Error,
+    },
+    /// The service has no endpoint that takes connections.
+    #[error("no endpoint takes connections")]
+    NoEndpoint,
+    /// No socket could be made in the pod's namespace.
+    #[error("make a socket for upstream {addr}")]
+    Socket {
+        /// The endpoint.
+        addr: SocketAddr,
+        /// The kernel's verdict.
+        #[source]
+        source: io::Error,
+    },
+    /// No answer.
+    #[error("upstream {addr} did not answer within {limit_ms} ms")]
+    TimedOut {
+        /// The endpoint.
+        addr: SocketAddr,
+        /// The time it had.
+        limit_ms: u128,
+    },
+}
+
+impl ConnectError {
+    pub(crate) fn close_reason(&self) -> CloseReason {
+        match self {
+            Self::Denied { .. } => CloseReason::PolicyDenied,
+            Self::Failed { source, .. } => match source.kind() {
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => {
+                    CloseReason::UpstreamRefused
+                }
+                io::ErrorKind::TimedOut => CloseReason::UpstreamTimeout,
+                _ => CloseReason::UpstreamUnreachable,
+            },
+            Self::NoEndpoint => CloseReason::NoEndpoint,
+            Self::Socket { .. } => CloseReason::SocketFailed,
+            Self::TimedOut { .. } => CloseReason::UpstreamTimeout,
+        }
+    }
+
+    /// Whether another endpoint may do better.
+    pub(crate) fn is_endpoints_fault(&self) -> bool {
+        match self {
+            Self::Failed { .. } | Self::TimedOut { .. } => true,
+            Self::Denied { .. } | Self::NoEndpoint | Self::Socket { .. } => false,
+        }
+    }
+}
+
+/// Opens a TCP connection to `addr` from `pod`'s namespace.
+///
+/// Cancel safety: dropping the future closes the socket.
+pub(crate) async fn dial(
+    sockets: &dyn Sockets,
+    pod: &PodHandle,
+    addr: SocketAddr,
+    tags: &UpstreamTags,
+    limit: Duration,
+) -> Result<Stream, ConnectError> {
+    let socket = sockets.tcp(pod, addr, tags).map_err(|source| ConnectError::Socket { addr, source })?;
+    match timeout(limit, Stream::connect(socket, addr)).await {
+        Ok(outcome) => outcome.map_err(|source| ConnectError::Failed { addr, source }),
+        Err(_) => Err(ConnectError::TimedOut { addr, limit_ms: limit.as_millis() }),
+    }
+}
+
+/// Formats an error with its causes, once, where it is logged.
+pub(crate) fn report(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

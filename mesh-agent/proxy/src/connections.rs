@@ -1,0 +1,295 @@
+//! The live connections of one worker, and how each ends.
+//!
+//! Invariants:
+//! - Owned by one thread: other threads ask for a copy, so counters cost no atomic operation per byte.
+//! - A connection leaves the table, is counted by reason and adds its bytes to its edge exactly once, whether its
+//!   task returns, is aborted or panics ([`Open`]'s drop).
+//! - The table never holds more than the connections that were admitted ([`Admission`]).
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use mesh_core::snapshot::Name;
+use serde::Serialize;
+
+use crate::{
+    close::{CloseReason, Direction},
+    kernel::PodHandle,
+    metrics::{Metrics, edges::Edge},
+    relay::Meter,
+};
+
+/// One live connection, as `meshctl connections` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConnectionView {
+    /// Unique within the agent's life; the worker's index is in the upper bits.
+    pub id: u64,
+    /// Inbound or outbound.
+    pub direction: Direction,
+    /// The local pod.
+    pub pod: Name,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// What the client dialled.
+    pub original_dst: Option<SocketAddr>,
+    /// Where the connection was taken.
+    pub upstream: Option<SocketAddr>,
+    /// The service that was dialled.
+    pub service: Option<Name>,
+    /// The client's workload, if known.
+    pub source: Option<Name>,
+    /// The server's workload, if known.
+    pub destination: Option<Name>,
+    /// Bytes from the client to the server.
+    pub bytes_to_server: u64,
+    /// Bytes from the server to the client.
+    pub bytes_to_client: u64,
+    /// Age in milliseconds.
+    pub age_ms: u64,
+    /// Milliseconds since the last byte.
+    pub idle_ms: u64,
+}
+
+/// What is known of a connection; filled in as it becomes known.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) id: u64,
+    pub(crate) direction: Direction,
+    pub(crate) pod: Arc<PodHandle>,
+    pub(crate) client: SocketAddr,
+    pub(crate) meter: Meter,
+    started: u32,
+    original_dst: Cell<Option<SocketAddr>>,
+    upstream: Cell<Option<SocketAddr>>,
+    names: RefCell<Names>,
+    edges: RefCell<Vec<EdgeShare>>,
+}
+
+/// Whom a connection is between.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Names {
+    pub(crate) service: Option<Name>,
+    pub(crate) source: Option<Name>,
+    pub(crate) destination: Option<Name>,
+}
+
+/// The bytes of a connection already added to an edge.
+#[derive(Debug)]
+struct EdgeShare {
+    edge: Arc<Edge>,
+    to_server: u64,
+    to_client: u64,
+}
+
+impl Live {
+    /// Notes what the client dialled.
+    pub(crate) fn set_original_dst(&self, addr: SocketAddr) {
+        self.original_dst.set(Some(addr));
+    }
+
+    /// Notes where it is taken, and whom it is between.
+    pub(crate) fn set_upstream(&self, addr: SocketAddr, names: Names) {
+        self.upstream.set(Some(addr));
+        *self.names.borrow_mut() = names;
+    }
+
+    /// Counts the connection as opened on an edge; its bytes and its end will be counted there too.
+    pub(crate) fn join(&self, edge: Arc<Edge>) {
+        edge.opened.inc();
+        self.edges.borrow_mut().push(EdgeShare { edge, to_server: 0, to_client: 0 });
+    }
+
+    /// Adds the bytes since the last time to the edges.
+    pub(crate) fn publish_bytes(&self) {
+        for share in &mut *self.edges.borrow_mut() {
+            let (to_server, to_client) = (self.meter.to_server(), self.meter.to_client());
+            share.edge.received_bytes.inc_by(to_server - share.to_server);
+            share.edge.sent_bytes.inc_by(to_client - share.to_client);
+            (share.to_server, share.to_client) = (to_server, to_client);
+        }
+    }
+
+    fn view(&self, now: u32, tick_ms: u64) -> ConnectionView {
+        let names = self.names.borrow().clone();
+        ConnectionView {
+            id: self.id,
+            direction: self.direction,
+            pod: self.pod.name.clone(),
+            client: self.client,
+            original_dst: self.original_dst.get(),
+            upstream: self.upstream.get(),
+            service: names.service,
+            source: names.source,
+            destination: names.destination,
+            bytes_to_server: self.meter.to_server(),
+            bytes_to_client: self.meter.to_client(),
+            age_ms: u64::from(now.wrapping_sub(self.started)) * tick_ms,
+            idle_ms: u64::from(now.wrapping_sub(self.meter.active())) * tick_ms,
+        }
+    }
+}
+
+/// How many connections there are, over all workers.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    live: AtomicUsize,
+    max: usize,
+}
+
+impl Admission {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { live: AtomicUsize::new(0), max }
+    }
+
+    /// Counts one more, if there may be one more.
+    pub(crate) fn enter(&self) -> bool {
+        if self.live.fetch_add(1, Ordering::Relaxed) < self.max {
+            return true;
+        }
+        self.leave();
+        false
+    }
+
+    pub(crate) fn leave(&self) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The live connections of one worker.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    live: RefCell<HashMap<u64, Rc<Live>>>,
+    next_id: Cell<u64>,
+    total: Arc<Admission>,
+    metrics: Arc<Metrics>,
+}
+
+/// A connection in the table; it leaves when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Open<'a> {
+    table: &'a Connections,
+    live: Rc<Live>,
+    of_pod: Arc<Admission>,
+    reason: Option<CloseReason>,
+}
+
+/// The agent or the pod holds as many connections as it may.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Overloaded;
+
+impl Connections {
+    pub(crate) fn new(worker: usize, total: Arc<Admission>, metrics: Arc<Metrics>) -> Self {
+        Self { live: RefCell::default(), next_id: Cell::new((worker as u64) << 48), total, metrics }
+    }
+
+    /// Adds an accepted connection.
+    pub(crate) fn open(
+        &self,
+        direction: Direction,
+        pod: &Arc<PodHandle>,
+        of_pod: &Arc<Admission>,
+        client: SocketAddr,
+        now: u32,
+    ) -> Result<Open<'_>, Overloaded> {
+        if !of_pod.enter() {
+            self.count(direction, CloseReason::Overloaded);
+            return Err(Overloaded);
+        }
+        if !self.total.enter() {
+            of_pod.leave();
+            self.count(direction, CloseReason::Overloaded);
+            return Err(Overloaded);
+        }
+        let id = self.next_id.get() + 1;
+        self.next_id.set(id);
+        let live = Rc::new(Live {
+            id,
+            direction,
+            pod: Arc::clone(pod),
+            client,
+            meter: Meter::default(),
+            started: now,
+            original_dst: Cell::new(None),
+            upstream: Cell::new(None),
+            names: RefCell::default(),
+            edges: RefCell::default(),
+        });
+        live.meter.touch(now);
+        self.live.borrow_mut().insert(id, Rc::clone(&live));
+        self.metrics.open(direction).inc();
+        Ok(Open { table: self, live, of_pod: Arc::clone(of_pod), reason: None })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.live.borrow().len()
+    }
+
+    /// Calls `visit` with every connection. `visit` must not open or close any.
+    pub(crate) fn each(&self, visit: impl FnMut(&Rc<Live>)) {
+        self.live.borrow().values().for_each(visit);
+    }
+
+    /// Copies up to `max` rows.
+    pub(crate) fn views(&self, max: usize, now: u32, tick_ms: u64) -> Vec<ConnectionView> {
+        self.live.borrow().values().take(max).map(|live| live.view(now, tick_ms)).collect()
+    }
+
+    fn count(&self, direction: Direction, reason: CloseReason) {
+        self.metrics.closed(direction, reason).inc();
+    }
+}
+
+impl Open<'_> {
+    pub(crate) fn live(&self) -> &Rc<Live> {
+        &self.live
+    }
+
+    /// Ends it.
+    pub(crate) fn close(mut self, reason: CloseReason) {
+        self.reason = Some(reason);
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        let reason = self.reason.unwrap_or_else(|| {
+            // Without a reason the task was dropped: by its own panic, or by the end of its worker.
+            if std::thread::panicking() {
+                self.table.metrics.panics.inc();
+                CloseReason::Bug
+            } else {
+                CloseReason::Drained
+            }
+        });
+        self.table.live.borrow_mut().remove(&self.live.id);
+        self.live.publish_bytes();
+        for share in &*self.live.edges.borrow() {
+            share.edge.closed(reason).inc();
+        }
+        self.table.count(self.live.direction, reason);
+        self.table.metrics.open(self.live.direction).dec();
+        self.of_pod.leave();
+        self.table.total.leave();
+        tracing::debug!(
+            target: "mesh_proxy::access",
+            id = self.live.id,
+            direction = self.live.direction.as_str(),
+            pod = %self.live.pod.name,
+            client = %self.live.client,
+            original_dst = ?self.live.original_dst.get(),
+            upstream = ?self.live.upstream.get(),
+            to_server = self.live.meter.to_server(),
+            to_client = self.live.meter.to_client(),
+            reason = reason.as_str(),
+            "connection closed"
+        );
+    }
+}

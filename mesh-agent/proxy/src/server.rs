@@ -1,0 +1,29 @@
+//! The server's side of every connection: the only place where a destination's policy is enforced.
+//!
+//! Called for plaintext arrivals ([`crate::inbound`]), for same-node connections after an endpoint was chosen
+//! ([`crate::outbound`], once per attempt), and for whatever transport ends at this node.
+//!
+//! Invariant: nothing dials a local app before [`server_stage`] allowed it.
+
+use mesh_core::{
+    id::WorkloadId,
+    policy::{self, Peer, Verdict},
+    snapshot::Snapshot,
+};
+
+/// What a peer wants of a local workload.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServerRequest {
+    /// Who asks, as far as that is proved.
+    pub(crate) peer: Peer,
+    /// The workload asked.
+    pub(crate) destination: WorkloadId,
+    /// Its own port.
+    pub(crate) port: u16,
+}
+
+/// Judges a connection to a local workload. Read the destination's policy generation *before* loading `snapshot`
+/// when the verdict is to be cached.
+pub(crate) fn server_stage(snapshot: &Snapshot, request: ServerRequest) -> Verdict {
+    policy::admit_in(snapshot, request.peer, request.destination, request.port)
+}

@@ -1,0 +1,104 @@
+//! Limits and time-outs of the data path, with where each number comes from.
+
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+
+/// Settings of a [`crate::Proxy`]; fixed for its life.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node's name, to tell local endpoints from others.
+    pub node: Arc<str>,
+    /// Worker threads, each with an event loop of its own. Default: one per core.
+    pub workers: NonZeroUsize,
+    /// Time for an upstream connect. Default: Istio's `connectTimeout`, 10 s.
+    pub connect_timeout: Duration,
+    /// Time for one connect while another endpoint is left to try. Default 3 s: one lost SYN and its retry.
+    pub attempt_timeout: Duration,
+    /// Endpoints tried before a connection is given up. Default 3.
+    pub attempts_max: u32,
+    /// A connection without a byte in either direction for this long ends. Default: Istio's, 1 h.
+    pub idle_timeout: Duration,
+    /// After one side reset, how long bytes it had sent may wait for the other side to take them. Default 5 s.
+    pub reset_linger: Duration,
+    /// Proxied connections at once, each of which needs two descriptors. Default: from RLIMIT_NOFILE.
+    pub connections_max: usize,
+    /// Proxied connections of one pod at once. Default: half of `connections_max`.
+    pub pod_connections_max: usize,
+    /// Bytes a worker holds for receivers that do not take them, before it reads in small pieces only.
+    /// Default 16 MiB: 64 stalled bulk flows.
+    pub held_bytes_max: usize,
+    /// Move bulk flows with `splice(2)` instead of copying.
+    pub splice: bool,
+    /// The DNS proxy.
+    pub dns: DnsSettings,
+}
+
+/// Settings of the DNS proxy.
+#[derive(Clone, Debug)]
+pub struct DnsSettings {
+    /// Time-to-live of our own answers. Default 30 s, as CoreDNS gives.
+    pub ttl: Duration,
+    /// Time for a forwarded query. Default 5 s, the resolver library's own time-out.
+    pub forward_timeout: Duration,
+    /// Forwarded queries of one pod in flight; more are dropped and counted. Default 256.
+    pub in_flight_max: usize,
+    /// DNS connections over TCP of one pod at once. Default 64.
+    pub tcp_connections_max: usize,
+    /// A DNS connection over TCP without a query for this long ends. Default 10 s (RFC 7766 wants seconds).
+    pub tcp_idle_timeout: Duration,
+}
+
+impl Settings {
+    /// The defaults for a node.
+    pub fn new(node: impl Into<Arc<str>>) -> Self {
+        let connections_max = connections_for(descriptors_max());
+        Self {
+            node: node.into(),
+            workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            connect_timeout: Duration::from_secs(10),
+            attempt_timeout: Duration::from_secs(3),
+            attempts_max: 3,
+            idle_timeout: Duration::from_secs(3600),
+            reset_linger: Duration::from_secs(5),
+            connections_max,
+            pod_connections_max: connections_max / 2,
+            held_bytes_max: 16 << 20,
+            splice: true,
+            dns: DnsSettings::default(),
+        }
+    }
+}
+
+impl Default for DnsSettings {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(30),
+            forward_timeout: Duration::from_secs(5),
+            in_flight_max: 256,
+            tcp_connections_max: 64,
+            tcp_idle_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Two descriptors a connection; the rest is for listeners (7 a pod), kernel objects and pipes.
+fn connections_for(descriptors_max: u64) -> usize {
+    let reserve = (descriptors_max / 4).clamp(64, 8192);
+    usize::try_from(descriptors_max.saturating_sub(reserve) / 2).unwrap_or(usize::MAX).clamp(16, 1_000_000)
+}
+
+fn descriptors_max() -> u64 {
+    nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_left_for_listeners() {
+        assert_eq!(connections_for(1024), 384);
+        assert_eq!(connections_for(1_048_576), 520_192);
+        assert_eq!(connections_for(u64::MAX), 1_000_000);
+        assert_eq!(connections_for(0), 16);
+    }
+}
