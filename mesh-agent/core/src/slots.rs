@@ -175,7 +175,7 @@ fn fill(
 }
 
 fn backend_entry(snapshot: &Snapshot, view: &NodeView, endpoint: &Endpoint) -> BackendEntry {
-    let workload = endpoint.workload.and_then(|id| snapshot.workload(id));
+    let workload = snapshot.workload_of(endpoint);
     let peer = workload.map_or_else(PeerEntry::default, |workload| {
         peer_entry(workload, view, workload.modes.of(endpoint.port) == Mode::Disable)
     });

@@ -258,6 +258,15 @@ impl Snapshot {
         }
     }
 
+    /// Whether both describe the same world, whatever their versions.
+    pub fn same_world(&self, other: &Self) -> bool {
+        self.services == other.services
+            && self.workloads == other.workloads
+            && self.by_addr == other.by_addr
+            && self.by_vip == other.by_vip
+            && self.cluster_domain == other.cluster_domain
+    }
+
     /// Grows with every publication; 0 is "never published".
     pub fn version(&self) -> u64 {
         self.version
@@ -281,6 +290,11 @@ impl Snapshot {
     /// The workload that owns an address.
     pub fn workload_at(&self, addr: IpAddr) -> Option<&Arc<Workload>> {
         self.workload(*self.by_addr.get(&addr.to_canonical())?)
+    }
+
+    /// The workload behind an endpoint: the one it names, else the owner of its address.
+    pub fn workload_of(&self, endpoint: &Endpoint) -> Option<&Arc<Workload>> {
+        endpoint.workload.and_then(|id| self.workload(id)).or_else(|| self.workload_at(endpoint.addr))
     }
 
     /// The addresses that lead to a workload.

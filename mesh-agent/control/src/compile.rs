@@ -1,0 +1,211 @@
+//! From the index to the snapshot.
+//!
+//! Invariants:
+//! - The outcome depends on the resources and the names of their files alone, not on the order of events.
+//! - Namespaces without changes are not computed again, and equal parts keep their allocation.
+
+mod endpoints;
+mod modes;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use mesh_core::{
+    policy,
+    snapshot::{Protocol, Service, Snapshot, Workload},
+};
+
+use crate::{
+    index::{Index, Origin, located},
+    problem::{Level, SourceError},
+    resource::{Key, Kind, PeerAuthentication, Pod},
+};
+
+/// Settings of the mesh.
+#[derive(Clone, Debug)]
+pub struct MeshSettings {
+    /// DNS suffix of services.
+    pub cluster_domain: String,
+    /// Namespace of mesh-wide policies.
+    pub root_namespace: String,
+}
+
+impl Default for MeshSettings {
+    fn default() -> Self {
+        Self { cluster_domain: "cluster.local".to_owned(), root_namespace: "istio-system".to_owned() }
+    }
+}
+
+/// Compiles again and again, keeping what did not change.
+#[derive(Debug)]
+pub struct Compiler {
+    settings: MeshSettings,
+    namespaces: BTreeMap<Arc<str>, CompiledNamespace>,
+    snapshot: Arc<Snapshot>,
+}
+
+/// What one namespace contributes.
+#[derive(Debug, Default)]
+struct CompiledNamespace {
+    /// Sorted by name.
+    workloads: Vec<Arc<Workload>>,
+    /// Sorted by name.
+    services: Vec<Placed>,
+    problems: Vec<SourceError>,
+}
+
+/// A service with what decides who gets a contested address.
+#[derive(Debug)]
+struct Placed {
+    created: Option<i64>,
+    origin: Origin,
+    service: Arc<Service>,
+}
+
+/// Outcome of a compilation.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The world; the same allocation as before when nothing in it changed.
+    pub snapshot: Arc<Snapshot>,
+    /// What is wrong between resources, each of which is good by itself.
+    pub problems: Vec<SourceError>,
+}
+
+impl Compiler {
+    /// Starts from an empty world.
+    pub fn new(settings: MeshSettings) -> Self {
+        Self { settings, namespaces: BTreeMap::new(), snapshot: Arc::default() }
+    }
+
+    /// Compiles what changed in `index` since the last call, which took the changes.
+    pub fn compile(&mut self, index: &mut Index) -> Compiled {
+        let root = &*self.settings.root_namespace;
+        let mut problems = Vec::new();
+        let stale = self.stale(index);
+        let mesh_wide = modes::widest(index, root, &mut problems);
+        for namespace in stale {
+            let before = self.namespaces.remove(&namespace).unwrap_or_default();
+            let now = compile_namespace(index, &namespace, root, mesh_wide, &before);
+            if !(now.workloads.is_empty() && now.services.is_empty() && now.problems.is_empty()) {
+                self.namespaces.insert(namespace, now);
+            }
+        }
+        let workloads = self.namespaces.values().flat_map(|n| &n.workloads).cloned().collect();
+        let services = self.services_by_precedence(&mut problems);
+        problems.extend(self.namespaces.values().flat_map(|n| &n.problems).cloned());
+
+        let version = self.snapshot.version() + 1;
+        let snapshot =
+            Snapshot::new(version, workloads, services, &self.settings.cluster_domain.to_ascii_lowercase());
+        // The first compilation is published even if it is empty: "nothing configured" is an answer.
+        if version == 1 || !snapshot.same_world(&self.snapshot) {
+            self.snapshot = Arc::new(snapshot);
+        }
+        Compiled { snapshot: Arc::clone(&self.snapshot), problems }
+    }
+
+    /// The namespaces that changes reach.
+    fn stale(&self, index: &mut Index) -> BTreeSet<Arc<str>> {
+        let mut stale = BTreeSet::new();
+        for key in index.take_changes() {
+            match key.kind {
+                Kind::Namespace => {
+                    stale.insert(key.name.name);
+                }
+                Kind::PeerAuthentication if *key.name.namespace == *self.settings.root_namespace => {
+                    stale.extend(index.namespaces());
+                    stale.extend(self.namespaces.keys().cloned());
+                }
+                _ => {
+                    stale.insert(key.name.namespace);
+                }
+            }
+        }
+        stale.remove("");
+        stale
+    }
+
+    /// All services, those first that keep an address both they and a later one claim: the oldest, then the first
+    /// by origin.
+    fn services_by_precedence(&self, problems: &mut Vec<SourceError>) -> Vec<Arc<Service>> {
+        let mut placed: Vec<&Placed> = self.namespaces.values().flat_map(|n| &n.services).collect();
+        placed.sort_by_key(|p| (p.created, &p.origin, &p.service.name));
+        let mut owners: HashMap<(IpAddr, u16, Protocol), &Placed> = HashMap::new();
+        for p in &placed {
+            let mut lost: BTreeMap<IpAddr, &Placed> = BTreeMap::new();
+            for addr in p.service.frontend_addrs() {
+                for port in &p.service.ports {
+                    let owner = *owners.entry((addr, port.port, port.protocol)).or_insert(p);
+                    if owner.service.name != p.service.name {
+                        lost.entry(addr).or_insert(owner);
+                    }
+                }
+            }
+            for (addr, owner) in lost {
+                let key = Key { kind: Kind::Service, name: p.service.name.clone() };
+                let field =
+                    if p.service.vips.contains(&addr) { "spec.clusterIP" } else { "spec.externalIPs" };
+                let message = format!(
+                    "is {addr}, which service {} ({}, document {}) has on the same port; that one keeps it",
+                    owner.service.name,
+                    owner.origin.file.display(),
+                    owner.origin.document
+                );
+                problems.push(located(&key, &p.origin, Level::Error, field, message));
+            }
+        }
+        placed.iter().map(|p| Arc::clone(&p.service)).collect()
+    }
+}
+
+fn compile_namespace(
+    index: &Index,
+    namespace: &str,
+    root: &str,
+    mesh_wide: Option<&PeerAuthentication>,
+    before: &CompiledNamespace,
+) -> CompiledNamespace {
+    let mut problems = Vec::new();
+    let opt_in = index.namespace(namespace).and_then(|n| n.opt_in).unwrap_or(false);
+    let policies = modes::NamespacePolicies::of(index, namespace, root, mesh_wide, &mut problems);
+    let pods: Vec<&Pod> = index.pods(namespace).collect();
+
+    let mut workloads = Vec::with_capacity(pods.len());
+    for pod in &pods {
+        let wanted = pod.opt_in.unwrap_or(opt_in);
+        let modes = policies.modes(&pod.workload.labels);
+        let workload = Workload {
+            meshed: wanted && !pod.host_network,
+            skipped: (wanted && pod.host_network).then(|| "it runs on the host network".into()),
+            policy_hash: policy::policy_hash(&modes),
+            modes,
+            ..pod.workload.clone()
+        };
+        let known = before.workloads.binary_search_by(|w| w.name.cmp(&workload.name)).ok();
+        workloads.push(reuse(known.map(|at| &before.workloads[at]), workload));
+    }
+
+    let sources = endpoints::Sources::of(index, namespace, &pods);
+    let mut services = Vec::new();
+    for (origin, declared) in index.services(namespace) {
+        let service = sources.fill(declared, origin, &mut problems);
+        let known = before.services.binary_search_by(|p| p.service.name.cmp(&service.name)).ok();
+        let service = reuse(known.map(|at| &before.services[at].service), service);
+        services.push(Placed { created: declared.created, origin: origin.clone(), service });
+    }
+    CompiledNamespace { workloads, services, problems }
+}
+
+/// The old allocation when it holds the same.
+fn reuse<T: PartialEq>(old: Option<&Arc<T>>, new: T) -> Arc<T> {
+    match old {
+        Some(old) if **old == new => Arc::clone(old),
+        _ => Arc::new(new),
+    }
+}
+
+#[cfg(test)]
+mod tests;

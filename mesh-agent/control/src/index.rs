@@ -1,0 +1,282 @@
+//! All good resources, by kind, namespace and name, with where each came from.
+//!
+//! Invariants:
+//! - Of several resources with one key the first by origin counts; the others wait, and are reported.
+//! - Whatever changes the outcome of compilation is in the set of changes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use mesh_core::snapshot::Name;
+
+use crate::{
+    problem::{Level, SourceError},
+    resource::{EndpointSlice, Key, Kind, Namespace, PeerAuthentication, Pod, Resource, Service},
+};
+
+/// Where a resource came from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin {
+    /// File.
+    pub file: Arc<Path>,
+    /// Document within the file, from 1.
+    pub document: usize,
+}
+
+/// The store.
+#[derive(Debug, Default)]
+pub struct Index {
+    /// Candidates by key, never empty, sorted by origin: the first counts.
+    resources: BTreeMap<Key, Vec<(Origin, Resource)>>,
+    by_file: BTreeMap<Arc<Path>, BTreeSet<Key>>,
+    /// Keys with more than one candidate.
+    contested: BTreeSet<Key>,
+    /// Keys whose first candidate changed since the last [`Index::take_changes`].
+    changes: BTreeSet<Key>,
+}
+
+impl Index {
+    /// Puts what `file` holds now in the place of what it held.
+    ///
+    /// Of two resources with one key within the file the first counts here too.
+    pub fn replace(&mut self, file: &Path, resources: Vec<(usize, Resource)>) {
+        let file: Arc<Path> = match self.by_file.get_key_value(file) {
+            Some((known, _)) => Arc::clone(known),
+            None => file.into(),
+        };
+        let mut held = self.by_file.remove(&file).unwrap_or_default();
+        let mut holds: BTreeMap<Key, Vec<(Origin, Resource)>> = BTreeMap::new();
+        for (document, resource) in resources {
+            let origin = Origin { file: Arc::clone(&file), document };
+            holds.entry(resource.key()).or_default().push((origin, resource));
+        }
+        let keys: BTreeSet<Key> = holds.keys().cloned().collect();
+        held.retain(|key| !keys.contains(key));
+        for key in held {
+            self.put(key, &file, Vec::new());
+        }
+        for (key, mut candidates) in holds {
+            candidates.sort_by_key(|(origin, _)| origin.document);
+            self.put(key, &file, candidates);
+        }
+        if !keys.is_empty() {
+            self.by_file.insert(file, keys);
+        }
+    }
+
+    /// Replaces the candidates that come from `file`.
+    fn put(&mut self, key: Key, file: &Path, candidates: Vec<(Origin, Resource)>) {
+        let all = self.resources.entry(key.clone()).or_default();
+        let first = |all: &[(Origin, Resource)]| all.first().map(|(_, resource)| resource.clone());
+        let before = first(all);
+        all.retain(|(origin, _)| &*origin.file != file);
+        all.extend(candidates);
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        if all.len() > 1 {
+            self.contested.insert(key.clone());
+        } else {
+            self.contested.remove(&key);
+        }
+        let changed = before != first(all);
+        if all.is_empty() {
+            self.resources.remove(&key);
+        }
+        if changed {
+            self.changes.insert(key);
+        }
+    }
+
+    /// The files that hold something.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.by_file.keys().map(|file| &**file)
+    }
+
+    /// Number of resources that count.
+    pub fn len(&self) -> usize {
+        self.resources.len()
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.resources.is_empty()
+    }
+
+    /// Number of resources that count, by kind.
+    pub fn count_by_kind(&self) -> BTreeMap<Kind, usize> {
+        let mut counts = BTreeMap::new();
+        for key in self.resources.keys() {
+            *counts.entry(key.kind).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Keys whose resource appeared, changed or went since the last call.
+    pub fn take_changes(&mut self) -> BTreeSet<Key> {
+        mem::take(&mut self.changes)
+    }
+
+    /// Namespaces that have resources or are declared.
+    pub fn namespaces(&self) -> BTreeSet<Arc<str>> {
+        self.resources
+            .keys()
+            .map(|key| match key.kind {
+                Kind::Namespace => Arc::clone(&key.name.name),
+                _ => Arc::clone(&key.name.namespace),
+            })
+            .collect()
+    }
+
+    /// Where the resource that counts came from.
+    pub fn origin(&self, key: &Key) -> Option<&Origin> {
+        self.resources.get(key)?.first().map(|(origin, _)| origin)
+    }
+
+    /// A namespace that is declared.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        let key = Key { kind: Kind::Namespace, name: Name::new("", name) };
+        match self.resources.get(&key)?.first()? {
+            (_, Resource::Namespace(namespace)) => Some(namespace),
+            _ => None,
+        }
+    }
+
+    /// The pods of a namespace, by name.
+    pub fn pods<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Pod> {
+        self.of_kind(Kind::Pod, namespace).filter_map(|(_, resource)| match resource {
+            Resource::Pod(pod) => Some(&**pod),
+            _ => None,
+        })
+    }
+
+    /// The services of a namespace with their origins, by name.
+    pub fn services<'a>(&'a self, namespace: &str) -> impl Iterator<Item = (&'a Origin, &'a Service)> {
+        self.of_kind(Kind::Service, namespace).filter_map(|(origin, resource)| match resource {
+            Resource::Service(service) => Some((origin, &**service)),
+            _ => None,
+        })
+    }
+
+    /// The endpoint slices of a namespace, by name.
+    pub fn endpoint_slices<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a EndpointSlice> {
+        self.of_kind(Kind::EndpointSlice, namespace).filter_map(|(_, resource)| match resource {
+            Resource::EndpointSlice(slice) => Some(slice),
+            _ => None,
+        })
+    }
+
+    /// The mutual TLS policies of a namespace with their origins, by name.
+    pub fn peer_authentications<'a>(
+        &'a self,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&'a Origin, &'a PeerAuthentication)> {
+        self.of_kind(Kind::PeerAuthentication, namespace).filter_map(|(origin, resource)| match resource {
+            Resource::PeerAuthentication(policy) => Some((origin, policy)),
+            _ => None,
+        })
+    }
+
+    fn of_kind<'a>(
+        &'a self,
+        kind: Kind,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&'a Origin, &'a Resource)> {
+        let start = Key { kind, name: Name::new(namespace, "") };
+        self.resources
+            .range(start..)
+            .take_while(move |(key, _)| key.kind == kind && &*key.name.namespace == namespace)
+            .filter_map(|(_, candidates)| candidates.first())
+            .map(|(origin, resource)| (origin, resource))
+    }
+
+    /// One error for each resource that does not count because another has its key.
+    pub fn duplicates(&self) -> Vec<SourceError> {
+        let mut errors = Vec::new();
+        for key in &self.contested {
+            let Some([(first, _), rest @ ..]) = self.resources.get(key).map(Vec::as_slice) else { continue };
+            for (origin, _) in rest {
+                let message = format!(
+                    "is there already, in {}, document {}; only the first counts",
+                    first.file.display(),
+                    first.document
+                );
+                errors.push(located(key, origin, Level::Error, "", message));
+            }
+        }
+        errors
+    }
+}
+
+/// A problem of one resource.
+pub(crate) fn located(key: &Key, origin: &Origin, level: Level, field: &str, message: String) -> SourceError {
+    let namespace = &*key.name.namespace;
+    SourceError {
+        file: PathBuf::from(&*origin.file),
+        document: Some(origin.document),
+        kind: Some(key.kind.as_str().to_owned()),
+        namespace: (!namespace.is_empty()).then(|| namespace.to_owned()),
+        name: Some(key.name.name.to_string()),
+        level,
+        field: field.to_owned(),
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn namespace(name: &str, opt_in: Option<bool>) -> Resource {
+        Resource::Namespace(Namespace { name: name.into(), opt_in })
+    }
+
+    fn changed(index: &mut Index) -> Vec<String> {
+        index.take_changes().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn replacing_a_file_touches_only_what_differs() {
+        let mut index = Index::default();
+        index.replace("a".as_ref(), vec![(1, namespace("x", None)), (2, namespace("y", None))]);
+        assert_eq!(changed(&mut index), ["Namespace x", "Namespace y"]);
+        // x moved to another document, y changed, z is new.
+        let now = vec![(1, namespace("z", None)), (2, namespace("y", Some(true))), (3, namespace("x", None))];
+        index.replace("a".as_ref(), now);
+        assert_eq!(changed(&mut index), ["Namespace y", "Namespace z"]);
+        index.replace("a".as_ref(), Vec::new());
+        assert_eq!(changed(&mut index), ["Namespace x", "Namespace y", "Namespace z"]);
+        assert!(index.is_empty());
+        assert_eq!(index.files().count(), 0);
+    }
+
+    #[test]
+    fn of_two_files_with_one_resource_the_first_by_path_counts_and_the_error_names_both() {
+        let mut index = Index::default();
+        index.replace("b".as_ref(), vec![(1, namespace("x", Some(false)))]);
+        index.replace("a".as_ref(), vec![(3, namespace("x", Some(true)))]);
+        assert_eq!(index.namespace("x").unwrap().opt_in, Some(true));
+        let errors: Vec<String> = index.duplicates().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            errors,
+            ["b, document 1, Namespace x: is there already, in a, document 3; only the first counts"]
+        );
+
+        index.take_changes();
+        index.replace("a".as_ref(), Vec::new());
+        assert_eq!(index.namespace("x").unwrap().opt_in, Some(false), "the other takes its place");
+        assert_eq!(changed(&mut index), ["Namespace x"]);
+        assert_eq!(index.duplicates(), []);
+    }
+
+    #[test]
+    fn a_duplicate_within_one_file_is_an_error_too() {
+        let mut index = Index::default();
+        index.replace("a".as_ref(), vec![(1, namespace("x", Some(true))), (2, namespace("x", None))]);
+        assert_eq!(index.namespace("x").unwrap().opt_in, Some(true));
+        assert_eq!(index.duplicates().len(), 1);
+        assert_eq!(index.len(), 1);
+    }
+}
