@@ -424,6 +424,18 @@ impl Agent {
         asked.map_err(io)
     }
 
+    /// The sum of all samples of `/metrics` whose line contains every one of `parts`, such as a name and
+    /// `reason="fail_closed"`.
+    ///
+    /// # Errors
+    /// As [`Agent::http`].
+    pub fn metric(&self, parts: &[&str]) -> Result<f64, AgentError> {
+        let (_, text) = self.http("/metrics")?;
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let matching = samples.filter(|line| parts.iter().all(|part| line.contains(part)));
+        Ok(matching.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
     /// GET a path of the admin socket, such as `/edges`: quicker than `meshctl`, whose `top` measures for a
     /// second.
     ///

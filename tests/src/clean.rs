@@ -60,7 +60,7 @@ pub(crate) fn remove_pins(node: &str) {
 }
 
 /// `nodemesh/` on each bpffs mount.
-fn pin_directories() -> Vec<PathBuf> {
+pub(crate) fn pin_directories() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     let mut directories: Vec<PathBuf> = mounts
         .lines()

@@ -6,8 +6,11 @@
 pub mod agent;
 pub mod artefacts;
 pub mod bookinfo;
+mod bpf;
 pub mod cgroup;
 pub mod clean;
+pub mod foreign;
+pub mod kernel;
 pub mod manifests;
 pub mod netns;
 pub mod place;
@@ -23,6 +26,7 @@ pub mod world;
 mod yaml;
 
 pub use agent::{Agent, AgentBuilder};
+pub use kernel::{Counters, Kernel};
 pub use manifests::Manifests;
 pub use place::Place;
 pub use pod::Pod;

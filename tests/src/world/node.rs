@@ -9,6 +9,7 @@ use super::plan::{self, Link, NAMESERVER4};
 use super::{World, WorldError, make_directory};
 use crate::agent::{Agent, AgentBuilder, AgentSeat};
 use crate::cgroup::Cgroup;
+use crate::kernel::Kernel;
 use crate::netns::NetNs;
 use crate::place::{Place, PlaceParts};
 use crate::pod::{Pod, PodIdentity, ip4_of, ip6_of};
@@ -197,6 +198,12 @@ impl Node {
         pod.netns().remove();
         lock(&self.pods).retain(|other| other.uid() != pod.uid());
         Ok(())
+    }
+
+    /// What agents of this node have in the kernel, whether one runs or not.
+    #[must_use]
+    pub fn kernel(&self) -> Kernel {
+        Kernel::of(&self.full_name)
     }
 
     /// An agent for this node, not started yet.
