@@ -1,6 +1,6 @@
 //! Owns the rule that documents name files which exist.
 
-use super::{Findings, Tree};
+use super::{Findings, Tree, shape};
 
 /// Documents that walk a reader through the tree.
 const DOCUMENTS: [&str; 3] = ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"];
@@ -41,6 +41,8 @@ fn missing(tree: &Tree, quoted: &str) -> Option<&'static str> {
     let path = quoted.trim_end_matches('/');
     let is_rust = path.ends_with(".rs");
     match path.split_once('/') {
+        // Named to forbid them.
+        None if shape::NAMES.contains(&path) => None,
         // A bare file name: somewhere in the tree.
         None if is_rust => {
             let somewhere = tree.paths.iter().any(|known| known.rsplit('/').next() == Some(path));
@@ -75,6 +77,7 @@ mod tests {
         check_text("see `plan.rs`", true);
         check_text("see `gone.rs`", false);
         check_text("see `core/src/plan.rs`", false);
+        check_text("never `mod.rs`", true);
     }
 
     #[test]

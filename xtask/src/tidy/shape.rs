@@ -7,7 +7,8 @@ const LINES_SOFT: usize = 400;
 /// A file this long fails.
 const LINES_HARD: usize = 800;
 /// Names that say nothing about what is inside and so attract everything.
-const NAMES: [&str; 6] = ["common.rs", "helpers.rs", "manager.rs", "mod.rs", "types.rs", "util.rs"];
+pub(super) const NAMES: [&str; 6] =
+    ["common.rs", "helpers.rs", "manager.rs", "mod.rs", "types.rs", "util.rs"];
 /// Folders whose Rust files are data for tests.
 const DATA: [&str; 2] = ["/data/", "/fixtures/"];
 /// Where `unsafe` may stand: kernel access, shared layouts, and programs that imitate odd applications.
