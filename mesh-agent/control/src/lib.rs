@@ -16,3 +16,4 @@ pub mod index;
 pub mod problem;
 pub mod resource;
 pub mod source;
+pub mod status;

@@ -62,7 +62,7 @@ impl<'a> Sources<'a> {
         let name = Arc::clone(&service.name.name);
         if let Some(slices) = self.slices.get(&*name) {
             for (port, target) in service.ports.iter_mut().zip(&declared.targets) {
-                port.endpoints = unique(slices.iter().flat_map(|slice| self.from_slice(slice, port, target)));
+                port.endpoints = unique(slices.iter().flat_map(|slice| self.of_slice(slice, port, target)));
             }
             return service;
         }
@@ -101,7 +101,7 @@ impl<'a> Sources<'a> {
         rarest.unwrap_or_default().iter().copied().filter(matches).collect()
     }
 
-    fn from_slice<'s>(
+    fn of_slice<'s>(
         &'s self,
         slice: &'s EndpointSlice,
         port: &ServicePort,
