@@ -111,9 +111,10 @@ impl Tier {
         if let Err(error) = setup::ensure(workspace, needs) {
             return Some(format!("{error:#}"));
         }
-        match self {
-            Self::Bpf | Self::Netns => own_kernel_lacks(),
-            Self::Tidy | Self::Unit | Self::Vm61 | Self::Vm612 | Self::Vm72 => None,
+        match self.kernel() {
+            Some(kernel) => vm::prepare(workspace, kernel).err().map(|error| format!("{error:#}")),
+            None if matches!(self, Self::Bpf | Self::Netns) => own_kernel_lacks(),
+            None => None,
         }
     }
 }

@@ -128,6 +128,15 @@ pub(crate) fn run(workspace: &Workspace, arguments: &VmArguments) -> anyhow::Res
     Ok(())
 }
 
+/// Gets the kernel if it is not in the cache, so that a machine without a mirror can say so beforehand.
+pub(crate) fn prepare(workspace: &Workspace, kernel: Kernel) -> anyhow::Result<()> {
+    kernel::obtain(kernel, &folder(workspace, kernel)).map(drop)
+}
+
+fn folder(workspace: &Workspace, kernel: Kernel) -> PathBuf {
+    workspace.target.join("vm").join(kernel.to_string())
+}
+
 /// A single program in place of the tree's own.
 fn alone(workspace: &Workspace, program: &Path) -> anyhow::Result<Built> {
     let program = program.canonicalize().with_context(|| format!("find {}", program.display()))?;
@@ -146,7 +155,7 @@ pub(crate) fn run_tests(
 ) -> anyhow::Result<Tally> {
     let suites: Vec<&Suite> = selection.places.iter().flat_map(|&place| built.at(place)).collect();
     ensure!(!suites.is_empty(), "there is no test program to run in a guest");
-    let folder = workspace.target.join("vm").join(kernel.to_string());
+    let folder = folder(workspace, kernel);
     let files = kernel::obtain(kernel, &folder)?;
     let initramfs = initramfs::make(&folder, &files, built, &suites, selection)?;
     let guest = guest::Guest { folder: &folder, kernel: &files.image, initramfs: &initramfs };

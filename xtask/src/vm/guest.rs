@@ -2,7 +2,7 @@
 
 use std::{
     fmt, fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 
 use crate::{
     libtest::Tally,
-    process::{self, Ended},
+    process::{self, Ended, capture},
     suites::Suite,
     workspace::Workspace,
 };
@@ -31,6 +31,13 @@ pub(super) struct Guest<'a> {
     pub(super) folder: &'a Path,
     pub(super) kernel: &'a Path,
     pub(super) initramfs: &'a Path,
+}
+
+impl Guest<'_> {
+    /// Archive of what failed tests left; empty if nothing was left.
+    fn artefacts(&self) -> PathBuf {
+        self.folder.join("artefacts.tar.gz")
+    }
 }
 
 /// How qemu runs a guest's instructions.
@@ -94,6 +101,7 @@ pub(super) fn run(
     if !reading.is_down {
         print_console(guest);
     }
+    unpack_artefacts(guest)?;
     Ok(reading.finish(ended))
 }
 
@@ -114,7 +122,9 @@ fn command(guest: &Guest<'_>, accelerator: Accelerator, more: &str) -> Command {
         .args(["-append", &format!("console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off {more}")])
         .arg("-serial")
         .arg(format!("file:{}", guest.folder.join("console.log").display()))
-        .args(["-chardev", "stdio,id=tests,signal=off", "-serial", "chardev:tests"]);
+        .args(["-chardev", "stdio,id=tests,signal=off", "-serial", "chardev:tests"])
+        .arg("-serial")
+        .arg(format!("file:{}", guest.artefacts().display()));
     qemu
 }
 
@@ -177,6 +187,25 @@ impl Reading<'_> {
         }
         self.total
     }
+}
+
+fn unpack_artefacts(guest: &Guest<'_>) -> anyhow::Result<()> {
+    let archive = guest.artefacts();
+    let target = guest.folder.join("test-artifacts");
+    if target.exists() {
+        fs::remove_dir_all(&target).with_context(|| format!("remove {}", target.display()))?;
+    }
+    if archive.metadata().is_ok_and(|meta| meta.len() > 0) {
+        fs::create_dir_all(&target).with_context(|| format!("create {}", target.display()))?;
+        let mut tar = Command::new("tar");
+        // An archive cut off at the guest's bound is still worth reading.
+        let unpacked = capture(tar.args(["-x", "-z", "-f"]).arg(&archive).arg("-C").arg(&target));
+        println!("what failed tests left: {}", target.display());
+        if let Err(error) = unpacked {
+            println!("(incomplete: {error:#})");
+        }
+    }
+    Ok(())
 }
 
 fn print_console(guest: &Guest<'_>) {

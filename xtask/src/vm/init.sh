@@ -2,8 +2,10 @@
 # The guest's first and only process: makes the machine usable, runs the tests, ends the machine.
 # What goes to the second serial port is what the host reads; the kernel has the first for itself.
 
-/bin/busybox --install -s /bin
+# Whatever the host did not supply itself.
+/bin/busybox --install -s /bin 2>/dev/null
 export PATH=/sbin:/bin:/usr/sbin:/usr/bin HOME=/root TMPDIR=/tmp RUST_BACKTRACE=1
+export MESH_TEST_ARTIFACTS=/tmp/artifacts
 
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -38,6 +40,12 @@ sysctl -q -w kernel.panic_on_oops=1
 ulimit -n 65536
 
 /bin/sh /run-tests.sh
+
+# What failed tests left, through the third serial port; bounded, since that port is slow.
+if [ -n "$(ls -A "$MESH_TEST_ARTIFACTS" 2>/dev/null)" ]; then
+    stty -F /dev/ttyS2 raw -echo
+    tar -c -z -C "$MESH_TEST_ARTIFACTS" . | head -c 8000000 >/dev/ttyS2
+fi
 
 echo "nodemesh-guest: down"
 sync

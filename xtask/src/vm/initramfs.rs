@@ -69,7 +69,9 @@ pub(super) fn make(
 
     let busybox = find_program("busybox").context("find busybox")?;
     root.program(&busybox, "bin/busybox")?;
-    symlink("busybox", root.at("bin/sh")).context("link /bin/sh")?;
+    // Debian's busybox shell prefers its own `ip` to the real one, whatever PATH says.
+    let shell = find_program("sh").context("find a shell")?;
+    root.program(&shell, "bin/sh")?;
     for name in PROGRAMS {
         if let Some(path) = find_program(name) {
             root.program(&path, &format!("sbin/{name}"))?;
