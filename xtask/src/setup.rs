@@ -135,7 +135,8 @@ pub(crate) fn ensure(workspace: &Workspace, needs: &[Need]) -> anyhow::Result<()
     for (tool, why) in &missing {
         eprintln!("setup: {} is needed: {why}", tool.name);
     }
-    if !plan.apt.is_empty() && !can_use_apt() {
+    let lacks_rustup = plan.needs_rustup() && on_path("rustup").is_err();
+    if (!plan.apt.is_empty() && !can_use_apt()) || lacks_rustup {
         bail!("{}", plan.by_hand());
     }
     plan.execute(workspace)?;
@@ -210,8 +211,13 @@ impl Plan {
         commands
     }
 
+    fn needs_rustup(&self) -> bool {
+        self.nightly || self.rust_src_for.is_some() || !self.components.is_empty()
+    }
+
     fn by_hand(&self) -> String {
-        let intro = "these packages need root on Debian. As root, or with your system's own packages, run:";
+        let intro = "this needs root on Debian, and rustup for Rust's own parts. As root run this, or install the \
+                     same with your system's means:";
         let lines = self.commands().into_iter().map(|command| format!("\n    {command}"));
         lines.fold(intro.to_owned(), |text, line| text + &line)
     }

@@ -70,6 +70,12 @@ impl Built {
     }
 }
 
+/// The programs tests may drive, as far as `folder` has them.
+pub(crate) fn programs_in(folder: &Path) -> BTreeMap<String, PathBuf> {
+    let paths = PROGRAM_VARIABLES.map(|(name, _)| (name.to_owned(), folder.join(name)));
+    paths.into_iter().filter(|(_, path)| path.is_file()).collect()
+}
+
 /// Builds everything in the dev profile; compiler messages go to stderr.
 pub(crate) fn build(workspace: &Workspace) -> anyhow::Result<Built> {
     let mut cargo = cargo(workspace);

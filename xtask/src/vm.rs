@@ -142,7 +142,9 @@ fn alone(workspace: &Workspace, program: &Path) -> anyhow::Result<Built> {
     let program = program.canonicalize().with_context(|| format!("find {}", program.display()))?;
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let folder = workspace.root.join("tests");
-    Ok(Built { suites: vec![Suite { name, place: Place::Netns, program, folder }], ..Built::default() })
+    // Cargo puts test programs into `deps`, beside which the programs they drive stand.
+    let programs = program.ancestors().nth(2).map(suites::programs_in).unwrap_or_default();
+    Ok(Built { suites: vec![Suite { name, place: Place::Netns, program, folder }], programs })
 }
 
 /// Boots `kernel`, runs the selected tests inside and returns what they reported.
