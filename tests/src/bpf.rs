@@ -52,8 +52,7 @@ fn address<T: ?Sized>(value: &T) -> u64 {
 fn bpf(command: u32, attr: &mut Attr) -> io::Result<i32> {
     // SAFETY: the kernel reads and writes at most the bytes of `attr`; every address in it was made by the
     // callers in this module from buffers that outlive the call and are as long as the command needs.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, attr.0.as_mut_ptr(), size_of_val(&attr.0)) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.0.as_mut_ptr(), size_of_val(&attr.0)) };
     match i32::try_from(result) {
         Ok(result) if result >= 0 => Ok(result),
         _ => Err(io::Error::last_os_error()),

@@ -39,8 +39,7 @@ impl Kernel {
     /// # Errors
     /// When nothing is pinned.
     pub fn folder(&self) -> Result<PathBuf, KernelError> {
-        let nodes: Vec<PathBuf> =
-            clean::pin_directories().iter().map(|root| root.join(&self.node)).collect();
+        let nodes: Vec<PathBuf> = clean::pin_directories().iter().map(|root| root.join(&self.node)).collect();
         let versions = nodes.iter().flat_map(|node| entries(node));
         versions.last().ok_or_else(|| KernelError {
             doing: "find a folder below",
@@ -174,7 +173,7 @@ impl Counters {
     /// What was counted since `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
-        let earlier = |decision| before.counts.get(decision).copied().unwrap_or(0);
+        let earlier = |decision: &Decision| before.counts.get(decision).copied().unwrap_or(0);
         let grown = |(decision, count): (&Decision, &u64)| {
             let more = count.saturating_sub(earlier(decision));
             (more > 0).then_some((*decision, more))

@@ -12,6 +12,7 @@ pub mod clean;
 pub mod foreign;
 pub mod kernel;
 pub mod manifests;
+pub mod nameserver;
 pub mod netns;
 pub mod place;
 pub mod pod;

@@ -2,17 +2,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::agent::{Agent, AgentError};
+use crate::kernel::Counters;
 use crate::manifests::{
     ManifestError, MtlsMode, NamespaceManifest, PeerAuthenticationManifest, ServiceManifest,
 };
 use crate::pod::Pod;
-use crate::tool::{Server, ServerOptions, ToolError};
+use crate::tool::{Connection, Server, ServerOptions, ToolError};
 use crate::verdict::Failure;
-use crate::world::World;
+use crate::waiting::eventually;
+use crate::world::{Node, World};
 
 /// The meshed namespace of the scene.
 pub const NAMESPACE: &str = "shop";
@@ -193,4 +196,23 @@ pub fn opened(agent: &Agent, source: &Pod, destination: &Pod, path: &str) -> Res
             && row["direction"] == "outbound"
     };
     Ok(rows.iter().filter(matches).filter_map(|row| row["opened"].as_u64()).sum())
+}
+
+/// Dial `to` from `client` until a connection goes past the agent by a verdict, and return that connection.
+/// `node` is the client's; nothing else may dial on it meanwhile.
+///
+/// # Errors
+/// When a connect fails, or none goes Direct in time.
+pub fn dial_directly(node: &Node, client: &Pod, to: SocketAddr) -> Result<Connection, Failure> {
+    let dial = || -> Result<(Connection, Counters), anyhow::Error> {
+        let before = node.kernel().counters()?;
+        let connection = client.tool()?.connect(to)?;
+        connection.who()?;
+        Ok((connection, node.kernel().counters()?.since(&before)))
+    };
+    let is_direct = |outcome: &Result<(Connection, Counters), anyhow::Error>| {
+        outcome.as_ref().is_ok_and(|(_, counted)| counted.count("direct", "verdict_allow") > 0)
+    };
+    let (connection, _) = eventually(Duration::from_secs(5), dial, is_direct)??;
+    Ok(connection)
 }
