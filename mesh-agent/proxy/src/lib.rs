@@ -36,3 +36,6 @@ pub use connections::ConnectionView;
 pub use metrics::Metrics;
 pub use proxy::{AddPodError, Dependencies, Drained, Proxy, StartError};
 pub use settings::{DnsSettings, Settings};
+
+#[cfg(test)]
+mod tests;

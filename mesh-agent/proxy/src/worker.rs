@@ -209,6 +209,11 @@ impl Worker {
         &self.shared.metrics
     }
 
+    /// Memory lent to connections.
+    pub(crate) fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
     pub(crate) fn random(&self) -> u64 {
         self.random.next()
     }
@@ -288,7 +293,7 @@ impl Worker {
         }));
     }
 
-    async fn serve(&self, accepted: Accepted) {
+    pub(crate) async fn serve(&self, accepted: Accepted) {
         let Accepted { socket, client, direction, pod } = accepted;
         let opened = self.connections.open(direction, &pod.handle, &pod.admission, client, self.tick.get());
         let Ok(open) = opened else { return stream::reset(socket) };
@@ -352,7 +357,7 @@ impl Worker {
             self.connections.each(|live| live.publish_bytes());
         }
         if tick.is_multiple_of(TRIM_TICKS) {
-            if self.buffers.held() == 0 {
+            if self.buffers().held() == 0 {
                 self.buffers.trim();
             }
             if self.index == 0 {
@@ -439,7 +444,7 @@ pub(crate) async fn run(
         loop {
             ticks.tick().await;
             ticking.on_tick();
-            let now = i64::try_from(ticking.buffers.held()).unwrap_or(i64::MAX);
+            let now = i64::try_from(ticking.buffers().held()).unwrap_or(i64::MAX);
             ticking.metrics().held_bytes.inc_by(now - held);
             held = now;
         }

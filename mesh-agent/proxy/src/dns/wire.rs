@@ -10,7 +10,7 @@ use hickory_proto::{
         DNSClass, Name, RData, Record as WireRecord, RecordType,
         rdata::{A, AAAA, CNAME, SOA, SRV},
     },
-    serialize::binary::{BinEncodable, BinEncoder},
+    serialize::binary::BinEncodable,
 };
 use mesh_core::dns::{QType, Record, RecordData};
 
@@ -154,22 +154,28 @@ impl Query {
                 self.message.edns.as_ref().map_or(UDP_MIN, |edns| edns.max_payload().clamp(UDP_MIN, UDP_MAX))
             }
         };
-        let mut whole = encode(reply, max);
-        if whole.is_none() {
-            // Not even a part fits: the client must come by TCP.
-            whole = encode(&reply.truncate(), max);
-        }
-        whole
+        encode(reply, max)
     }
 }
 
-/// Encodes at most `max` bytes; records that do not fit are left out and the reply is marked truncated.
+/// Encodes at most `max` bytes. Records that do not fit are left out and the reply is marked truncated.
 fn encode(message: &Message, max: u16) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(512);
-    let mut encoder = BinEncoder::new(&mut bytes);
-    encoder.set_max_size(max);
-    message.emit(&mut encoder).ok()?;
-    Some(bytes)
+    let whole = message.to_vec().ok()?;
+    if whole.len() <= usize::from(max) {
+        return Some(whole);
+    }
+    // The options must be there even when records are not, so the records get what is left.
+    let mut part = message.truncate();
+    let bare = part.to_vec().ok()?.len();
+    let mut room = usize::from(max).checked_sub(bare)?;
+    for record in &message.answers {
+        // Without compression, so that the sum is an upper bound.
+        let Ok(len) = record.to_bytes().map(|bytes| bytes.len()) else { continue };
+        let Some(left) = room.checked_sub(len) else { break };
+        room = left;
+        part.answers.push(record.clone());
+    }
+    part.to_vec().ok()
 }
 
 /// Records of ours as they go on the wire. One whose name cannot be a DNS name is left out.
@@ -268,4 +274,78 @@ fn question(message: &[u8]) -> Option<&[u8]> {
 /// Whether a decoded reply is one.
 pub(crate) fn decode_reply(bytes: &[u8]) -> Option<Message> {
     Message::from_vec(bytes).ok().filter(|message| message.metadata.message_type == MessageType::Response)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn query(name: &str, record_type: RecordType) -> Vec<u8> {
+        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+        message.add_query(hickory_proto::op::Query::query(Name::from_ascii(name).unwrap(), record_type));
+        message.to_vec().unwrap()
+    }
+
+    fn reply_to(query: &[u8]) -> Vec<u8> {
+        failure(query, ResponseCode::ServFail)
+    }
+
+    #[test]
+    fn no_bytes_make_decoding_panic() {
+        // Every prefix, and every single byte changed in four ways.
+        let whole = query("a.web.default.svc.cluster.local.", RecordType::A);
+        for len in 0..whole.len() {
+            drop(Query::parse(&whole[..len]));
+            answers(&whole[..len], &whole, 7);
+        }
+        for at in 0..whole.len() {
+            for xor in [0x01, 0x80, 0xc0, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= xor;
+                drop(Query::parse(&bytes));
+                answers(&bytes, &whole, 7);
+            }
+        }
+    }
+
+    #[test]
+    fn a_reply_must_carry_the_id_and_the_question() {
+        let asked = query("example.com.", RecordType::A);
+        let check = |reply: &[u8], want: bool| assert_eq!(answers(reply, &asked, 7), want, "{reply:?}");
+        check(&reply_to(&asked), true);
+        check(&reply_to(&query("EXAMPLE.com.", RecordType::A)), true);
+        check(&reply_to(&query("example.org.", RecordType::A)), false);
+        check(&reply_to(&query("example.com.", RecordType::AAAA)), false);
+        check(&asked, false);
+        let mut other_id = reply_to(&asked);
+        set_id(&mut other_id, 8);
+        check(&other_id, false);
+        let without_question = Message::error_msg(7, OpCode::Query, ResponseCode::Refused).to_vec().unwrap();
+        check(&without_question, true);
+        check(&without_question[..11], false);
+    }
+
+    #[test]
+    fn truncation_keeps_the_options_and_never_exceeds_the_limit() {
+        let mut bytes = Message::from_vec(&query("many.default.svc.cluster.local.", RecordType::A)).unwrap();
+        bytes.set_edns(Edns::new());
+        let query = Query::parse(&bytes.to_vec().unwrap()).unwrap();
+        let record = |i: u8| Record {
+            name: "many.default.svc.cluster.local".into(),
+            data: RecordData::A(Ipv4Addr::new(10, 0, 0, i)),
+        };
+        let mut whole = 0;
+        for count in 0..200 {
+            let records: Vec<Record> = (0..count).map(record).collect();
+            let bytes = query.answer(&records, &[], 30, Transport::Udp).unwrap();
+            let reply = Message::from_vec(&bytes).unwrap();
+            assert!(bytes.len() <= usize::from(UDP_MAX), "{count}: {}", bytes.len());
+            assert!(reply.edns.is_some(), "{count}");
+            assert_eq!(reply.metadata.truncation, reply.answers.len() < usize::from(count), "{count}");
+            whole += usize::from(!reply.metadata.truncation);
+        }
+        assert!((20..150).contains(&whole), "{whole}");
+    }
 }

@@ -1,0 +1,7 @@
+//! The data path in one process over loopback: a worker, a pod made of plain sockets, and a kernel of tables.
+
+mod dns;
+mod fixture;
+mod life;
+mod outbound;
+mod relay;
