@@ -94,6 +94,18 @@ pub struct NodeArgs {
     /// Exact cgroup of the kubelet, whose probes reach declared probe ports unhindered.
     #[arg(long, env = "MESH_PROBER_CGROUP", value_name = "DIR")]
     pub prober_cgroup: Option<PathBuf>,
+    /// Time for an upstream connect, retries included.
+    #[arg(long, env = "MESH_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub connect_timeout: Duration,
+    /// Proxied connections without a byte in either direction for this long end.
+    #[arg(long, env = "MESH_IDLE_TIMEOUT", value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub idle_timeout: Duration,
+    /// Move bulk flows with splice(2) instead of copying them.
+    #[arg(long, env = "MESH_SPLICE", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub splice: bool,
+    /// Log what the kernel programs decide, at debug level. Costs time on every connect.
+    #[arg(long, env = "MESH_KERNEL_LOG")]
+    pub kernel_log: bool,
     /// DNS suffix of services.
     #[arg(long, env = "MESH_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
@@ -143,7 +155,9 @@ fn resolver(text: &str) -> Result<SocketAddr, String> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok(SocketAddr::new(ip, 53));
     }
-    text.parse().map_err(|_| format!("{text:?} is not a resolver such as 10.96.0.10, 10.96.0.10:5353 or [fd00::1]:53"))
+    text.parse().map_err(|_| {
+        format!("{text:?} is not a resolver such as 10.96.0.10, 10.96.0.10:5353 or [fd00::1]:53")
+    })
 }
 
 #[cfg(test)]
@@ -189,7 +203,14 @@ mod tests {
     #[test]
     fn resolvers_may_be_repeated_or_listed() {
         let args = Args::try_parse_from([
-            "mesh-agent", "node", "--config", "x", "--dns-upstream", "10.0.0.1,10.0.0.2:5353", "--dns-upstream", "::1",
+            "mesh-agent",
+            "node",
+            "--config",
+            "x",
+            "--dns-upstream",
+            "10.0.0.1,10.0.0.2:5353",
+            "--dns-upstream",
+            "::1",
         ])
         .unwrap();
         let Command::Node(node) = args.command else { panic!("{args:?}") };

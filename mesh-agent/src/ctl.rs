@@ -95,7 +95,8 @@ fn print<T: serde::Serialize>(out: Output, view: &T, text: impl Fn(&T) -> String
     let printed = match out {
         Output::Text => text(view),
         Output::Json => {
-            let mut json = serde_json::to_string_pretty(view).map_err(|source| CtlError::Encode { source })?;
+            let mut json =
+                serde_json::to_string_pretty(view).map_err(|source| CtlError::Encode { source })?;
             json.push('\n');
             json
         }
@@ -105,5 +106,8 @@ fn print<T: serde::Serialize>(out: Output, view: &T, text: impl Fn(&T) -> String
 
 fn write_out(text: &str) -> Result<(), CtlError> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|source| CtlError::Print { source })
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .map_err(|source| CtlError::Print { source })
 }

@@ -10,5 +10,6 @@
 
 pub mod cli;
 pub mod ctl;
+pub mod node;
 pub mod report;
 pub mod view;

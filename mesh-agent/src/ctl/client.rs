@@ -96,17 +96,19 @@ impl Client {
             .enable_all()
             .build()
             .map_err(|source| AskError::Runtime { source })?;
-        let answer = runtime.block_on(async {
-            tokio::time::timeout(within, self.exchange(&target(path, query))).await
-        });
+        let answer = runtime
+            .block_on(async { tokio::time::timeout(within, self.exchange(&target(path, query))).await });
         let (status, body) =
             answer.map_err(|_| AskError::TimedOut { socket: self.socket.clone(), limit: within })??;
         if status != StatusCode::OK {
-            let error = serde_json::from_slice::<ErrorView>(&body)
-                .map_or_else(|_| format!("the agent at {} answered {status}", self.socket.display()), |v| v.error);
+            let error = serde_json::from_slice::<ErrorView>(&body).map_or_else(
+                |_| format!("the agent at {} answered {status}", self.socket.display()),
+                |v| v.error,
+            );
             return Err(AskError::Refused { error });
         }
-        serde_json::from_slice(&body).map_err(|source| AskError::Decode { socket: self.socket.clone(), source })
+        serde_json::from_slice(&body)
+            .map_err(|source| AskError::Decode { socket: self.socket.clone(), source })
     }
 
     async fn exchange(&self, target: &str) -> Result<(StatusCode, Bytes), AskError> {

@@ -32,7 +32,9 @@ fn resolution(out: &mut String, view: &ExplainView) {
         ResolutionKind::Mesh => format!("dns: the mesh answers for {name}: {}", addrs()),
         ResolutionKind::NoData => format!("dns: the mesh knows {name}, and that it has no address"),
         ResolutionKind::NxDomain => format!("dns: the mesh says that there is no {name}"),
-        ResolutionKind::Forward => format!("dns: the mesh does not know {name}; the pod's own resolver is asked"),
+        ResolutionKind::Forward => {
+            format!("dns: the mesh does not know {name}; the pod's own resolver is asked")
+        }
     };
     if !text.is_empty() {
         put(out, 0, &text);
@@ -62,7 +64,12 @@ fn explain_decision(out: &mut String, decision: &HookView) {
     put(
         out,
         2,
-        &format!("{}: {} ({}){port}{ticket}", decision.hook, decision.outcome.to_uppercase(), decision.reason),
+        &format!(
+            "{}: {} ({}){port}{ticket}",
+            decision.hook,
+            decision.outcome.to_uppercase(),
+            decision.reason
+        ),
     );
     put(out, 3, &decision.text);
     if let Some(verdict) = &decision.verdict {
@@ -72,7 +79,11 @@ fn explain_decision(out: &mut String, decision: &HookView) {
         let excluded = if server.excluded { ", port excluded from capture" } else { "" };
         let closed = if server.fail_closed { ", fails closed" } else { "" };
         put(out, 2, &format!("server: mode {}{closed}{excluded}", server.mode));
-        put(out, 3, &format!("arrival: {} ({})", server.arrival.outcome.to_uppercase(), server.arrival.reason));
+        put(
+            out,
+            3,
+            &format!("arrival: {} ({})", server.arrival.outcome.to_uppercase(), server.arrival.reason),
+        );
         put(out, 4, &server.arrival.text);
         let down = &server.agent_down;
         put(out, 3, &format!("agent down: {} ({})", down.outcome.to_uppercase(), down.reason));

@@ -16,7 +16,7 @@ pub(super) fn render(view: &ProfileView) -> String {
     let mut out = format!("window {:.1} s\n\n", view.window_s);
     let mut table = Table::new(&[
         ("PROGRAM", Align::Left),
-        ("ID", Align::Right),
+        ("INSTANCES", Align::Right),
         ("CALLS", Align::Right),
         ("CALLS/S", Align::Right),
         ("NS/CALL", Align::Right),
@@ -26,7 +26,7 @@ pub(super) fn render(view: &ProfileView) -> String {
     for program in &view.programs {
         table.row([
             program.program.clone(),
-            program.id.to_string(),
+            program.instances.to_string(),
             program.calls.to_string(),
             figures::count(program.calls as f64 / window_s),
             program.ns_per_call.map(|ns| format!("{ns:.0}")).unwrap_or_default(),
@@ -61,7 +61,9 @@ pub(super) fn render(view: &ProfileView) -> String {
         out.push('\n');
         if histogram.count > 0 {
             draw(&mut out, histogram, "in the window");
-        } else if let Some(total) = view.histograms_total.iter().find(|h| h.name == histogram.name && h.count > 0) {
+        } else if let Some(total) =
+            view.histograms_total.iter().find(|h| h.name == histogram.name && h.count > 0)
+        {
             draw(&mut out, total, "since the start; nothing in the window");
         } else {
             let _ignored = writeln!(out, "{}: nothing yet", histogram.name);
@@ -110,7 +112,7 @@ mod tests {
             window_s: 2.0,
             programs: vec![ProgramCostView {
                 program: "connect4".into(),
-                id: 12,
+                instances: 1,
                 calls: 1000,
                 ns: 200_000,
                 ns_per_call: Some(200.0),
@@ -121,7 +123,10 @@ mod tests {
                 reason: "verdict_allow".into(),
                 count: 900,
             }],
-            histograms: vec![HistogramView::from_log2("connect_ns", &counts), HistogramView::from_log2("srtt_us", &[])],
+            histograms: vec![
+                HistogramView::from_log2("connect_ns", &counts),
+                HistogramView::from_log2("srtt_us", &[]),
+            ],
             histograms_total: vec![total],
         }
     }
@@ -129,15 +134,18 @@ mod tests {
     #[test]
     fn the_cost_of_a_call_and_the_counters_are_shown() {
         let text = render(&view());
-        assert!(text.contains("connect4  12   1000      500      200  0.010%"), "{text}");
+        assert!(text.contains("connect4          1   1000      500      200  0.010%"), "{text}");
         assert!(text.contains("connect4  direct   verdict_allow    900    450"), "{text}");
     }
 
     #[test]
     fn bars_are_in_proportion_and_never_empty() {
         let text = render(&view());
-        let bars: Vec<usize> =
-            text.lines().filter(|l| l.ends_with('#')).map(|l| l.chars().filter(|c| *c == '#').count()).collect();
+        let bars: Vec<usize> = text
+            .lines()
+            .filter(|l| l.ends_with('#'))
+            .map(|l| l.chars().filter(|c| *c == '#').count())
+            .collect();
         assert_eq!(bars, [BAR, 1, BAR]);
     }
 

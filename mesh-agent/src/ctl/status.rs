@@ -43,8 +43,8 @@ fn summary(out: &mut String, view: &StatusView) {
     let snapshot = &view.snapshot;
     let errors = match view.source_errors.len() {
         0 => String::new(),
-        1 => ", 1 error".to_owned(),
-        n => format!(", {n} errors"),
+        1 => ", 1 problem".to_owned(),
+        n => format!(", {n} problems"),
     };
     line(
         out,
@@ -104,7 +104,9 @@ fn programs(out: &mut String, view: &StatusView) {
         ("CGROUP", Align::Left),
     ]);
     for program in &view.kernel.foreign_programs {
-        table.row([program.name.clone(), program.id.to_string(), program.hook.clone(), program.cgroup.clone()]);
+        let exclusive = if program.exclusive { " (exclusive)" } else { "" };
+        let hook = format!("{}{exclusive}", program.hook);
+        table.row([program.name.clone(), program.id.to_string(), hook, program.cgroup.clone()]);
     }
     section(out, &table);
 }
@@ -123,7 +125,7 @@ fn maps(out: &mut String, view: &StatusView) {
             map.name.clone(),
             map.entries.to_string(),
             map.max_entries.to_string(),
-            format!("{fill:.1}%"),
+            if map.evicts { format!("{fill:.1}% (evicts)") } else { format!("{fill:.1}%") },
             map.refused.to_string(),
         ]);
     }
@@ -132,22 +134,24 @@ fn maps(out: &mut String, view: &StatusView) {
 
 fn sources(out: &mut String, view: &StatusView) {
     let mut table = Table::new(&[
-        ("CONFIG ERROR", Align::Left),
+        ("CONFIG FILE", Align::Left),
+        ("LEVEL", Align::Left),
         ("OBJECT", Align::Left),
         ("FIELD", Align::Left),
-        ("REASON", Align::Left),
+        ("MESSAGE", Align::Left),
     ]);
     for error in &view.source_errors {
         let place = match error.document {
             Some(document) => format!("{}#{document}", error.file),
             None => error.file.clone(),
         };
-        let object = match (&error.kind, &error.name) {
-            (Some(kind), Some(name)) => format!("{kind} {name}"),
-            (Some(one), None) | (None, Some(one)) => one.clone(),
-            (None, None) => String::new(),
+        let name = match (&error.namespace, &error.name) {
+            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+            (_, name) => name.clone().unwrap_or_default(),
         };
-        table.row([place, object, error.field.clone().unwrap_or_default(), error.reason.clone()]);
+        let object = format!("{} {name}", error.kind.as_deref().unwrap_or_default());
+        let object = object.trim().to_owned();
+        table.row([place, error.level.clone(), object, error.field.clone(), error.message.clone()]);
     }
     section(out, &table);
 }
@@ -209,11 +213,19 @@ mod tests {
                 file: "web.yaml".into(),
                 document: Some(2),
                 kind: Some("Service".into()),
-                name: Some("shop/web".into()),
-                field: Some("spec.ports[0].port".into()),
-                reason: "found \"http\", want a number".into(),
+                namespace: Some("shop".into()),
+                name: Some("web".into()),
+                level: "error".into(),
+                field: "spec.ports[0].port".into(),
+                message: "found \"http\", want a number".into(),
             }],
-            maps: vec![MapView { name: "PODS".into(), entries: 2, max_entries: 4096, refused: 0 }],
+            maps: vec![MapView {
+                name: "PODS".into(),
+                entries: 2,
+                max_entries: 4096,
+                refused: 0,
+                evicts: false,
+            }],
         }
     }
 
@@ -232,7 +244,7 @@ mod tests {
         for part in ["Service shop/web", "spec.ports[0].port", "want a number"] {
             assert!(error.contains(part), "{error}");
         }
-        assert!(text.contains("2 services, 1 error\n"), "{text}");
+        assert!(text.contains("2 services, 1 problem\n"), "{text}");
     }
 
     #[test]

@@ -40,7 +40,8 @@ impl Table {
 
     /// The text, each line ended.
     pub(super) fn render(&self) -> String {
-        let mut widths: Vec<usize> = self.columns.iter().map(|(heading, _)| heading.chars().count()).collect();
+        let mut widths: Vec<usize> =
+            self.columns.iter().map(|(heading, _)| heading.chars().count()).collect();
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());

@@ -22,8 +22,8 @@ pub struct ProfileView {
 pub struct ProgramCostView {
     /// Name of the program.
     pub program: String,
-    /// Kernel's id.
-    pub id: u32,
+    /// Instances summed: `arrival` has one per pod.
+    pub instances: u32,
     /// Calls in the window.
     pub calls: u64,
     /// Nanoseconds spent in it in the window.

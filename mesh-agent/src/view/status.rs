@@ -89,12 +89,14 @@ pub struct ProgramView {
 pub struct ForeignProgramView {
     /// Cgroup it is attached to.
     pub cgroup: String,
-    /// Hook, as the kernel calls it.
+    /// Hook, by the name of our program there.
     pub hook: String,
-    /// Name of the program, if it has one.
+    /// Name of the program; may be empty.
     pub name: String,
     /// Kernel's id of the program.
     pub id: u32,
+    /// Attached the old exclusive way: nothing can be attached below it.
+    pub exclusive: bool,
 }
 
 /// The configuration in force.
@@ -175,12 +177,16 @@ pub struct SourceErrorView {
     pub document: Option<usize>,
     /// Kind of the resource, if it was readable.
     pub kind: Option<String>,
-    /// `namespace/name`, if it was readable.
+    /// Namespace, if the kind has one and it was readable.
+    pub namespace: Option<String>,
+    /// Name, if it was readable.
     pub name: Option<String>,
-    /// Path of the offending field.
-    pub field: Option<String>,
+    /// `error`: the last good state of the file is used. `warning`: the document is used as it is.
+    pub level: String,
+    /// Path of the offending field; empty when the document or file as a whole is meant.
+    pub field: String,
     /// What was found and what is wanted.
-    pub reason: String,
+    pub message: String,
 }
 
 /// Fill of one map.
@@ -192,6 +198,8 @@ pub struct MapView {
     pub entries: u64,
     /// Limit.
     pub max_entries: u64,
-    /// Writes refused because it was full, since the agent started.
+    /// Old entries make room for new ones, so that it is never full.
+    pub evicts: bool,
+    /// Entries of the configuration that found no room; they are tried again.
     pub refused: u64,
 }

@@ -134,7 +134,12 @@ pub fn rates(before: &EdgesView, now: &EdgesView) -> TopView {
     TopView { node: now.node.clone(), interval_s, rows }
 }
 
-fn row(key: &EdgeKeyView, before: Option<&EdgeCountersView>, now: &EdgeCountersView, interval_s: f64) -> TopRow {
+fn row(
+    key: &EdgeKeyView,
+    before: Option<&EdgeCountersView>,
+    now: &EdgeCountersView,
+    interval_s: f64,
+) -> TopRow {
     let zero = EdgeCountersView::default();
     let before = before.unwrap_or(&zero);
     let since = |old: u64, new: u64| new.checked_sub(old).unwrap_or(new);
@@ -150,7 +155,8 @@ fn row(key: &EdgeKeyView, before: Option<&EdgeCountersView>, now: &EdgeCountersV
         fails_per_s: per_s(before.failed, now.failed),
         tx_bytes_per_s: per_s(before.bytes_tx, now.bytes_tx),
         rx_bytes_per_s: per_s(before.bytes_rx, now.bytes_rx),
-        connect_us: mean((before.connect_ns_sum, now.connect_ns_sum), (before.opened, now.opened)).map(|ns| ns / 1e3),
+        connect_us: mean((before.connect_ns_sum, now.connect_ns_sum), (before.opened, now.opened))
+            .map(|ns| ns / 1e3),
         srtt_us: mean((before.srtt_us_sum, now.srtt_us_sum), (before.closed, now.closed)),
         active: now.opened.saturating_sub(now.closed),
         opened: now.opened,
@@ -192,7 +198,8 @@ mod tests {
     #[test]
     fn rates_are_differences_over_the_interval_and_the_busiest_edge_comes_first() {
         let before = view(0, &[("default/a", counters(10, 10, 1000)), ("default/c", counters(0, 0, 0))]);
-        let now = view(2_000_000_000, &[("default/a", counters(14, 12, 5000)), ("default/c", counters(40, 40, 0))]);
+        let now =
+            view(2_000_000_000, &[("default/a", counters(14, 12, 5000)), ("default/c", counters(40, 40, 0))]);
         let top = rates(&before, &now);
         assert_eq!(top.interval_s, 2.0);
         assert_eq!(top.rows[0].key.source, "default/c");

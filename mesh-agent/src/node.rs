@@ -1,0 +1,194 @@
+//! Owns the composition of a node agent: its parts, the order they start in, and the threads they run on.
+//!
+//! Threads: one for control (this one), `--workers` for traffic (`mesh-proxy`), one for the configuration
+//! (`mesh-control`), and a few short-lived ones for kernel work.
+//!
+//! Invariants:
+//! - Nothing is changed in the kernel before the node's lock is held and the configuration was read once.
+//! - A failed start leaves what an earlier agent pinned as it was.
+
+mod admin;
+mod beat;
+mod bridge;
+mod control;
+mod edges;
+mod events;
+mod explain;
+mod failures;
+#[cfg(test)]
+mod fixtures;
+mod http;
+mod lock;
+mod logging;
+mod metrics;
+mod names;
+mod namespaces;
+mod ops;
+mod pods;
+mod profile;
+mod readiness;
+mod reconcile;
+mod shared;
+mod status;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use mesh_control::{compile::MeshSettings, source::file::FileSource};
+use mesh_proxy::{Dependencies, Proxy, Settings};
+use mesh_redirect::{Events, Heartbeat, Node, NodeOptions};
+use prometheus_client::registry::Registry;
+
+use self::{
+    admin::Admin,
+    beat::Beat,
+    bridge::Bridge,
+    control::{Control, Serving},
+    lock::NodeLock,
+    metrics::AgentMetrics,
+    ops::Ops,
+    reconcile::Reconciler,
+    shared::{Parts, Shared},
+};
+use crate::cli::{CleanupArgs, NodeArgs, NodeIdentity};
+
+/// How long a new agent waits for one that is on its way out.
+const PREDECESSOR_WAIT: Duration = Duration::from_secs(5);
+/// Threads for kernel work and answers at most; each is gone after ten idle seconds.
+const BLOCKING_THREADS_MAX: usize = 8;
+/// Kernel work under way at the end is given this long.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(2);
+
+/// Runs a node agent until it is told to stop.
+///
+/// # Errors
+/// It could not start, or a part of it ended by itself.
+pub fn run(args: NodeArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    logging::install(&args.log, args.log_format)?;
+    raise_descriptor_limit();
+    let node = node_name(&args.identity)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %node, config = %args.config.display(), "starting");
+    let lock = NodeLock::acquire(&args.identity.state_dir, &node, PREDECESSOR_WAIT)?;
+
+    let mesh = MeshSettings { cluster_domain: args.cluster_domain.clone(), ..MeshSettings::default() };
+    let (snapshots, sources) = FileSource::start(&args.config, mesh)?;
+    let kernel = Arc::new(Node::open(node_options(&node, &args))?);
+    let events = Events::open(kernel.maps())?;
+    let beat = Arc::new(Beat::new(Heartbeat::new(kernel.maps())));
+    let bridge = Arc::new(Bridge::new(kernel.maps(), args.dns_upstream.clone()));
+    let mut registry = Registry::default();
+    let settings = proxy_settings(&node, &args);
+    let workers = settings.workers.get();
+    let proxy = Arc::new(Proxy::start(
+        settings,
+        Dependencies {
+            sockets: Arc::clone(&bridge) as _,
+            kernel: Arc::clone(&bridge) as _,
+            snapshots: snapshots.clone(),
+            metrics: Arc::new(mesh_proxy::Metrics::register(&mut registry)),
+            alive: {
+                let beat = Arc::clone(&beat);
+                Box::new(move |oldest_ns| beat.alive(oldest_ns))
+            },
+        },
+    )?);
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()
+        .context("start the control thread's event loop")?;
+    let reconciler = Reconciler::new(&node, &kernel, &bridge, &proxy, runtime.handle())
+        .context("read the tables an earlier agent left")?;
+    let logger = args.kernel_log.then(|| kernel.take_logger()).flatten();
+    let shared = Arc::new(Shared::new(Parts {
+        node,
+        workers,
+        started,
+        kernel,
+        proxy,
+        bridge,
+        snapshots,
+        sources,
+        beat,
+    }));
+    registry.register_collector(Box::new(AgentMetrics::new(&shared)));
+    let control =
+        Control { shared: Arc::clone(&shared), reconciler, events, logger, lock, drain: args.drain };
+    let ended = runtime.block_on(async {
+        let serving = serving(&shared, registry, &args).await?;
+        control.run(serving).await
+    });
+    runtime.shutdown_timeout(SHUTDOWN_WAIT);
+    ended
+}
+
+/// Opens both servers for operators.
+async fn serving(shared: &Arc<Shared>, registry: Registry, args: &NodeArgs) -> anyhow::Result<Serving> {
+    let (admin_listener, socket_file) = admin::bind(&args.admin_socket)?;
+    let ops_listener = ops::listen(args.metrics, PREDECESSOR_WAIT).await?;
+    tracing::info!(admin = %args.admin_socket.display(), metrics = %args.metrics, "answering operators");
+    let admin = Arc::new(Admin::new(shared));
+    let ops = Arc::new(Ops::new(shared, registry));
+    Ok(Box::pin(async move {
+        let _socket_file = socket_file;
+        tokio::join!(http::serve(admin_listener, admin), http::serve(ops_listener, ops));
+    }))
+}
+
+/// Detaches and unpins everything of a node.
+///
+/// # Errors
+/// An agent of the node is running, or the lock cannot be had.
+pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
+    let node = node_name(&args.identity)?;
+    let _lock = NodeLock::acquire(&args.identity.state_dir, &node, Duration::ZERO)?;
+    let found = mesh_redirect::cleanup(&args.identity.bpffs, &node);
+    println!("{}", if found { "cleaned up" } else { "nothing to clean up" });
+    Ok(())
+}
+
+fn node_name(identity: &NodeIdentity) -> anyhow::Result<String> {
+    if let Some(node) = &identity.node {
+        anyhow::ensure!(!node.is_empty(), "--node is empty");
+        return Ok(node.clone());
+    }
+    let host = nix::unistd::gethostname().context("read the host name; name the node with --node")?;
+    host.into_string().map_err(|_| anyhow::anyhow!("the host name is not UTF-8; name the node with --node"))
+}
+
+fn node_options(node: &str, args: &NodeArgs) -> NodeOptions {
+    NodeOptions {
+        cgroup_root: args.identity.cgroup_root.clone(),
+        bpffs: args.identity.bpffs.clone(),
+        prober_cgroup: args.prober_cgroup.clone(),
+        kernel_log: args.kernel_log,
+        ..NodeOptions::new(node)
+    }
+}
+
+fn proxy_settings(node: &str, args: &NodeArgs) -> Settings {
+    let mut settings = Settings::new(node);
+    if let Some(workers) = args.workers {
+        settings.workers = workers;
+    }
+    settings.connect_timeout = args.connect_timeout;
+    settings.attempt_timeout = settings.attempt_timeout.min(args.connect_timeout);
+    settings.idle_timeout = args.idle_timeout;
+    settings.splice = args.splice;
+    settings
+}
+
+/// Each proxied connection needs two descriptors, each pod seven; the soft limit is often 1024.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "raise the limit of open files to its maximum");
+    }
+}

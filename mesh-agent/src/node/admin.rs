@@ -1,0 +1,293 @@
+//! Owns the admin socket: its file, and the answer to each question.
+//!
+//! Invariants:
+//! - Only the owner of the socket file (root) may ask.
+//! - Questions that read kernel maps run on the blocking pool, never on the control thread.
+
+use std::{
+    fs, io,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper::StatusCode;
+use mesh_core::{id::WorkloadId, snapshot::Workload};
+use mesh_redirect::{LiveTables, MapError, Stats, monotonic_ns};
+use tokio::net::UnixListener;
+
+use super::{
+    edges,
+    explain::{Question, World, explain},
+    http::{self, Answer, Answers, Query},
+    names::Names,
+    profile::profile,
+    shared::Shared,
+    status::status,
+};
+use crate::{
+    report::report,
+    view::{ConnectionsView, EdgesView, ExplainView, StatusView, paths},
+};
+
+/// Longest window of a profile; the client waits all the while.
+const PROFILE_SECONDS_MAX: u64 = 600;
+
+/// Why the admin socket is not there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BindError {
+    #[error("make the folder of the admin socket {path}; name another place with --admin-socket")]
+    Folder {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("replace the admin socket {path}; name another place with --admin-socket")]
+    Replace {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} is not a socket; name another place with --admin-socket")]
+    NotASocket { path: PathBuf },
+    #[error("listen at the admin socket {path}; name another place with --admin-socket")]
+    Listen {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The socket's file, removed on drop unless a successor has replaced it.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    /// Held so that the inode's number stays ours.
+    inode: fs::File,
+}
+
+/// Listens, replacing what an earlier agent left. The node lock is held, so nobody else of this node is alive.
+pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let owned = || path.to_owned();
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|source| BindError::Folder { path: owned(), source })?;
+    }
+    match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => return Err(BindError::NotASocket { path: owned() }),
+        Ok(_) => fs::remove_file(path).map_err(|source| BindError::Replace { path: owned(), source })?,
+        Err(_) => {}
+    }
+    let listen = |source| BindError::Listen { path: owned(), source };
+    let listener = UnixListener::bind(path).map_err(listen)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(listen)?;
+    let inode = fs::File::options()
+        .read(true)
+        .custom_flags(nix::libc::O_PATH | nix::libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(listen)?;
+    Ok((listener, SocketFile { path: owned(), inode }))
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let here = fs::symlink_metadata(&self.path).map(|meta| meta.ino());
+        let ours = self.inode.metadata().map(|meta| meta.ino());
+        let unchanged = here.is_ok_and(|here| ours.is_ok_and(|ours| here == ours));
+        if unchanged && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(%error, socket = %self.path.display(), "remove the admin socket");
+        }
+    }
+}
+
+/// Answers over the running agent.
+#[derive(Debug)]
+pub(super) struct Admin {
+    shared: Arc<Shared>,
+}
+
+impl Admin {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::clone(shared) }
+    }
+
+    async fn status(&self) -> Result<StatusView, Refusal> {
+        let shared = Arc::clone(&self.shared);
+        Ok(blocking(move || status(&shared)).await??)
+    }
+
+    async fn connections(&self) -> Result<ConnectionsView, Refusal> {
+        let proxied = self.shared.proxy.connections(edges::CONNECTIONS_MAX).await;
+        let shared = Arc::clone(&self.shared);
+        Ok(blocking(move || {
+            let direct = Stats::new(shared.kernel.maps()).direct_connections()?;
+            let snapshot = shared.snapshot();
+            Ok::<_, MapError>(edges::connections(&direct, &proxied, &Names::new(&snapshot), monotonic_ns()))
+        })
+        .await??)
+    }
+
+    async fn edges(&self) -> Result<EdgesView, Refusal> {
+        let proxied = self.shared.proxy.connections(usize::MAX).await;
+        let shared = Arc::clone(&self.shared);
+        Ok(blocking(move || {
+            let kernel = Stats::new(shared.kernel.maps()).edges()?;
+            let snapshot = shared.snapshot();
+            let edges = edges::edges(&kernel, &proxied, &Names::new(&snapshot));
+            Ok::<_, MapError>(EdgesView { node: shared.node.clone(), at_ns: monotonic_ns(), edges })
+        })
+        .await??)
+    }
+
+    async fn profile(&self, query: &Query) -> Result<crate::view::ProfileView, Refusal> {
+        let seconds = query.value("seconds").unwrap_or("5");
+        let window = seconds.parse().ok().filter(|s| (1..=PROFILE_SECONDS_MAX).contains(s));
+        let Some(window) = window else {
+            return Err(Refusal::asked(format!(
+                "seconds = {seconds:?} is not a number from 1 to {PROFILE_SECONDS_MAX}"
+            )));
+        };
+        profile(&self.shared.kernel, Duration::from_secs(window))
+            .await
+            .map_err(|error| Refusal::failed(report(&error)))
+    }
+
+    async fn explain(&self, query: &Query) -> Result<ExplainView, Refusal> {
+        let wanted = |name| query.value(name).map(str::to_owned);
+        let (Some(from), Some(to)) = (wanted("from"), wanted("to")) else {
+            return Err(Refusal::asked("explain wants from=POD and to=HOST:PORT".to_owned()));
+        };
+        let shared = Arc::clone(&self.shared);
+        blocking(move || explain_now(&shared, &from, &to)).await?
+    }
+}
+
+fn explain_now(shared: &Shared, from: &str, to: &str) -> Result<ExplainView, Refusal> {
+    let port = to.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    let Some((host, port)) = port.filter(|(host, port)| !host.is_empty() && *port != 0) else {
+        return Err(Refusal::asked(format!("to = {to:?} is not HOST:PORT")));
+    };
+    let snapshot = shared.snapshot();
+    let local = snapshot.workloads().filter(|w| *w.node == *shared.node && !w.terminated);
+    let from = client(local.map(|w| &**w), from)?;
+    let actual = shared.kernel.actual()?;
+    let tables = LiveTables::new(shared.kernel.maps());
+    let entry = actual.iter().find(|(_, pod)| pod.workload == from.id);
+    let pod = match entry {
+        Some((_, pod)) => tables.pod(pod.netns_cookie)?.map(|cfg| (pod.netns_cookie, cfg)),
+        None => None,
+    };
+    let inbound = |id: WorkloadId| {
+        let (pod, _) = actual.iter().find(|(_, pod)| pod.workload == id)?;
+        Some((*pod, tables.inbound(*pod).ok().flatten()?))
+    };
+    let world = World { tables: &tables, snapshot: &snapshot, inbound: &inbound };
+    Ok(explain(&world, &Question { from, pod, host, port, now_ns: monotonic_ns() }))
+}
+
+/// The local pod that `text` names: `namespace/name`, or a name that only one has.
+fn client<'a>(local: impl Iterator<Item = &'a Workload>, text: &str) -> Result<&'a Workload, Refusal> {
+    let (namespace, name) = match text.split_once('/') {
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, text),
+    };
+    let mut found: Vec<&Workload> = local
+        .filter(|w| {
+            &*w.name.name == name && namespace.is_none_or(|namespace| &*w.name.namespace == namespace)
+        })
+        .collect();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    match &found[..] {
+        [one] => Ok(one),
+        [] => Err(Refusal::asked(format!(
+            "no pod {text} on this node; `meshctl status` lists its pods, other nodes' agents know theirs"
+        ))),
+        several => {
+            let names: Vec<String> = several.iter().map(|w| w.name.to_string()).collect();
+            Err(Refusal::asked(format!("{text} may be any of {}; give NAMESPACE/NAME", names.join(", "))))
+        }
+    }
+}
+
+impl Answers for Admin {
+    async fn get(&self, path: &str, query: &Query) -> Answer {
+        fn answer<T: serde::Serialize>(outcome: Result<T, Refusal>) -> Answer {
+            match outcome {
+                Ok(view) => http::json(&view),
+                Err(refusal) => http::error(refusal.status, &refusal.text),
+            }
+        }
+        match path {
+            paths::STATUS => answer(self.status().await),
+            paths::CONNECTIONS => answer(self.connections().await),
+            paths::EDGES => answer(self.edges().await),
+            paths::PROFILE => answer(self.profile(query).await),
+            paths::EXPLAIN => answer(self.explain(query).await),
+            other => http::error(StatusCode::NOT_FOUND, &format!("the agent has no {other}")),
+        }
+    }
+}
+
+/// Why a question is not answered.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    text: String,
+}
+
+impl Refusal {
+    fn asked(text: String) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, text }
+    }
+
+    fn failed(text: String) -> Self {
+        Self { status: StatusCode::INTERNAL_SERVER_ERROR, text }
+    }
+}
+
+impl From<MapError> for Refusal {
+    fn from(error: MapError) -> Self {
+        Self::failed(report(&error))
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Refusal::failed("the answer could not be computed; the agent's log says why".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::snapshot::Name;
+
+    use super::*;
+
+    #[test]
+    fn a_bare_name_must_be_unique() {
+        let pods = [("shop", "cart"), ("test", "cart"), ("shop", "web")]
+            .map(|(namespace, name)| Workload::named(Name::new(namespace, name)));
+        assert_eq!(client(pods.iter(), "web").unwrap().name, pods[2].name);
+        assert_eq!(client(pods.iter(), "test/cart").unwrap().name, pods[1].name);
+        let refusal = client(pods.iter(), "cart").unwrap_err();
+        assert!(refusal.text.contains("shop/cart, test/cart"), "{}", refusal.text);
+        let refusal = client(pods.iter(), "shop/none").unwrap_err();
+        assert_eq!(refusal.status, StatusCode::BAD_REQUEST);
+        assert!(refusal.text.contains("no pod shop/none"), "{}", refusal.text);
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_a_file_is_not() {
+        let dir = std::env::temp_dir().join(format!("mesh-agent-admin-{}", std::process::id()));
+        let path = dir.join("admin.sock");
+        let (first, first_file) = bind(&path).unwrap();
+        drop(first);
+        let (_second, _second_file) = bind(&path).unwrap();
+        drop(first_file);
+        assert!(path.exists(), "the successor's socket stays");
+        fs::write(dir.join("file"), "x").unwrap();
+        assert!(matches!(bind(&dir.join("file")), Err(BindError::NotASocket { .. })));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

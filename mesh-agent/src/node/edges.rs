@@ -1,0 +1,225 @@
+//! Owns what `meshctl top` and `meshctl connections` read: edges and live connections, with names.
+
+use std::collections::BTreeMap;
+
+use mesh_common::{
+    pod::DIR_INBOUND,
+    sock::SockState,
+    stats::{EdgeKey, EdgeVal, Outcome},
+    ticket::TupleKey,
+};
+use mesh_proxy::Direction;
+use mesh_redirect::socket_addr;
+
+use super::names::Names;
+use crate::view::{ConnectionView, ConnectionsView, EdgeCountersView, EdgeKeyView, EdgeView, Path};
+
+/// Rows of an answer about connections; more are only counted.
+pub(super) const CONNECTIONS_MAX: usize = 20_000;
+
+/// Adds up the kernel's edges and the bytes of proxied connections that are still open, which the kernel only
+/// counts when they close.
+pub(super) fn edges(
+    kernel: &[(EdgeKey, EdgeVal)],
+    proxied: &[mesh_proxy::ConnectionView],
+    names: &Names<'_>,
+) -> Vec<EdgeView> {
+    let mut sums: BTreeMap<EdgeKeyView, EdgeCountersView> = BTreeMap::new();
+    for (key, value) in kernel {
+        sums.entry(edge_key(key, names)).or_default().add(&counters(value));
+    }
+    for live in proxied {
+        let Some(key) = live_key(live) else { continue };
+        let so_far = EdgeCountersView {
+            bytes_tx: live.bytes_to_server,
+            bytes_rx: live.bytes_to_client,
+            ..EdgeCountersView::default()
+        };
+        sums.entry(key).or_default().add(&so_far);
+    }
+    sums.into_iter().map(|(key, counters)| EdgeView { key, counters }).collect()
+}
+
+fn edge_key(key: &EdgeKey, names: &Names<'_>) -> EdgeKeyView {
+    let inbound = u16::from(key.dir) == DIR_INBOUND;
+    EdgeKeyView {
+        source: names.workload(key.src_workload).unwrap_or_else(unknown),
+        destination: names.workload(key.dst_workload).unwrap_or_else(unknown),
+        service: names.service(key.service).unwrap_or_default(),
+        port: key.port,
+        direction: if inbound { Direction::Inbound } else { Direction::Outbound }.as_str().to_owned(),
+        path: if key.path == Outcome::Direct as u8 { Path::Direct } else { Path::Proxy },
+    }
+}
+
+/// The edge of a proxied connection, once it is known where it goes.
+fn live_key(live: &mesh_proxy::ConnectionView) -> Option<EdgeKeyView> {
+    let name = |name: &Option<mesh_core::snapshot::Name>| name.as_ref().map(ToString::to_string);
+    Some(EdgeKeyView {
+        source: name(&live.source).unwrap_or_else(unknown),
+        destination: name(&live.destination).unwrap_or_else(unknown),
+        service: name(&live.service).unwrap_or_default(),
+        port: live.upstream?.port(),
+        direction: live.direction.as_str().to_owned(),
+        path: Path::Proxy,
+    })
+}
+
+fn unknown() -> String {
+    "unknown".to_owned()
+}
+
+fn counters(value: &EdgeVal) -> EdgeCountersView {
+    EdgeCountersView {
+        opened: value.opened,
+        closed: value.closed,
+        failed: value.failed,
+        bytes_tx: value.bytes_tx,
+        bytes_rx: value.bytes_rx,
+        retrans: value.retrans,
+        connect_ns_sum: value.connect_ns_sum,
+        srtt_us_sum: value.srtt_us_sum,
+    }
+}
+
+/// Live connections, oldest first.
+pub(super) fn connections(
+    direct: &[(TupleKey, SockState)],
+    proxied: &[mesh_proxy::ConnectionView],
+    names: &Names<'_>,
+    now_ns: u64,
+) -> ConnectionsView {
+    let direct = direct.iter().map(|(tuple, state)| direct_view(tuple, state, names, now_ns));
+    let mut rows: Vec<ConnectionView> = direct.chain(proxied.iter().map(proxied_view)).collect();
+    rows.sort_by(|a, b| b.age_s.total_cmp(&a.age_s).then_with(|| a.source_addr.cmp(&b.source_addr)));
+    let left_off = rows.len().saturating_sub(CONNECTIONS_MAX) as u64;
+    rows.truncate(CONNECTIONS_MAX);
+    ConnectionsView { connections: rows, left_off }
+}
+
+fn direct_view(tuple: &TupleKey, state: &SockState, names: &Names<'_>, now_ns: u64) -> ConnectionView {
+    ConnectionView {
+        path: Path::Direct,
+        direction: Direction::Outbound.as_str().to_owned(),
+        source: names.workload(state.src_workload),
+        source_addr: socket_addr(tuple.src, tuple.sport),
+        destination: names.workload(state.dst_workload),
+        destination_addr: Some(socket_addr(tuple.dst, tuple.dport)),
+        dialled: Some(socket_addr(state.shown, state.shown_port)),
+        service: names.service(state.service),
+        age_s: now_ns.saturating_sub(state.started_ns) as f64 / 1e9,
+        bytes_tx: None,
+        bytes_rx: None,
+    }
+}
+
+fn proxied_view(live: &mesh_proxy::ConnectionView) -> ConnectionView {
+    let name = |name: &Option<mesh_core::snapshot::Name>| name.as_ref().map(ToString::to_string);
+    ConnectionView {
+        path: Path::Proxy,
+        direction: live.direction.as_str().to_owned(),
+        source: name(&live.source),
+        source_addr: live.client,
+        destination: name(&live.destination),
+        destination_addr: live.upstream,
+        dialled: live.original_dst,
+        service: name(&live.service),
+        age_s: live.age_ms as f64 / 1e3,
+        bytes_tx: Some(live.bytes_to_server),
+        bytes_rx: Some(live.bytes_to_client),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mesh_common::Addr;
+    use mesh_core::snapshot::{Name, Service, Snapshot, Workload};
+
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        let workloads = ["cart", "web-0"].map(|name| Arc::new(Workload::named(Name::new("shop", name))));
+        let service = Arc::new(Service::named(Name::new("shop", "web")));
+        Snapshot::new(1, workloads.to_vec(), vec![service], "cluster.local")
+    }
+
+    fn id(name: &str) -> u64 {
+        Workload::named(Name::new("shop", name)).id.0
+    }
+
+    fn live(bytes: u64) -> mesh_proxy::ConnectionView {
+        mesh_proxy::ConnectionView {
+            id: 1,
+            direction: Direction::Outbound,
+            pod: Name::new("shop", "cart"),
+            client: "10.1.0.2:40000".parse().unwrap(),
+            original_dst: Some("10.96.0.1:80".parse().unwrap()),
+            upstream: Some("10.1.0.3:8080".parse().unwrap()),
+            service: Some(Name::new("shop", "web")),
+            source: Some(Name::new("shop", "cart")),
+            destination: Some(Name::new("shop", "web-0")),
+            bytes_to_server: bytes,
+            bytes_to_client: 0,
+            age_ms: 1500,
+            idle_ms: 0,
+        }
+    }
+
+    #[test]
+    fn open_proxied_connections_add_their_bytes_to_their_edge() {
+        let snapshot = snapshot();
+        let service = Service::named(Name::new("shop", "web")).id.0;
+        let key = EdgeKey {
+            src_workload: id("cart"),
+            dst_workload: id("web-0"),
+            service,
+            port: 8080,
+            dir: 1,
+            path: Outcome::Proxy as u8,
+            pad: 0,
+        };
+        let value = EdgeVal { opened: 3, closed: 2, bytes_tx: 100, ..EdgeVal::ZERO };
+        let edges = edges(&[(key, value)], &[live(11)], &Names::new(&snapshot));
+        assert_eq!(edges.len(), 1, "{edges:?}");
+        assert_eq!(edges[0].key.source, "shop/cart");
+        assert_eq!(edges[0].key.service, "shop/web");
+        assert_eq!((edges[0].counters.opened, edges[0].counters.bytes_tx), (3, 111));
+    }
+
+    #[test]
+    fn ids_that_are_no_longer_known_stay_visible_as_ids() {
+        let snapshot = snapshot();
+        let key = EdgeKey { src_workload: 0, dst_workload: 0xabc, ..EdgeKey::ZERO };
+        let edges = edges(&[(key, EdgeVal::ZERO)], &[], &Names::new(&snapshot));
+        assert_eq!(edges[0].key.source, "unknown");
+        assert_eq!(edges[0].key.destination, "w0000000000000abc");
+    }
+
+    #[test]
+    fn direct_and_proxied_connections_stand_in_one_list_by_age() {
+        let snapshot = snapshot();
+        let tuple = TupleKey {
+            src: Addr::from("10.1.0.2".parse::<std::net::IpAddr>().unwrap()),
+            dst: Addr::from("10.1.0.3".parse::<std::net::IpAddr>().unwrap()),
+            sport: 41_000,
+            dport: 8080,
+        };
+        let state = SockState {
+            src_workload: id("cart"),
+            dst_workload: id("web-0"),
+            started_ns: 1_000_000_000,
+            shown: tuple.dst,
+            shown_port: 80,
+            ..SockState::ZERO
+        };
+        let view = connections(&[(tuple, state)], &[live(7)], &Names::new(&snapshot), 2_000_000_000);
+        assert_eq!(view.left_off, 0);
+        let [old, young] = &view.connections[..] else { panic!("{view:?}") };
+        assert_eq!((old.path, old.age_s, old.bytes_tx), (Path::Proxy, 1.5, Some(7)));
+        assert_eq!((young.path, young.age_s, young.bytes_tx), (Path::Direct, 1.0, None));
+        assert_eq!(young.destination.as_deref(), Some("shop/web-0"));
+        assert_eq!(young.service, None);
+    }
+}

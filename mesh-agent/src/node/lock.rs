@@ -1,0 +1,141 @@
+//! Owns the lock that keeps two agents from serving one node at once.
+//!
+//! Invariants:
+//! - Whoever holds it writes the node's kernel tables, listens in its pods and owns its admin socket.
+//! - A draining agent lets go of it first, so that its successor need not wait for the last connection.
+//! - The kernel releases it when the process ends, however it ends.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, Write as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+
+/// Pause between two tries.
+const TRY_EACH: Duration = Duration::from_millis(50);
+
+/// Why the lock was not had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LockError {
+    #[error("make the state directory {path}; name a writable one with --state-dir")]
+    Folder {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("open the lock {path}")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "another agent serves node {node} (pid {holder}, lock {path}); stop it first, or give this one another \
+         --node and --state-dir"
+    )]
+    Held { node: String, holder: String, path: PathBuf },
+}
+
+/// The lock, held or let go of.
+#[derive(Debug)]
+pub(super) struct NodeLock {
+    path: PathBuf,
+    held: Option<Flock<File>>,
+}
+
+impl NodeLock {
+    /// Takes the lock, waiting up to `wait` for an agent that is on its way out. Blocking.
+    pub(super) fn acquire(state_dir: &Path, node: &str, wait: Duration) -> Result<Self, LockError> {
+        fs::create_dir_all(state_dir)
+            .map_err(|source| LockError::Folder { path: state_dir.to_owned(), source })?;
+        let path = state_dir.join(format!("{}.lock", node.replace('/', "%2f")));
+        let give_up = Instant::now() + wait;
+        let mut lock = Self { path, held: None };
+        loop {
+            if lock.try_again()? {
+                return Ok(lock);
+            }
+            if Instant::now() >= give_up {
+                let holder = fs::read_to_string(&lock.path).unwrap_or_default();
+                let holder = if holder.trim().is_empty() { "unknown" } else { holder.trim() };
+                return Err(LockError::Held {
+                    node: node.to_owned(),
+                    holder: holder.to_owned(),
+                    path: lock.path,
+                });
+            }
+            std::thread::sleep(TRY_EACH);
+        }
+    }
+
+    /// Lets a successor have it.
+    pub(super) fn release(&mut self) {
+        self.held = None;
+    }
+
+    /// Takes it unless somebody else has it. Whether it is held now.
+    pub(super) fn try_again(&mut self) -> Result<bool, LockError> {
+        if self.held.is_some() {
+            return Ok(true);
+        }
+        let failed = |source| LockError::Open { path: self.path.clone(), source };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&self.path)
+            .map_err(failed)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut held) => {
+                // Only for the message of whoever finds it held.
+                if let Err(error) = write_pid(&mut held) {
+                    tracing::debug!(%error, "write the pid into the lock");
+                }
+                self.held = Some(held);
+                Ok(true)
+            }
+            Err((_, Errno::EWOULDBLOCK)) => Ok(false),
+            Err((_, errno)) => Err(failed(errno.into())),
+        }
+    }
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    let mut old = String::new();
+    file.read_to_string(&mut old)?;
+    file.rewind()?;
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(test: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("mesh-agent-{test}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn a_second_agent_is_refused_by_name_and_let_in_once_the_first_lets_go() {
+        let dir = folder("lock");
+        let mut first = NodeLock::acquire(&dir, "n1", Duration::ZERO).unwrap();
+        let error = NodeLock::acquire(&dir, "n1", Duration::from_millis(60)).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("node n1") && text.contains(&std::process::id().to_string()), "{text}");
+        assert!(NodeLock::acquire(&dir, "n2", Duration::ZERO).is_ok(), "another node is another lock");
+        first.release();
+        let second = NodeLock::acquire(&dir, "n1", Duration::ZERO).unwrap();
+        assert!(!first.try_again().unwrap());
+        drop(second);
+        assert!(first.try_again().unwrap());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

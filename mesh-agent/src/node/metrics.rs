@@ -1,0 +1,230 @@
+//! Owns the agent's own metrics: what the kernel programs count, and the state of pods, sources and tables.
+//!
+//! Everything is read at the scrape, so an idle agent does nothing.
+
+use std::{fmt, sync::Arc};
+
+use mesh_common::stats::Hist;
+use mesh_redirect::{Counter, Histogram, Stats, monotonic_ns};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+};
+
+use super::{edges, names::Names, shared::Shared};
+use crate::{report::report, view::PodState};
+
+/// Largest number of edges exported; the kernel keeps the most recent 8192.
+const EDGES_MAX: usize = 8192;
+
+/// Reads the kernel and the control loop at each scrape.
+#[derive(Debug)]
+pub(super) struct AgentMetrics {
+    shared: Arc<Shared>,
+    stats: Stats,
+}
+
+impl AgentMetrics {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self { stats: Stats::new(shared.kernel.maps()), shared: Arc::clone(shared) }
+    }
+
+    fn pods(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let outcome = self.shared.outcome();
+        let in_state = |state| outcome.pods.iter().filter(|pod| pod.state() == state).count() as i64;
+        let mut pods =
+            family(encoder, "mesh_pods", "Local pods that ask for the mesh, by state", MetricType::Gauge)?;
+        for state in PodState::ALL {
+            sample(&mut pods, &[("state", state.as_str())], &ConstGauge::new(in_state(state)))?;
+        }
+        let unenrolled = in_state(PodState::Pending) + in_state(PodState::Failed);
+        let help = "Local pods that should be in the mesh and are not";
+        gauge(encoder, "mesh_pods_unenrolled", help, unenrolled)?;
+        let help = "Table entries that find no room in the kernel, by map";
+        let mut refused = family(encoder, "mesh_table_entries_refused", help, MetricType::Gauge)?;
+        for (map, entries) in &outcome.refused {
+            sample(&mut refused, &[("map", map)], &ConstGauge::new(*entries as i64))?;
+        }
+        Ok(())
+    }
+
+    fn control(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let source = self.shared.source();
+        let help = "Problems of the configuration, by level";
+        let mut problems = family(encoder, "mesh_source_problems", help, MetricType::Gauge)?;
+        for (label, found) in [("error", &source.errors), ("warning", &source.warnings)] {
+            sample(&mut problems, &[("level", label)], &ConstGauge::new(found.len() as i64))?;
+        }
+        let version = self.shared.snapshot().version() as i64;
+        gauge(encoder, "mesh_snapshot_version", "Version of the configuration in force", version)?;
+        if let Some(age_ns) = self.shared.beat.age_ns(monotonic_ns()) {
+            let help = "Seconds since the slowest worker stamped the heartbeat";
+            let mut age = family(encoder, "mesh_heartbeat_age_seconds", help, MetricType::Gauge)?;
+            sample(&mut age, &[], &ConstGauge::new(age_ns as f64 / 1e9))?;
+        }
+        let (unreadable, lost) = self.shared.bridge.failures();
+        counter(encoder, "mesh_kernel_reads_failed", "Socket origins that could not be read", unreadable)?;
+        counter(encoder, "mesh_verdicts_lost", "Verdicts that found no room in the kernel", lost)
+    }
+
+    fn hooks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let counters = self.stats.counters().unwrap_or_else(|error| {
+            tracing::warn!(error = %report(&error), "read the hooks' counters");
+            Vec::new()
+        });
+        let help = "What the kernel programs did and why, by hook";
+        let mut hooks = family(encoder, "mesh_hook_decisions", help, MetricType::Counter)?;
+        for Counter { hook, outcome, reason, count } in counters {
+            let labels =
+                [("hook", hook.as_str()), ("outcome", outcome.as_str()), ("reason", reason.as_str())];
+            sample(&mut hooks, &labels, &ConstCounter::new(count))?;
+        }
+        Ok(())
+    }
+
+    fn histograms(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let histograms = self.stats.histograms().unwrap_or_else(|error| {
+            tracing::warn!(error = %report(&error), "read the hooks' histograms");
+            Vec::new()
+        });
+        for histogram in histograms {
+            let (name, help, seconds) = match histogram.hist {
+                Hist::ConnectNs => {
+                    ("mesh_connect_seconds", "Time from connect to established, as the client sees it", 1e-9)
+                }
+                Hist::SrttUs => {
+                    ("mesh_srtt_seconds", "Smoothed round trip time when a connection closes", 1e-6)
+                }
+                Hist::DurationNs => ("mesh_connection_seconds", "Life of connections", 1e-9),
+            };
+            let help = format!("{help}; the sum is estimated from the buckets");
+            let (sum, count, buckets) = in_seconds(&histogram, seconds);
+            let mut metric = family(encoder, name, &help, MetricType::Histogram)?;
+            metric.encode_histogram::<[(&str, &str); 0]>(sum, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+
+    fn edges(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let kernel = self.stats.edges().unwrap_or_else(|error| {
+            tracing::warn!(error = %report(&error), "read the edges");
+            Vec::new()
+        });
+        let snapshot = self.shared.snapshot();
+        let mut edges = edges::edges(&kernel, &[], &Names::new(&snapshot));
+        edges.truncate(EDGES_MAX);
+        let metrics: [(&str, &str, fn(&crate::view::EdgeCountersView) -> u64); 5] = [
+            ("mesh_edge_connections_opened", "Connections established, by edge", |c| c.opened),
+            ("mesh_edge_connections_closed", "Connections closed, by edge", |c| c.closed),
+            ("mesh_edge_connects_failed", "Connects that failed, by edge", |c| c.failed),
+            ("mesh_edge_sent_bytes", "Bytes from client to server of closed connections, by edge", |c| {
+                c.bytes_tx
+            }),
+            ("mesh_edge_received_bytes", "Bytes from server to client of closed connections, by edge", |c| {
+                c.bytes_rx
+            }),
+        ];
+        for (name, help, value) in metrics {
+            let mut metric = family(encoder, name, help, MetricType::Counter)?;
+            for edge in &edges {
+                let port = edge.key.port.to_string();
+                let labels = [
+                    ("source", edge.key.source.as_str()),
+                    ("destination", &edge.key.destination),
+                    ("service", &edge.key.service),
+                    ("port", &port),
+                    ("direction", &edge.key.direction),
+                    ("path", edge.key.path.as_str()),
+                ];
+                sample(&mut metric, &labels, &ConstCounter::new(value(&edge.counters)))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Collector for AgentMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.pods(&mut encoder)?;
+        self.control(&mut encoder)?;
+        self.hooks(&mut encoder)?;
+        self.histograms(&mut encoder)?;
+        self.edges(&mut encoder)
+    }
+}
+
+fn family<'a>(
+    encoder: &'a mut DescriptorEncoder<'_>,
+    name: &'a str,
+    help: &'a str,
+    kind: MetricType,
+) -> Result<MetricEncoder<'a>, fmt::Error> {
+    encoder.encode_descriptor(name, help, None, kind)
+}
+
+fn sample<M: EncodeMetric>(
+    family: &mut MetricEncoder<'_>,
+    labels: &[(&str, &str)],
+    value: &M,
+) -> fmt::Result {
+    if labels.is_empty() {
+        return value.encode(family.encode_family(&NO_LABELS)?);
+    }
+    value.encode(family.encode_family(&labels)?)
+}
+
+/// Estimated sum, count, and counts by upper bound, each unit being `seconds` long. Empty buckets at both ends
+/// are left out; the last bound is infinite.
+fn in_seconds(histogram: &Histogram, seconds: f64) -> (f64, u64, Vec<(f64, u64)>) {
+    let filled = |bucket: &u64| *bucket > 0;
+    let first = histogram.buckets.iter().position(filled).unwrap_or(0);
+    let last = histogram.buckets.iter().rposition(filled).map_or(first, |last| last + 1);
+    let mut sum = 0.0;
+    let mut buckets = Vec::new();
+    for (i, count) in histogram.buckets.iter().enumerate().take(last).skip(first) {
+        let bound = 2_f64.powi(i32::try_from(i + 1).unwrap_or(i32::MAX));
+        // The middle of a bucket that reaches from half its bound to its bound.
+        sum += *count as f64 * bound * 0.75 * seconds;
+        buckets.push((bound * seconds, *count));
+    }
+    // The library writes this bound as +Inf.
+    buckets.push((f64::MAX, 0));
+    (sum, histogram.total(), buckets)
+}
+
+const NO_LABELS: [(&str, &str); 0] = [];
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
+    let gauge = ConstGauge::new(value);
+    gauge.encode(family(encoder, name, help, MetricType::Gauge)?)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    let counter = ConstCounter::new(value);
+    counter.encode(family(encoder, name, help, MetricType::Counter)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_keeps_its_counts_and_leaves_empty_ends_out() {
+        let mut buckets = vec![0; 64];
+        (buckets[15], buckets[17]) = (3, 1);
+        let histogram = Histogram { hist: Hist::ConnectNs, buckets };
+        let (sum, count, buckets) = in_seconds(&histogram, 1e-9);
+        assert_eq!(count, 4);
+        let bounds: Vec<u64> = buckets.iter().map(|(bound, _)| (bound * 1e9).round() as u64).collect();
+        assert_eq!(bounds[..3], [65_536, 131_072, 262_144]);
+        assert_eq!(buckets.iter().map(|(_, n)| *n).collect::<Vec<_>>(), [3, 0, 1, 0]);
+        assert!((3.0 * 32_768e-9..4.0 * 262_144e-9).contains(&sum), "{sum}");
+    }
+
+    #[test]
+    fn an_empty_histogram_is_still_one() {
+        let histogram = Histogram { hist: Hist::SrttUs, buckets: vec![0; 64] };
+        assert_eq!(in_seconds(&histogram, 1e-6), (0.0, 0, vec![(f64::MAX, 0)]));
+    }
+}

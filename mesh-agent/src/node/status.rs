@@ -1,0 +1,98 @@
+//! Owns what `meshctl status` reads.
+
+use std::time::Instant;
+
+use mesh_control::problem::{Level, SourceError};
+use mesh_redirect::{MapError, monotonic_ns};
+
+use super::shared::Shared;
+use crate::view::{
+    AgentView, ForeignProgramView, KernelView, MapView, PodView, ProgramView, SnapshotView, SourceErrorView,
+    StatusView,
+};
+
+/// Reads everything. Blocking: milliseconds, because the kernel's maps are counted.
+pub(super) fn status(shared: &Shared) -> Result<StatusView, MapError> {
+    let node = shared.kernel.status()?;
+    let outcome = shared.outcome();
+    let now = Instant::now();
+    let pods: Vec<PodView> = outcome.pods.iter().map(|row| row.view(now)).collect();
+    let maps = node
+        .maps
+        .iter()
+        .map(|map| MapView {
+            name: map.name.to_owned(),
+            entries: map.entries.into(),
+            max_entries: map.max_entries.into(),
+            evicts: map.evicts,
+            refused: outcome.refused.get(map.name).copied().unwrap_or(0),
+        })
+        .collect();
+    let (phase, waiting_for) = shared.readiness.now();
+    let (snapshot, source) = (shared.snapshot(), shared.source());
+    Ok(StatusView {
+        agent: AgentView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: shared.node.clone(),
+            pid: std::process::id(),
+            uptime_s: shared.started.elapsed().as_secs_f64(),
+            phase,
+            waiting_for,
+            workers: shared.workers,
+            heartbeat_age_ns: shared.beat.age_ns(monotonic_ns()),
+        },
+        kernel: KernelView {
+            release: release(),
+            abi: node.abi,
+            pins: node.pins.display().to_string(),
+            cgroup_root: node.cgroup_root.display().to_string(),
+            programs: node
+                .programs
+                .into_iter()
+                .map(|p| ProgramView { name: p.name, id: p.id, attached: p.attached, adopted: p.adopted })
+                .collect(),
+            foreign_programs: node
+                .foreign
+                .into_iter()
+                .map(|p| ForeignProgramView {
+                    cgroup: p.cgroup.display().to_string(),
+                    hook: p.hook.to_owned(),
+                    name: p.name,
+                    id: p.id,
+                    exclusive: p.exclusive,
+                })
+                .collect(),
+        },
+        snapshot: SnapshotView {
+            version: snapshot.version(),
+            workloads: snapshot.workloads().count(),
+            services: snapshot.services().count(),
+            source: source.source.display().to_string(),
+        },
+        pods,
+        source_errors: source.errors.iter().chain(&source.warnings).map(source_error).collect(),
+        maps,
+    })
+}
+
+fn source_error(error: &SourceError) -> SourceErrorView {
+    SourceErrorView {
+        file: error.file.display().to_string(),
+        document: error.document,
+        kind: error.kind.clone(),
+        namespace: error.namespace.clone(),
+        name: error.name.clone(),
+        level: match error.level {
+            Level::Error => "error",
+            Level::Warning => "warning",
+        }
+        .to_owned(),
+        field: error.field.clone(),
+        message: error.message.clone(),
+    }
+}
+
+/// `uname -r`.
+fn release() -> String {
+    nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
