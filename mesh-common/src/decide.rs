@@ -328,15 +328,18 @@ pub struct Arrival {
     pub proto: u16,
 }
 
-/// The kernel gives the loopback device this index in every namespace. Addresses are no proof: an IPv6
-/// packet from outside may carry the pod's own address as its source.
+/// The kernel gives the loopback device this index in every namespace.
 const LOOPBACK_IFINDEX: u32 = 1;
 
 /// The part of an arrival's decision that needs no ticket: `None` means "look for a ticket".
 #[inline(always)]
 pub fn arrival_by_port(arrival: &Arrival) -> Option<(Outcome, Reason)> {
     // 0 is a lookup by another program of ours (connect asks whether a bound port is taken), no packet.
-    if arrival.ifindex <= LOOPBACK_IFINDEX {
+    // A packet from the pod to its own address crosses loopback too, but the kernel reports the interface
+    // that owns the address (`orig_oif` in net/ipv4/route.c, `IP6CB(skb)->iif` in net/ipv6/ip6_input.c). So equal
+    // addresses count as loopback. IPv4 drops such packets from outside as martians; IPv6 lets them in, but the
+    // answer to a forged one goes to the pod itself, so no handshake can be completed with it.
+    if arrival.ifindex <= LOOPBACK_IFINDEX || arrival.src.same(&arrival.dst) {
         return Some((Outcome::Pass, Reason::Loopback));
     }
     if ports::is_private(arrival.dport) {

@@ -254,8 +254,8 @@ fn datagrams_are_balanced_or_left_alone() {
 }
 
 fn arrival(dport: u16, proto: u16, ifindex: u32) -> Option<(Outcome, Reason)> {
-    let any = addr("10.0.0.1");
-    arrival_by_port(&Arrival { src: any, dst: any, now_ns: 0, ifindex, sport: 1, dport, proto })
+    let (src, dst) = (addr("10.0.0.1"), addr("10.0.0.2"));
+    arrival_by_port(&Arrival { src, dst, now_ns: 0, ifindex, sport: 1, dport, proto })
 }
 
 #[test]
@@ -264,6 +264,10 @@ fn private_ports_are_reachable_over_loopback_only() {
         assert_eq!(arrival(port, PROTO_TCP, 2), Some((Outcome::Drop, Reason::PrivatePort)));
         assert_eq!(arrival(port, PROTO_TCP, 1), Some((Outcome::Pass, Reason::Loopback)));
     }
+    let own = addr("10.0.0.2");
+    let to_itself =
+        Arrival { src: own, dst: own, now_ns: 0, ifindex: 2, sport: 1, dport: 15001, proto: PROTO_TCP };
+    assert_eq!(arrival_by_port(&to_itself), Some((Outcome::Pass, Reason::Loopback)));
     assert_eq!(arrival(15053, PROTO_UDP, 2), Some((Outcome::Drop, Reason::PrivatePort)));
     assert_eq!(arrival(9999, PROTO_UDP, 2), Some((Outcome::Pass, Reason::Udp)));
     assert_eq!(arrival(15008, PROTO_TCP, 2), Some((Outcome::Pass, Reason::Hbone)));
