@@ -9,7 +9,10 @@ pub mod task;
 
 use std::net::SocketAddr;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 use client::Client;
 use task::Task;
@@ -25,6 +28,9 @@ use task::Task;
         echo '{\"task\":\"requests\",\"connections\":4,\"warm_up_ms\":200,\"window_ms\":1000}' | load client --to 10.0.0.2:7000"
 )]
 pub struct Args {
+    /// Run on this CPU only.
+    #[arg(long, value_name = "N", global = true)]
+    cpu: Option<usize>,
     #[command(subcommand)]
     role: Role,
 }
@@ -54,6 +60,12 @@ enum Role {
 /// # Errors
 /// When the server cannot listen, the client's standard streams fail, or a task given as an argument failed.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(cpu) = args.cpu {
+        let mut set = CpuSet::new();
+        set.set(cpu)
+            .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+            .with_context(|| format!("cannot stay on CPU {cpu}"))?;
+    }
     match args.role {
         Role::Server { listen } => server::run(listen),
         Role::Client { to, task: Some(task) } => {

@@ -1,21 +1,25 @@
 //! Owns `bench net`: every path, several starts, interleaved, one table.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use mesh_benches::load::task::{Answer, Task, Timing};
 use mesh_tests::Link;
 
-use crate::cost::Meter;
+use crate::agents::{Decisions, MeshNode};
+use crate::cost::{Meter, Spent};
 use crate::figures::{Figures, Metric, metrics_of, mib, tasks};
 use crate::memory;
 use crate::paths::{Expected, Lab, Path, Route};
 use crate::rows::{self, Row};
 use crate::session::Session;
 
-/// More CPUs busy with other things than this, and the figures are called noisy.
-const NOISY_CPUS: f64 = 0.25;
+/// More CPUs busy with other things than this during a measurement, and it is repeated.
+const NOISY_CPUS: f64 = 0.15;
+
+/// How long the machine is watched before a measurement.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Options of `bench net`.
 #[derive(Clone, Debug, clap::Args)]
@@ -32,15 +36,24 @@ pub(crate) struct Options {
     /// Only these paths.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Path::ALL)]
     paths: Vec<Path>,
+    /// Rounds of each start: in each, every measurement is made once on every path.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    rounds: usize,
     /// Milliseconds that count, for each measurement.
-    #[arg(long, value_name = "MS", default_value_t = 1500)]
+    #[arg(long, value_name = "MS", default_value_t = 700)]
     window_ms: u64,
     /// Milliseconds before them.
-    #[arg(long, value_name = "MS", default_value_t = 400)]
+    #[arg(long, value_name = "MS", default_value_t = 300)]
     warm_up_ms: u64,
     /// Connect pods by host routes instead of a bridge.
     #[arg(long)]
     routed: bool,
+    /// How long, over the whole run, to wait for a quiet machine and to repeat what was disturbed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    patience: u64,
+    /// Let the scheduler place load client and server, which are otherwise kept on CPU 0 and CPU 1.
+    #[arg(long)]
+    unpinned: bool,
     /// Leave out the memory of an agent with 0 and 100 pods.
     #[arg(long)]
     no_memory: bool,
@@ -48,30 +61,32 @@ pub(crate) struct Options {
 
 /// Run it; fails when a path could not be measured, not when a target is missed.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let (starts, window, warm_up) = if options.quick {
-        (2, Duration::from_millis(400), Duration::from_millis(100))
+    let ms = Duration::from_millis;
+    let (starts, rounds, window, warm_up) = if options.quick {
+        (2, 1, ms(300), ms(100))
     } else {
-        (options.starts, Duration::from_millis(options.window_ms), Duration::from_millis(options.warm_up_ms))
+        (options.starts, options.rounds, ms(options.window_ms), ms(options.warm_up_ms))
     };
-    ensure!(starts > 0, "--starts must be at least 1");
+    ensure!(starts > 0 && rounds > 0, "--starts and --rounds must be at least 1");
     let paths = with_baselines(&options.paths);
     let link = if options.routed { Link::Routed } else { Link::Bridged };
-    let mut figures = Figures::default();
+    let mut runner = Runner {
+        tasks: tasks(window, warm_up),
+        pinned: !options.unpinned,
+        patience: Duration::from_secs(if options.quick { 0 } else { options.patience }),
+        figures: Figures::default(),
+    };
     let mut failures = Vec::new();
     let mut lab = Lab::build(&paths, link)?;
     for start in 0..starts {
         eprintln!("start {} of {starts}", start + 1);
         lab.restart_agents()?;
-        // Another order each time: what warms up or wears out over a start must not fall on one path.
-        let order = (0..paths.len()).map(|i| (i + start) % paths.len());
-        for route in order.filter_map(|i| lab.routes().get(i)) {
-            if let Err(error) = measure(&lab, route, &tasks(window, warm_up), &mut figures) {
-                eprintln!("{}: {error:#}", route.path.name());
-                failures.push(format!("{} in start {}: {error:#}", route.path.name(), start + 1));
-            }
+        for (path, error) in runner.start(&lab, start, rounds) {
+            failures.push(format!("{} in start {}: {error:#}", path.name(), start + 1));
         }
     }
     drop(lab);
+    let mut figures = runner.figures;
     let with_agents = paths.iter().any(|path| path.expected().is_some());
     if with_agents && !options.no_memory {
         let rounds = if options.quick { 1 } else { memory::ROUNDS };
@@ -82,7 +97,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     columns.push((memory::PATH, None));
     let rows = rows::rows(&figures, &columns);
     rows::print(&rows);
-    print_notes(&figures, link, starts, window);
+    print_notes(
+        &figures,
+        &format!(
+            "{starts} starts of all processes, {rounds} rounds each, {} ms a measurement",
+            window.as_millis()
+        ),
+        options,
+    );
     if let Some(path) = &options.json {
         rows::write_json(&rows, path)?;
     }
@@ -98,48 +120,150 @@ fn with_baselines(asked: &[Path]) -> Vec<Path> {
         .collect()
 }
 
-/// One start of one path: all tasks on fresh load processes.
-fn measure(lab: &Lab, route: &Route, tasks: &[Task], figures: &mut Figures) -> anyhow::Result<()> {
-    let mut session = Session::start(&route.client, &route.server, route.to)?;
-    // The first connections of a pair go through the agent, which fills the verdict cache.
-    let settle = Timing { warm_up_ms: 0, window_ms: 100 };
-    session.perform(&Task::Requests { connections: 1, timing: settle })?;
-    let agents = lab.agents_of(route);
-    let before = agents.first().map(|agent| agent.decisions()).transpose()?;
-    let meter = Meter::of(lab.cgroups_of(route)?)?;
-    let name = route.path.name();
-    for task in tasks {
-        let reading = meter.read()?;
-        let answer = session.perform(task)?;
-        let spent = meter.since(reading)?;
+/// Measures paths and keeps the figures.
+#[derive(Debug)]
+struct Runner {
+    tasks: [Task; 5],
+    pinned: bool,
+    /// What is left of it.
+    patience: Duration,
+    figures: Figures,
+}
+
+/// A path with its load processes, during one start.
+#[derive(Debug)]
+struct Running<'a> {
+    route: &'a Route,
+    session: Session,
+    meter: Meter,
+    agents: Vec<&'a MeshNode>,
+    failed: Option<anyhow::Error>,
+}
+
+impl Runner {
+    /// One start: fresh load processes on every path, then every measurement on one path after the other, so
+    /// that what is compared was measured within seconds. Returns the paths that failed.
+    fn start(&mut self, lab: &Lab, start: usize, rounds: usize) -> Vec<(Path, anyhow::Error)> {
+        let mut failures = Vec::new();
+        let mut running = Vec::new();
+        for route in lab.routes() {
+            match Running::start(lab, route, self.pinned) {
+                Ok(path) => running.push(path),
+                Err(error) => failures.push((route.path, error)),
+            }
+        }
+        for round in 0..rounds {
+            for task in self.tasks.clone() {
+                // Another order each time: what wears off or builds up must not always fall on one path.
+                let first = (start + round) % running.len().max(1);
+                let (tail, head) = running.split_at_mut(first);
+                for path in head.iter_mut().chain(tail).filter(|path| path.failed.is_none()) {
+                    if let Err(error) = self.measure(path, &task) {
+                        path.failed = Some(error);
+                    }
+                }
+            }
+        }
+        for mut path in running {
+            let name = path.route.path;
+            match path.failed.take().map_or_else(|| path.rss(), Err) {
+                Ok(Some(rss)) => self.figures.push(name.name(), Metric::Rss, mib(rss)),
+                Ok(None) => {}
+                Err(error) => failures.push((name, error)),
+            }
+        }
+        for (path, error) in &failures {
+            eprintln!("{}: {error:#}", path.name());
+        }
+        failures
+    }
+
+    fn measure(&mut self, path: &mut Running<'_>, task: &Task) -> anyhow::Result<()> {
+        let before = path.decisions()?;
+        let (answer, spent) = self.undisturbed(&mut path.session, task, &path.meter)?;
+        path.went_as_expected(before)?;
         if let Answer::Requests { failed: failed @ 1.., first_failure, .. } = &answer {
             bail!("{failed} requests failed, the first: {}", first_failure.as_deref().unwrap_or("?"));
         }
-        figures.note_foreign(&spent);
+        self.figures.note_foreign(&spent);
         for (metric, value) in metrics_of(task, &answer, &spent) {
-            figures.push(name, metric, value);
+            self.figures.push(path.route.path.name(), metric, value);
+        }
+        Ok(())
+    }
+
+    /// Do a task on a quiet machine, again when something else ran meanwhile, as long as patience lasts.
+    fn undisturbed(
+        &mut self,
+        session: &mut Session,
+        task: &Task,
+        meter: &Meter,
+    ) -> anyhow::Result<(Answer, Spent)> {
+        loop {
+            let began = Instant::now();
+            while self.patience > began.elapsed() {
+                let idle = meter.read()?;
+                std::thread::sleep(LOOK);
+                if meter.since(idle)?.foreign_cpus() <= NOISY_CPUS {
+                    break;
+                }
+            }
+            let waited = began.elapsed();
+            let reading = meter.read()?;
+            let answer = session.perform(task)?;
+            let spent = meter.since(reading)?;
+            if spent.foreign_cpus() <= NOISY_CPUS || self.patience.is_zero() {
+                self.patience = self.patience.saturating_sub(waited.saturating_sub(LOOK));
+                return Ok((answer, spent));
+            }
+            self.patience = self.patience.saturating_sub(began.elapsed());
         }
     }
-    let rss = agents.iter().map(|agent| agent.rss()).collect::<anyhow::Result<Vec<u64>>>()?;
-    if let Some(largest) = rss.into_iter().max() {
-        figures.push(name, Metric::Rss, mib(largest));
+}
+
+impl<'a> Running<'a> {
+    fn start(lab: &'a Lab, route: &'a Route, pinned: bool) -> anyhow::Result<Self> {
+        let mut session = Session::start(&route.client, &route.server, route.to, pinned)?;
+        // The first connections of a pair go through the agent, which fills the verdict cache.
+        let settle = Timing { warm_up_ms: 0, window_ms: 100 };
+        session.perform(&Task::Requests { connections: 1, timing: settle })?;
+        let meter = Meter::of(lab.cgroups_of(route)?)?;
+        Ok(Self { route, session, meter, agents: lab.agents_of(route), failed: None })
     }
-    if let (Some(agent), Some(before), Some(expected)) = (agents.first(), before, route.path.expected()) {
-        let seen = agent.decisions()?.since(before);
+
+    /// What the connect hooks of the client's node decided so far, if there are any.
+    fn decisions(&self) -> anyhow::Result<Option<Decisions>> {
+        self.agents.first().map(|agent| agent.decisions()).transpose()
+    }
+
+    /// Fails unless every connection since `before` took the path it is counted for.
+    fn went_as_expected(&self, before: Option<Decisions>) -> anyhow::Result<()> {
+        let (Some(now), Some(before), Some(expected)) =
+            (self.decisions()?, before, self.route.path.expected())
+        else {
+            return Ok(());
+        };
+        let seen = now.since(before);
         let taken = match expected {
             Expected::Direct => seen.direct > 0 && seen.proxy == 0,
             Expected::Proxy => seen.proxy > 0 && seen.direct == 0,
         };
         ensure!(taken && seen.other == 0, "connections did not go {expected:?}: the hooks counted {seen:?}");
+        Ok(())
     }
-    Ok(())
+
+    /// Resident memory of the larger agent on the way, if there is one.
+    fn rss(&self) -> anyhow::Result<Option<u64>> {
+        let sizes = self.agents.iter().map(|agent| agent.rss()).collect::<anyhow::Result<Vec<u64>>>()?;
+        Ok(sizes.into_iter().max())
+    }
 }
 
-fn print_notes(figures: &Figures, link: Link, starts: usize, window: Duration) {
+fn print_notes(figures: &Figures, amount: &str, options: &Options) {
     println!(
-        "\n{starts} starts of all processes, {} ms a measurement, pods {}; value is the median, range is min-max.",
-        window.as_millis(),
-        if link == Link::Bridged { "on one bridge per node" } else { "behind host routes" },
+        "\n{amount}; pods {}, load client and server {}; value is the median, range is min-max.",
+        if options.routed { "behind host routes" } else { "on one bridge per node" },
+        if options.unpinned { "wherever the scheduler puts them" } else { "on a CPU of their own" },
     );
     println!(
         "ratio = value / baseline of this run: `none` for paths on one node, `none-remote` for paths over two.\n\

@@ -40,9 +40,17 @@ struct Process {
 
 impl Session {
     /// Start both processes. The server listens on all addresses of its place.
-    pub(crate) fn start(client: &Place, server: &Place, to: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) fn start(
+        client: &Place,
+        server: &Place,
+        to: SocketAddr,
+        pinned: bool,
+    ) -> anyhow::Result<Self> {
         let mut command = Command::new(SELF);
         command.args(["load", "server", "--listen", &format!("[::]:{PORT}")]);
+        if pinned {
+            command.args(["--cpu", "1"]);
+        }
         let server = Process::start(server, command)?;
         let first = server.line(START_LIMIT)?;
         if first != "listening" {
@@ -50,6 +58,9 @@ impl Session {
         }
         let mut command = Command::new(SELF);
         command.args(["load", "client", "--to", &to.to_string()]).stdin(Stdio::piped());
+        if pinned {
+            command.args(["--cpu", "0"]);
+        }
         let mut client = Process::start(client, command)?;
         let stdin = client.child.stdin.take().context("the load client has no standard input")?;
         Ok(Self { _server: server, client, stdin })
