@@ -11,7 +11,6 @@ use mesh_tests::{
     Agent, Failure, Pod, Shop, TestResult, ToolError, eventually, limit, require_agent, shop, test_name,
 };
 use nix::errno::Errno;
-use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -180,92 +179,6 @@ fn a_pod_that_is_made_anew_under_its_name_and_address_is_judged_anew() -> TestRe
     assert_eq!(counted.count("direct", "verdict_allow"), 0, "{counted:?}");
     assert_eq!(counted.count("proxy", "no_verdict"), 1, "{counted:?}");
     shop::dial_directly(node, &client, again.at4(8080))?;
-    Ok(())
-}
-
-#[test]
-fn session_affinity_keeps_a_client_at_its_server_on_every_path() -> TestResult {
-    require_agent!();
-    let shop = Shop::open(test_name!(), &["a", "b"])?;
-    let clients = [shop.pod("a", "client-1")?, shop.pod("a", "client-2")?];
-    let mut servers = Vec::new();
-    for (node, name) in [("a", "web-0"), ("a", "web-1"), ("b", "web-2"), ("b", "web-3")] {
-        let pod = shop.backend(node, name, "web")?;
-        servers.push((shop.serve(&pod)?, pod));
-    }
-    let web = |service: mesh_tests::manifests::ServiceManifest| {
-        service.with("/spec/selector", json!({"app": "web"})).port("http", 80, 8080)
-    };
-    let sticky = shop.service_with("sticky", 80, |service| web(service).session_affinity(600))?;
-    let loose = shop.service_with("loose", 80, web)?;
-    shop.start_agents()?;
-    for client in &clients {
-        for to in sticky.all() {
-            let seen = answering(client, to, 12)?;
-            assert_eq!(seen.len(), 1, "{} by {to}: {seen:?}", client.name());
-        }
-    }
-    assert!(answering(&clients[0], loose.v4, 40)?.len() > 2, "without affinity all endpoints take part");
-    // Its server leaves: the client gets one other, and stays there.
-    let first = answering(&clients[0], sticky.v4, 1)?;
-    let left = servers.iter().find(|(_, pod)| first.contains(pod.name()));
-    let (_, left) = left.ok_or_else(|| anyhow::anyhow!("{first:?} is no server"))?;
-    shop.world().manifests().delete("Pod", shop::NAMESPACE, left.name())?;
-    let moved = eventually(
-        SOON,
-        || answering(&clients[0], sticky.v4, 1),
-        |seen| seen.as_ref().is_ok_and(|seen| *seen != first),
-    )??;
-    assert_eq!(answering(&clients[0], sticky.v4, 12)?, moved);
-    Ok(())
-}
-
-#[test]
-fn endpoints_that_are_not_ready_are_left_out() -> TestResult {
-    require_agent!();
-    let shop = Shop::open(test_name!(), &["a", "b"])?;
-    let node = shop.world().node("a")?;
-    let client = shop.pod("a", "client")?;
-    let near = [shop.backend("a", "near-0", "near")?, shop.backend("a", "near-1", "near")?];
-    let far = [shop.backend("b", "far-0", "far")?, shop.backend("b", "far-1", "far")?];
-    let vips = [shop.service("near", 80)?, shop.service("far", 80)?];
-    let manifests = shop.world().manifests();
-    let ready = |pod: &Pod, app: &str, ready: bool| {
-        let manifest = pod.manifest().label("app", app);
-        manifests.apply(if ready { manifest } else { manifest.not_ready() })
-    };
-    ready(&near[1], "near", false)?;
-    ready(&far[1], "far", false)?;
-    shop.start_agents()?;
-    let mut servers = Vec::new();
-    for pod in near.iter().chain(&far) {
-        servers.push(shop.serve(pod)?);
-    }
-    for (pods, vip) in [(&near, vips[0]), (&far, vips[1])] {
-        for to in [vip.v4, vip.v6] {
-            assert_eq!(answering(&client, to, 10)?, BTreeSet::from([pods[0].name().to_owned()]), "{to}");
-        }
-    }
-    ready(&near[0], "near", false)?;
-    ready(&far[0], "far", false)?;
-    for vip in vips {
-        let refused = || client.tool()?.who(vip.v4).map(drop);
-        let none = |outcome: &Result<(), ToolError>| {
-            outcome.as_ref().is_err_and(|error| error.errno() == Some(Errno::ECONNREFUSED))
-        };
-        // The observation is the refusal itself.
-        drop(eventually(SOON, refused, none)?);
-    }
-    let before = node.kernel().counters()?;
-    assert!(client.tool()?.connect(vips[1].v6).is_err());
-    let counted = node.kernel().counters()?.since(&before);
-    assert_eq!(counted.count_at("connect6", "deny", "no_endpoints"), 1, "{counted:?}");
-    for (pods, app, vip) in [(&near, "near", vips[0]), (&far, "far", vips[1])] {
-        ready(&pods[0], app, true)?;
-        ready(&pods[1], app, true)?;
-        let both = |seen: &Result<BTreeSet<String>, ToolError>| seen.as_ref().is_ok_and(|s| s.len() == 2);
-        eventually(SOON, || answering(&client, vip.v4, 12), both)??;
-    }
     Ok(())
 }
 

@@ -139,6 +139,25 @@ impl Node {
         &self.kubelet
     }
 
+    /// A process group of the host below the kubelet's own: what a pod's would be where the kubelet runs in
+    /// the root of the pods' groups.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn below_the_kubelet(&self, name: &str) -> Result<Place, WorldError> {
+        let cgroup = self.kubelet.cgroup().child(name);
+        let label = format!("{}-kubelet-{name}", self.name);
+        Ok(Place::new(PlaceParts {
+            cgroup: cgroup.map_err(|source| WorldError::Cgroup { what: label.clone(), source })?,
+            log: self.world.directory.join("logs").join(format!("{label}.log")),
+            name: label,
+            netns: Arc::clone(&self.netns),
+            ip4: plan::wire_ip4(self.index),
+            ip6: plan::wire_ip6(self.index),
+            resolv_conf: None,
+        }))
+    }
+
     /// The pods made so far and not removed.
     #[must_use]
     pub fn pods(&self) -> Vec<Pod> {
