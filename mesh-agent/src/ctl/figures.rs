@@ -11,6 +11,11 @@ pub(super) fn count(n: f64) -> String {
     text.replace(' ', "")
 }
 
+/// A number of things: `1 pod`, `2 pods`.
+pub(super) fn counted(n: usize, thing: &str) -> String {
+    if n == 1 { format!("1 {thing}") } else { format!("{n} {thing}s") }
+}
+
 /// Nanoseconds in the unit that suits them, e.g. `53.1 µs`.
 pub(super) fn nanos(ns: f64) -> String {
     match ns {
@@ -93,6 +98,7 @@ mod tests {
         for (s, want) in [(1.5, "1.5s"), (252.0, "4m12s"), (7500.0, "2h5m"), (273_600.0, "3d4h")] {
             assert_eq!(age(s), want);
         }
+        assert_eq!(counted(1, "pod") + ", " + &counted(0, "pod"), "1 pod, 0 pods");
         assert_eq!(by_unit("srtt_us", 120.0), "120 µs");
         assert_eq!(by_unit("connect_ns", 120.0), "120 ns");
     }

@@ -41,17 +41,19 @@ fn summary(out: &mut String, view: &StatusView) {
     line(out, "kernel", &format!("{}, ABI {}, pins {}", kernel.release, kernel.abi, kernel.pins));
     line(out, "cgroup", &kernel.cgroup_root);
     let snapshot = &view.snapshot;
-    let errors = match view.source_errors.len() {
+    let problems = match view.source_errors.len() {
         0 => String::new(),
-        1 => ", 1 problem".to_owned(),
-        n => format!(", {n} problems"),
+        n => format!(", {}", figures::counted(n, "problem")),
     };
     line(
         out,
         "config",
         &format!(
-            "{}, snapshot {}: {} workloads, {} services{errors}",
-            snapshot.source, snapshot.version, snapshot.workloads, snapshot.services
+            "{}, snapshot {}: {}, {}{problems}",
+            snapshot.source,
+            snapshot.version,
+            figures::counted(snapshot.workloads, "workload"),
+            figures::counted(snapshot.services, "service"),
         ),
     );
     let counts: Vec<String> = PodState::ALL

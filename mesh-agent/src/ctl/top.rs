@@ -56,9 +56,9 @@ fn redraw(text: &str) -> String {
 fn render(view: &TopView, rows_max: usize) -> String {
     let total = |value: fn(&TopRow) -> f64| view.rows.iter().map(value).sum::<f64>();
     let mut out = format!(
-        "node {}   {} edges   {} conns/s   {} fails/s   {}/s sent   {}/s received   (over {:.1} s)\n\n",
+        "node {}   {}   {} conns/s   {} fails/s   {}/s sent   {}/s received   (over {:.1} s)\n\n",
         view.node,
-        view.rows.len(),
+        figures::counted(view.rows.len(), "edge"),
         figures::count(total(|r| r.conns_per_s)),
         figures::count(total(|r| r.fails_per_s)),
         figures::bytes(total(|r| r.tx_bytes_per_s)),
@@ -138,7 +138,7 @@ mod tests {
         let cells: Vec<&str> = row.split_whitespace().collect();
         assert_eq!(&cells[..6], ["shop/cart", "shop/web-0:8080", "shop/web", "outbound", "direct", "120"]);
         assert_eq!(&cells[6..], ["0", "2.00", "KiB", "0", "B", "53.1", "µs", "-", "4"]);
-        assert!(text.starts_with("node n1   1 edges   120 conns/s"), "{text}");
+        assert!(text.starts_with("node n1   1 edge   120 conns/s"), "{text}");
     }
 
     #[test]

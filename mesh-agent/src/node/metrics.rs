@@ -2,7 +2,7 @@
 //!
 //! Everything is read at the scrape, so an idle agent does nothing.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::RangeInclusive, sync::Arc};
 
 use mesh_common::stats::Hist;
 use mesh_redirect::{Counter, Histogram, Stats, monotonic_ns};
@@ -60,8 +60,8 @@ impl AgentMetrics {
         gauge(encoder, "mesh_snapshot_version", "Version of the configuration in force", version)?;
         if let Some(age_ns) = self.shared.beat.age_ns(monotonic_ns()) {
             let help = "Seconds since the slowest worker stamped the heartbeat";
-            let mut age = family(encoder, "mesh_heartbeat_age_seconds", help, MetricType::Gauge)?;
-            sample(&mut age, &[], &ConstGauge::new(age_ns as f64 / 1e9))?;
+            let age = ConstGauge::new(age_ns as f64 / 1e9);
+            age.encode(family(encoder, "mesh_heartbeat_age_seconds", help, MetricType::Gauge)?)?;
         }
         let (unreadable, lost) = self.shared.bridge.failures();
         counter(encoder, "mesh_kernel_reads_failed", "Socket origins that could not be read", unreadable)?;
@@ -89,17 +89,19 @@ impl AgentMetrics {
             Vec::new()
         });
         for histogram in histograms {
-            let (name, help, seconds) = match histogram.hist {
+            let (name, help, seconds, bounds) = match histogram.hist {
+                // 1 µs to 69 s: a SYN is given up after about 130 s, on an app's own limit after 10 to 60 s.
                 Hist::ConnectNs => {
-                    ("mesh_connect_seconds", "Time from connect to established, as the client sees it", 1e-9)
+                    let help = "Time from connect to established, as the client sees it";
+                    ("mesh_connect_seconds", help, 1e-9, 10..=36)
                 }
-                Hist::SrttUs => {
-                    ("mesh_srtt_seconds", "Smoothed round trip time when a connection closes", 1e-6)
-                }
-                Hist::DurationNs => ("mesh_connection_seconds", "Life of connections", 1e-9),
+                // 1 µs to 67 s.
+                Hist::SrttUs => ("mesh_srtt_seconds", "Smoothed round trip time at close", 1e-6, 0..=26),
+                // 16 µs to 20 h.
+                Hist::DurationNs => ("mesh_connection_seconds", "Life of connections", 1e-9, 14..=46),
             };
             let help = format!("{help}; the sum is estimated from the buckets");
-            let (sum, count, buckets) = in_seconds(&histogram, seconds);
+            let (sum, count, buckets) = in_seconds(&histogram, seconds, bounds);
             let mut metric = family(encoder, name, &help, MetricType::Histogram)?;
             metric.encode_histogram::<[(&str, &str); 0]>(sum, count, &buckets, None)?;
         }
@@ -160,7 +162,7 @@ fn family<'a>(
     help: &'a str,
     kind: MetricType,
 ) -> Result<MetricEncoder<'a>, fmt::Error> {
-    encoder.encode_descriptor(name, help, None, kind)
+    encoder.encode_descriptor(name, &format!("{help}."), None, kind)
 }
 
 fn sample<M: EncodeMetric>(
@@ -168,32 +170,30 @@ fn sample<M: EncodeMetric>(
     labels: &[(&str, &str)],
     value: &M,
 ) -> fmt::Result {
-    if labels.is_empty() {
-        return value.encode(family.encode_family(&NO_LABELS)?);
-    }
     value.encode(family.encode_family(&labels)?)
 }
 
-/// Estimated sum, count, and counts by upper bound, each unit being `seconds` long. Empty buckets at both ends
-/// are left out; the last bound is infinite.
-fn in_seconds(histogram: &Histogram, seconds: f64) -> (f64, u64, Vec<(f64, u64)>) {
-    let filled = |bucket: &u64| *bucket > 0;
-    let first = histogram.buckets.iter().position(filled).unwrap_or(0);
-    let last = histogram.buckets.iter().rposition(filled).map_or(first, |last| last + 1);
+/// Sum, count, and counts by upper bound, as the encoder wants them.
+type Encoded = (f64, u64, Vec<(f64, u64)>);
+
+/// Converts log2 buckets whose unit is `seconds` long. `bounds` are the exponents of the finite upper bounds: always
+/// the same ones, because a bucket that comes and goes breaks rates. The sum is estimated.
+fn in_seconds(histogram: &Histogram, seconds: f64, bounds: RangeInclusive<i32>) -> Encoded {
+    let mut buckets: Vec<(f64, u64)> = bounds.clone().map(|e| (2_f64.powi(e) * seconds, 0)).collect();
+    // The encoder writes this bound as +Inf.
+    buckets.push((f64::INFINITY, 0));
+    let last = buckets.len() - 1;
     let mut sum = 0.0;
-    let mut buckets = Vec::new();
-    for (i, count) in histogram.buckets.iter().enumerate().take(last).skip(first) {
-        let bound = 2_f64.powi(i32::try_from(i + 1).unwrap_or(i32::MAX));
+    for (exponent, count) in (1_i32..).zip(&histogram.buckets) {
         // The middle of a bucket that reaches from half its bound to its bound.
-        sum += *count as f64 * bound * 0.75 * seconds;
-        buckets.push((bound * seconds, *count));
+        sum += *count as f64 * 2_f64.powi(exponent) * 0.75 * seconds;
+        let at = usize::try_from(exponent - bounds.start()).unwrap_or(0).min(last);
+        if let Some(bucket) = buckets.get_mut(at) {
+            bucket.1 += count;
+        }
     }
-    // The library writes this bound as +Inf.
-    buckets.push((f64::MAX, 0));
     (sum, histogram.total(), buckets)
 }
-
-const NO_LABELS: [(&str, &str); 0] = [];
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
     let gauge = ConstGauge::new(value);
@@ -210,21 +210,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_histogram_keeps_its_counts_and_leaves_empty_ends_out() {
+    fn a_histogram_keeps_its_counts_under_fixed_bounds() {
         let mut buckets = vec![0; 64];
-        (buckets[15], buckets[17]) = (3, 1);
+        // Below the first bound, within, and beyond the last.
+        (buckets[3], buckets[15], buckets[60]) = (5, 3, 1);
         let histogram = Histogram { hist: Hist::ConnectNs, buckets };
-        let (sum, count, buckets) = in_seconds(&histogram, 1e-9);
-        assert_eq!(count, 4);
-        let bounds: Vec<u64> = buckets.iter().map(|(bound, _)| (bound * 1e9).round() as u64).collect();
-        assert_eq!(bounds[..3], [65_536, 131_072, 262_144]);
-        assert_eq!(buckets.iter().map(|(_, n)| *n).collect::<Vec<_>>(), [3, 0, 1, 0]);
-        assert!((3.0 * 32_768e-9..4.0 * 262_144e-9).contains(&sum), "{sum}");
-    }
-
-    #[test]
-    fn an_empty_histogram_is_still_one() {
-        let histogram = Histogram { hist: Hist::SrttUs, buckets: vec![0; 64] };
-        assert_eq!(in_seconds(&histogram, 1e-6), (0.0, 0, vec![(f64::MAX, 0)]));
+        let (sum, count, buckets) = in_seconds(&histogram, 1e-9, 10..=36);
+        assert_eq!((count, buckets.len()), (9, 28));
+        assert_eq!(buckets[0].1, 5);
+        let within = buckets.iter().find(|(bound, _)| (bound * 1e9).round() == 65_536.0);
+        assert_eq!(within.map(|(_, count)| *count), Some(3));
+        assert_eq!(buckets[27], (f64::INFINITY, 1));
+        assert!(sum > 2_f64.powi(60) * 1e-9, "{sum}");
     }
 }
