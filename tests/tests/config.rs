@@ -86,8 +86,9 @@ fn a_bad_document_keeps_the_last_good_state_of_its_file_and_is_located() -> Test
         let row = &rows[0];
         assert!(text(row, "file").ends_with("two.yaml"), "{row:#}");
         assert_eq!(row["document"], 2, "{row:#}");
-        assert_eq!((text(row, "kind"), text(row, "name")), ("Service", "shop/two"), "{row:#}");
-        assert!(!text(row, "reason").is_empty(), "{row:#}");
+        let named = [text(row, "kind"), text(row, "namespace"), text(row, "name")];
+        assert_eq!(named, ["Service", "shop", "two"], "{row:#}");
+        assert!(!text(row, "message").is_empty(), "{row:#}");
         for (vip, server) in [(vip1, "one"), (vip2, "two")] {
             assert_eq!(client.tool()?.who(vip)?.server, server);
         }
@@ -140,7 +141,7 @@ fn one_resource_in_two_files_is_told_and_the_first_file_holds() -> TestResult {
     let _server = shop.serve(&web)?;
     let rows = problems(&agent, 1)?;
     assert!(text(&rows[0], "file").ends_with("zzz.yaml"), "{rows:#?}");
-    assert!(text(&rows[0], "reason").contains("service-web.yaml"), "both files are named: {rows:#?}");
+    assert!(text(&rows[0], "message").contains("service-web.yaml"), "both files are named: {rows:#?}");
     assert_eq!(client.tool()?.who(vip.v4)?.server, "web");
     shop.world().manifests().delete_file("zzz.yaml")?;
     problems(&agent, 0)?;

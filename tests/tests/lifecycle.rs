@@ -214,11 +214,13 @@ fn a_proxied_connect_is_tried_again_on_another_endpoint() -> TestResult {
     let dead = shop.backend("b", "dead", "web")?;
     let alive = shop.backend("b", "alive", "web")?;
     let vip = shop.service("web", 80)?;
-    shop.start_agents()?;
+    // No agent accepts on behalf of the servers, so the refusal is seen before anything was sent.
+    let agent = shop.world().node("a")?.agent().start()?;
     let _server = shop.serve(&alive)?;
     for to in [vip.v4, vip.v6] {
         assert_eq!(answering(&client, to, 15)?, BTreeSet::from(["alive".to_owned()]));
     }
+    assert!(agent.metric(&["mesh_proxy_connect_retries_total"])? > 0.0, "the dead one was never tried");
     // Asked for by its own address, it is that pod or none.
     assert!(client.tool()?.who(dead.at4(8080)).is_err());
     Ok(())
