@@ -1,45 +1,44 @@
-//! Owns bringing a pod into the mesh and taking it out again.
+//! Owns bringing a pod into the mesh and changing what it is configured to.
 //!
 //! Invariants:
-//! - `PODS` is written last and deleted first: a pod whose connects are redirected has everything else in place.
+//! - `PODS` is written last: a pod whose connects are redirected has everything else in place.
 //! - Enrolling and removing break no established connection: hooks see new connections only.
 //! - A failed enrolment leaves nothing behind; a failed adoption leaves the pod as the earlier agent did.
-//! - After [`Node::remove`] no map holds anything that names the pod's namespace or addresses, so whoever gets
-//!   the address next gains nothing.
+//!
+//! Not here: taking pods out (`removal.rs`).
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     fs, io,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
-    sync::{Arc, atomic::AtomicUsize, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
 use aya_obj::generated::bpf_attach_type;
-use ipnet::IpNet;
 use mesh_common::{
     Addr,
-    pod::{
-        DIR_INBOUND, DIR_OUTBOUND, ExcludedKey, INBOUND_FAIL_CLOSED, INBOUND_PORTS, InboundCfg,
-        LISTENER_INBOUND, POD_DNS, POD_EXCLUDED, POD_FAIL_CLOSED, POD_NODE, POD_PORTS, PORT_EXCLUDED,
-        PORT_FAIL_CLOSED, PORT_FAIL_OPEN, PodCfg, PortKey, ProbeKey, listener_key,
-    },
-    ports,
+    pod::{LISTENER_INBOUND, POD_NODE, listener_key},
 };
 use mesh_core::{
     id::WorkloadId,
-    plan::{ActualPod, PodConfig, PortRule},
+    plan::{ActualPod, PodConfig},
     snapshot::Name,
 };
 
 use crate::{
     arrival::{self, InstanceError},
+    entries::{excluded_entries, inbound_cfg, pod_cfg, port_entries, probe_entries},
     links::{self, AttachError, Attachment},
     listeners::{self, ListenError, Listeners},
-    map::{ExcludedPrefix, MapError, Maps},
+    map::MapError,
     netns::Netns,
     node::{Node, lock},
+    removal::{Doomed, purge},
     sockets::PodSockets,
     sys::LinkTarget,
     verdicts,
@@ -216,7 +215,8 @@ impl Node {
             .is_some_and(|known| known.pod == pod);
         let brought_in = self.bring_in(pod, &netns, &config, known);
         if brought_in.is_err() && !known {
-            self.take_out(&[(pod, Some(netns.cookie()), config.addrs.clone())]);
+            let (cookie, addrs) = (Some(netns.cookie()), config.addrs.clone());
+            self.take_out(&[Doomed { pod, cookie, addrs }]);
         }
         brought_in
     }
@@ -361,113 +361,9 @@ impl Node {
         Ok(())
     }
 
-    /// Takes pods out of the mesh and forgets everything about them before it returns. Unknown ids are ignored.
-    ///
-    /// Established connections live on. The caller tells the proxy to close the listeners.
-    pub fn remove(&self, pods: &[u32]) {
-        let mut known: HashMap<u32, (u64, Vec<IpAddr>)> = HashMap::new();
-        let listed = self.maps.pods.each(|cookie, entry| {
-            if entry.flags & POD_NODE == 0 && pods.contains(&entry.pod) {
-                let addrs = [entry.addr4, entry.addr6].into_iter().filter(|addr| !addr.is_unspecified());
-                known.insert(entry.pod, (*cookie, addrs.map(IpAddr::from).collect()));
-            }
-        });
-        if let Err(error) = listed {
-            tracing::warn!(%error, "cannot list the pods in the kernel");
-        }
-        let doomed: Vec<(u32, Option<u64>, Vec<IpAddr>)> = pods
-            .iter()
-            .map(|pod| {
-                let served = lock(&self.pods).remove(pod);
-                let mut addrs = served.as_ref().map(|s| s.config.addrs.clone()).unwrap_or_default();
-                let mut cookie = served.as_ref().map(|s| s.sockets.netns().cookie());
-                if let Some((found, also)) = known.remove(pod) {
-                    cookie = Some(found);
-                    addrs.extend(also);
-                }
-                (*pod, cookie, addrs)
-            })
-            .collect();
-        self.take_out(&doomed);
-    }
-
-    /// Each part is tried whatever became of the others: a leftover is swept later, a skipped part is not.
-    fn take_out(&self, doomed: &[(u32, Option<u64>, Vec<IpAddr>)]) {
-        let maps = &self.maps;
-        let mut failures: Vec<MapError> = Vec::new();
-        let mut note = |result: Result<bool, MapError>| {
-            if let Err(error) = result {
-                failures.push(error);
-            }
-        };
-        for (pod, cookie, _) in doomed {
-            let Some(cookie) = cookie else { continue };
-            // Another pod id may own the namespace by now.
-            match maps.pods.get(cookie) {
-                Ok(Some(entry)) if entry.pod == *pod => note(maps.pods.delete(cookie)),
-                Ok(_) => {}
-                Err(error) => note(Err(error)),
-            }
-        }
-        let ids: HashSet<u32> = doomed.iter().map(|(pod, ..)| *pod).collect();
-        let mut workloads: HashSet<u64> = HashSet::new();
-        for pod in &ids {
-            links::remove(&self.folders.arrival(*pod));
-            if let Ok(Some(inbound)) = maps.inbound.get(pod) {
-                workloads.insert(inbound.workload);
-            }
-            note(maps.inbound.delete(pod));
-            for kind in (0..ports::OUTBOUND.len() as u32).chain([LISTENER_INBOUND]) {
-                note(maps.listeners.delete(&listener_key(*pod, kind)));
-            }
-        }
-        // A workload that is enrolled under another id keeps what is keyed by it.
-        let kept = maps.inbound.each(|_, other| {
-            workloads.remove(&other.workload);
-        });
-        note(kept.map(|()| true));
-        for workload in &workloads {
-            note(maps.policy_gen.delete(workload));
-        }
-        let addrs: HashSet<Addr> =
-            doomed.iter().flat_map(|(.., addrs)| addrs).map(|addr| Addr::from(*addr)).collect();
-        note(maps.probes.delete_where(|key, _| addrs.contains(&key.addr)).map(|_| true));
-        note(maps.port_cfgs.delete_where(|key, _| ids.contains(&key.pod)).map(|_| true));
-        note(maps.excluded.delete_where(|key, _| ids.contains(&u32::from_be(key.data.pod_be))).map(|_| true));
-        let cookies: HashSet<u64> = doomed.iter().filter_map(|(_, cookie, _)| *cookie).collect();
-        for cookie in &cookies {
-            note(maps.tickets_used.delete(cookie));
-        }
-        for error in failures {
-            tracing::warn!(error = %crate::report(&error), "leftover of a removed pod");
-        }
-        purge(maps, &cookies, &addrs);
-    }
-
     /// Makes sockets in an enrolled pod.
     pub fn sockets(&self, pod: u32) -> Option<PodSockets> {
         lock(&self.pods).get(&pod).map(|enrolled| enrolled.sockets.clone())
-    }
-}
-
-/// Deletes what the programs and the agent cached about namespaces and addresses.
-fn purge(maps: &Maps, cookies: &HashSet<u64>, addrs: &HashSet<Addr>) {
-    let results = [
-        maps.verdicts
-            .delete_where(|key, _| cookies.contains(&key.netns_cookie) || cookies.contains(&key.incarnation)),
-        maps.tickets.delete_where(|key, ticket| {
-            cookies.contains(&ticket.netns_cookie)
-                || cookies.contains(&ticket.incarnation)
-                || addrs.contains(&key.src)
-                || addrs.contains(&key.dst)
-        }),
-        maps.affinity.delete_where(|key, _| cookies.contains(&key.netns_cookie)),
-        maps.orig_dst.delete_where(|key, _| cookies.contains(&key.netns_cookie)),
-        maps.dns_orig.delete_where(|key, _| cookies.contains(&key.netns_cookie)),
-        maps.client_addr.delete_where(|key, _| addrs.contains(&key.src) || addrs.contains(&key.dst)),
-    ];
-    for error in results.into_iter().filter_map(Result::err) {
-        tracing::warn!(error = %crate::report(&error), "cache entries of a removed pod stay");
     }
 }
 
@@ -479,120 +375,4 @@ fn reuse_time_wait() -> Result<(), String> {
     fs::write(SETTING, "1").map_err(|error| {
         format!("cannot set {SETTING} in the pod: {error}; many short connections may run out of ports")
     })
-}
-
-fn pod_cfg(pod: u32, config: &PodConfig) -> PodCfg {
-    let addr = |v4: bool| {
-        config.addrs.iter().find(|addr| addr.is_ipv4() == v4).map_or(Addr::ZERO, |addr| Addr::from(*addr))
-    };
-    let flag = |on: bool, flag: u32| if on { flag } else { 0 };
-    PodCfg {
-        workload: config.workload.0,
-        addr4: addr(true),
-        addr6: addr(false),
-        prober_cgroup: 0,
-        pod,
-        flags: flag(config.dns_capture, POD_DNS)
-            | flag(!config.outbound_ports.is_empty(), POD_PORTS)
-            | flag(!config.excluded.is_empty(), POD_EXCLUDED)
-            | flag(config.outbound_fail_closed, POD_FAIL_CLOSED),
-    }
-}
-
-fn inbound_cfg(cookie: u64, config: &PodConfig) -> InboundCfg {
-    let ports = if config.inbound_ports.is_empty() { 0 } else { INBOUND_PORTS };
-    let closed = if config.inbound_fail_closed { INBOUND_FAIL_CLOSED } else { 0 };
-    InboundCfg { workload: config.workload.0, incarnation: cookie, flags: ports | closed, pad: 0 }
-}
-
-fn port_entries(pod: u32, config: &PodConfig) -> HashMap<PortKey, u32> {
-    let inbound = config.inbound_ports.iter().map(|(port, rule)| (*port, DIR_INBOUND, rule));
-    let outbound = config.outbound_ports.iter().map(|(port, rule)| (*port, DIR_OUTBOUND, rule));
-    inbound.chain(outbound).map(|(port, dir, rule)| (PortKey { pod, port, dir }, port_flags(rule))).collect()
-}
-
-fn port_flags(rule: &PortRule) -> u32 {
-    let excluded = if rule.excluded { PORT_EXCLUDED } else { 0 };
-    let closed = match rule.fail_closed {
-        Some(true) => PORT_FAIL_CLOSED,
-        Some(false) => PORT_FAIL_OPEN,
-        None => 0,
-    };
-    excluded | closed
-}
-
-fn excluded_entries(pod: u32, config: &PodConfig) -> HashSet<ExcludedPrefix> {
-    let entry = |addr: IpAddr, bits: u32| ExcludedPrefix {
-        // The pod's 32 bits, then the address in its mapped form.
-        prefix_len: 32 + bits,
-        data: ExcludedKey { pod_be: pod.to_be(), addr: Addr::from(addr) },
-    };
-    let mut entries = HashSet::new();
-    for net in &config.excluded {
-        match net {
-            IpNet::V4(net) => {
-                entries.insert(entry(net.network().into(), 96 + u32::from(net.prefix_len())));
-            }
-            IpNet::V6(net) => {
-                entries.extend(pure_v6(net).into_iter().map(|(addr, bits)| entry(addr.into(), bits)));
-            }
-        }
-    }
-    entries
-}
-
-/// An IPv6 network without the block of mapped IPv4 addresses, as prefixes: `::/0` is no word about IPv4.
-fn pure_v6(net: &ipnet::Ipv6Net) -> Vec<(Ipv6Addr, u32)> {
-    const MAPPED: u128 = 0xffff << 32;
-    let bits = u32::from(net.prefix_len());
-    if bits > 96 || !net.contains(&Ipv6Addr::from(MAPPED)) {
-        return vec![(net.network(), bits)];
-    }
-    // Each prefix agrees with the mapped block up to one bit and differs there.
-    (bits..96)
-        .map(|at| {
-            let bit = 1_u128 << (127 - at);
-            let above = !(bit - 1) & !bit;
-            (Ipv6Addr::from((MAPPED & above) | (!MAPPED & bit)), at + 1)
-        })
-        .collect()
-}
-
-fn probe_entries(config: &PodConfig) -> HashSet<ProbeKey> {
-    config
-        .addrs
-        .iter()
-        .flat_map(|addr| {
-            config.probe_ports.iter().map(|port| ProbeKey { addr: Addr::from(*addr), port: *port, pad: 0 })
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn excluding_all_of_ipv6_leaves_ipv4_alone() {
-        let prefixes = pure_v6(&"::/0".parse().unwrap());
-        let covers = |addr: &str| {
-            let addr = u128::from(addr.parse::<Ipv6Addr>().unwrap());
-            prefixes.iter().any(|(net, bits)| (addr ^ u128::from(*net)) >> (128 - bits) == 0)
-        };
-        for inside in ["fd00::1", "2001:db8::1", "::1", "::fffe:1.2.3.4", "8000::"] {
-            assert!(covers(inside), "{inside}");
-        }
-        for outside in ["::ffff:10.0.0.1", "::ffff:0.0.0.0", "::ffff:255.255.255.255"] {
-            assert!(!covers(outside), "{outside}");
-        }
-        assert_eq!(pure_v6(&"fd00::/8".parse().unwrap()), [("fd00::".parse().unwrap(), 8)]);
-    }
-
-    #[test]
-    fn port_rules_become_flags() {
-        let flags = |excluded, fail_closed| port_flags(&PortRule { excluded, fail_closed });
-        assert_eq!(flags(true, None), PORT_EXCLUDED);
-        assert_eq!(flags(false, Some(true)), PORT_FAIL_CLOSED);
-        assert_eq!(flags(true, Some(false)), PORT_EXCLUDED | PORT_FAIL_OPEN);
-    }
 }

@@ -17,7 +17,8 @@ use mesh_common::{
 use mesh_core::snapshot::Protocol;
 
 use crate::{
-    map::{ExcludedPrefix, MapError, Maps},
+    map::MapError,
+    maps::{ExcludedPrefix, Maps},
     stats::socket_addr,
 };
 

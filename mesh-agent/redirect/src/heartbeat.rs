@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::map::{MapError, Maps};
+use crate::{map::MapError, maps::Maps};
 
 /// Writes the heartbeat. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@
 //! [`TableWriter`], [`Origins`], …) are handed to the parts that need one thing each.
 //!
 //! Invariants:
-//! - `unsafe` stays in `sys.rs` (and one marker trait in `map.rs`).
+//! - `unsafe` stays in `sys.rs` (and one marker trait in `maps.rs`).
 //! - What must survive the agent is pinned; what is pinned is adopted by the next agent.
 //! - No call here awaits; those that block say so.
 //!
@@ -14,17 +14,21 @@
 
 mod arrival;
 mod cgroup;
+mod cleanup;
 mod clock;
 mod enrol;
+mod entries;
 mod explain;
 mod folders;
 mod heartbeat;
 mod links;
 mod listeners;
 mod map;
+mod maps;
 mod netns;
 mod node;
 mod precheck;
+mod removal;
 mod sockets;
 mod stats;
 mod status;
@@ -36,15 +40,17 @@ mod verdicts;
 
 pub use arrival::{InstanceError, TemplateError};
 pub use cgroup::{AGENT_GROUP, CgroupError};
+pub use cleanup::cleanup;
 pub use clock::monotonic_ns;
 pub use enrol::{EnrolError, EnrolRequest, EnrolledPod};
 pub use explain::{Explanation, LiveTables};
 pub use heartbeat::Heartbeat;
 pub use links::AttachError;
 pub use listeners::Listeners;
-pub use map::{KernelMap, MapError, Maps, OpenMapError, PerCpuMap};
+pub use map::{KernelMap, MapError, OpenMapError, PerCpuMap};
+pub use maps::Maps;
 pub use netns::{Netns, NetnsError};
-pub use node::{Logger, Node, NodeOptions, OpenError, cleanup};
+pub use node::{Logger, Node, NodeOptions, OpenError};
 pub use precheck::{KERNEL_MIN, PrecheckError};
 pub use sockets::{Dialled, LocalPeer, LocalPeers, Origins, PodSockets, SocketTags, TicketTag};
 pub use stats::{

@@ -17,7 +17,7 @@ use mesh_common::{
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::map::{MapError, Maps};
+use crate::{map::MapError, maps::Maps};
 
 /// Connections waiting to be accepted. The kernel cuts it to `net.core.somaxconn` (4096 by default).
 const BACKLOG: i32 = 4096;

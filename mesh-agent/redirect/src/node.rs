@@ -3,7 +3,7 @@
 //! Invariants:
 //! - [`Node::open`] changes nothing before the precheck has passed.
 //! - Pins are the truth: what a killed agent left is adopted, never guarded by a second record on disk.
-//! - Dropping a [`Node`] leaves programs, links and maps in place; only [`cleanup`] takes them away.
+//! - Dropping a [`Node`] leaves programs, links and maps in place; only [`crate::cleanup`] takes them away.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,10 +28,12 @@ use nix::mount::MsFlags;
 use crate::{
     arrival::{Template, TemplateError},
     cgroup::{self, CgroupError, CgroupRoot},
+    cleanup,
     enrol::Enrolled,
     folders::{self, Folders},
     links::{self, AttachError, Attachment},
-    map::{MapError, Maps, OpenMapError},
+    map::{MapError, OpenMapError},
+    maps::Maps,
     netns,
     precheck::{self, PrecheckError},
     status::{self, ForeignProgram},
@@ -255,6 +257,7 @@ impl Node {
         node.write_own_entry(prober_cgroup)?;
         node.next_pod.store(node.largest_pod().saturating_add(1), Ordering::Relaxed);
         *lock(&node.inherited) = node.old_arrivals();
+        node.remove_halves();
         Ok(node)
     }
 
@@ -278,7 +281,7 @@ impl Node {
     pub fn retire_old_versions(&self) {
         lock(&self.inherited).clear();
         for version in self.folders.other_versions() {
-            remove_version(&version);
+            cleanup::remove_version(&version);
         }
     }
 
@@ -419,48 +422,6 @@ fn attach_failed(source: AttachError, root: &CgroupRoot, attach_type: bpf_attach
         }
     }
     OpenError::Attach { cgroup, source }
-}
-
-/// Takes everything of a node out of the kernel: links (detached whoever holds them), then maps, then folders.
-///
-/// Returns whether there was anything. Established connections live on; pods are simply no longer meshed.
-pub fn cleanup(bpffs: &Path, node: &str) -> bool {
-    let folders = Folders::new(bpffs, node);
-    let versions = folders::entries(folders.node());
-    let found = !versions.is_empty();
-    for version in versions {
-        remove_version(&version);
-    }
-    remove_folder(folders.node());
-    found
-}
-
-fn remove_version(version: &Path) {
-    let pins = folders::entries(&version.join("links"));
-    // Outbound redirection ends first, so that no new connect is sent to something that is going away; arrivals
-    // go last.
-    let (arrivals, hooks): (Vec<_>, Vec<_>) =
-        pins.into_iter().partition(|pin| folders::arrival_pod(pin).is_some());
-    for pin in hooks.iter().chain(&arrivals) {
-        links::remove(pin);
-    }
-    for map in folders::entries(&version.join("maps")) {
-        if let Err(error) = fs::remove_file(&map) {
-            tracing::warn!(map = %map.display(), %error, "pin not removed");
-        }
-    }
-    for folder in [&version.join("links"), &version.join("maps"), version] {
-        remove_folder(folder);
-    }
-}
-
-fn remove_folder(folder: &Path) {
-    match fs::remove_dir(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(folder = %folder.display(), %error, "pin folder not removed");
-        }
-        _ => {}
-    }
 }
 
 /// A poisoned lock only means that some other thread panicked: the data are written whole or not at all.

@@ -23,11 +23,7 @@ use mesh_common::{
 use mesh_core::id::{ServiceId, WorkloadId};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{
-    clock,
-    map::{MapError, Maps},
-    netns::Netns,
-};
+use crate::{clock, map::MapError, maps::Maps, netns::Netns};
 
 /// What an upstream socket is for.
 #[derive(Clone, Copy, Debug, Default)]

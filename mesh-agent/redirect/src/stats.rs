@@ -19,7 +19,8 @@ use mesh_common::{
 };
 
 use crate::{
-    map::{MapError, Maps},
+    map::MapError,
+    maps::Maps,
     node::{Node, lock, program_id},
     sys,
 };

@@ -81,12 +81,10 @@ impl Node {
             if lock(&self.pods).contains_key(&pod) {
                 continue;
             }
-            match links::target(&pin) {
-                Some(LinkTarget::Netns { inode, .. }) if inode != 0 => {}
-                _ => {
-                    pins += u32::from(links::remove(&pin));
-                    dead.push(pod);
-                }
+            // A pin that cannot be read is being replaced right now.
+            if let Some(LinkTarget::Netns { inode: 0, .. }) = links::target(&pin) {
+                pins += u32::from(links::remove(&pin));
+                dead.push(pod);
             }
         }
         if !dead.is_empty() {

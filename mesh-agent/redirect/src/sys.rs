@@ -1,10 +1,12 @@
-//! Owns every raw system call of the crate: `bpf(2)` where aya has no public wrapper, and three socket calls.
+//! Owns every raw system call of the crate: `bpf(2)` where aya has no public wrapper, and a few calls on sockets and processes.
 //!
 //! Invariants:
-//! - The only module with `unsafe`; each wrapper is total: any argument either works or gives an `io::Error`.
+//! - The only module with `unsafe` (with its child); each wrapper is total: any argument either works or gives an `io::Error`.
 //! - Every descriptor that comes out of here is owned and close-on-exec.
 //!
 //! Not here: what the calls are for (`map.rs`, `links.rs`, `arrival.rs`).
+
+mod handles;
 
 use std::{
     ffi::CString,
@@ -22,6 +24,8 @@ use aya_obj::generated::{
     bpf_prog_type,
 };
 use nix::libc;
+
+pub(crate) use self::handles::{is_netns, netns_cookie, pidfd_alive, pidfd_open};
 
 /// `BPF_ANY`: create or replace.
 pub(crate) const ANY: u64 = 0;
@@ -407,54 +411,6 @@ pub(crate) fn load_sk_lookup(
             Err(Refused { log: String::from_utf8_lossy(tail).into_owned(), source })
         }
     }
-}
-
-/// The cookie of the network namespace a socket was made in: unique for the life of the kernel.
-pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    /// `SO_NETNS_COOKIE`, since Linux 5.14.
-    const NETNS_COOKIE: libc::c_int = 71;
-    let mut cookie = 0_u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the buffer is as long as `length` says and outlives the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Whether a descriptor is a network namespace.
-pub(crate) fn is_netns(fd: BorrowedFd<'_>) -> bool {
-    /// `NS_GET_NSTYPE`: `_IO(0xb7, 3)`.
-    const GET_NSTYPE: libc::c_ulong = 0xb703;
-    // SAFETY: this request takes no argument and writes nothing; on other files it is refused.
-    let kind = unsafe { libc::ioctl(fd.as_raw_fd(), GET_NSTYPE as _) };
-    kind == libc::CLONE_NEWNET
-}
-
-/// A descriptor of a process that no later process of the same number can take over.
-pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: two integers go in, a descriptor or an error comes out.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor that nobody else owns; pidfds are close-on-exec.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
-/// Whether the process behind a pidfd has not been reaped.
-pub(crate) fn pidfd_alive(pidfd: BorrowedFd<'_>) -> bool {
-    // SAFETY: signal 0 only checks; the info pointer may be null.
-    let result = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, std::ptr::null::<u8>(), 0)
-    };
-    result == 0
 }
 
 /// Copies a plain value out of bytes the kernel wrote; `None` when the length differs.

@@ -25,7 +25,10 @@ use mesh_core::{
     snapshot::Protocol,
 };
 
-use crate::map::{KernelMap, MapError, Maps};
+use crate::{
+    map::{KernelMap, MapError},
+    maps::Maps,
+};
 
 /// What the tables shall hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -154,7 +157,6 @@ impl TableWriter {
         let mut done = Applied::default();
         let index = desired.backend_index();
 
-        // Two passes over the backends: first slots that exist, which never need room, then new ones.
         put_missing(&self.maps.backends, &mut self.backends, &desired.backends, &mut done);
         put_missing(&self.maps.backend_index, &mut self.index, &index, &mut done);
         let services = self.publishable(&desired.services);

@@ -13,10 +13,7 @@ use mesh_common::{
 };
 use mesh_core::id::WorkloadId;
 
-use crate::{
-    clock,
-    map::{MapError, Maps},
-};
+use crate::{clock, map::MapError, maps::Maps};
 
 /// One evaluated question: may this client pod talk to this port of this incarnation of that workload?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

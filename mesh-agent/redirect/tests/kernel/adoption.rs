@@ -93,6 +93,26 @@ fn a_link_on_another_or_dead_cgroup_is_not_reused() {
 }
 
 #[test]
+fn a_pod_whose_enrolment_was_cut_short_is_taken_out() {
+    let bed = bed!();
+    let node = bed.node();
+    let pod = bed.pod();
+    let pod_id = pod.enrol(&node).pod;
+    drop(node);
+    // An agent that is killed before the last step leaves everything but the entry of `PODS`.
+    let folder = bed.bpffs.join("nodemesh/test%2enode").join(format!("v{:016x}", mesh_common::abi::VERSION));
+    let pods = aya::maps::MapData::from_pin(folder.join("maps").join(maps::PODS)).unwrap();
+    let pods = aya::maps::Map::HashMap(pods);
+    let mut pods: aya::maps::HashMap<_, u64, mesh_common::pod::PodCfg> = pods.try_into().unwrap();
+    pods.remove(&pod.netns().cookie()).unwrap();
+
+    let node = bed.node();
+    assert!(!folder.join(format!("links/arrival-{pod_id}")).exists());
+    assert!(node.map_fill().unwrap().iter().all(|map| map.entries == 0));
+    assert!(!pod.enrol(&node).adopted);
+}
+
+#[test]
 fn pins_of_another_abi_are_taken_over_without_a_gap_and_then_removed() {
     let bed = bed!();
     let node = bed.node();

@@ -86,6 +86,45 @@ fn a_foreign_program_on_the_root_or_above_is_reported() {
 }
 
 #[test]
+fn an_exclusive_program_above_is_named_when_it_shuts_us_out() {
+    let bed = bed!();
+    let elsewhere = bed.cgroup.join("elsewhere");
+    let inner = bed.cgroup.join("inner");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::create_dir(&inner).unwrap();
+    // Any connect4 program will do as the foreign one; attached the old way, without flags.
+    let other =
+        Node::open(NodeOptions { cgroup_root: Some(elsewhere), node: "other".into(), ..bed.options() })
+            .unwrap();
+    let connect4 = other.status().unwrap().programs.into_iter().find(|p| p.name == "connect4").unwrap();
+    attach_exclusively(connect4.id, &bed.cgroup);
+
+    let error = Node::open(NodeOptions { cgroup_root: Some(inner), ..bed.options() }).unwrap_err();
+    let OpenError::ShutOut { foreign, .. } = &error else { panic!("{}", chain(&error)) };
+    let culprit = foreign.iter().find(|program| program.exclusive).unwrap();
+    assert_eq!((culprit.id, &culprit.cgroup, &*culprit.name), (connect4.id, &bed.cgroup, "connect4"));
+}
+
+#[expect(unsafe_code, reason = "aya attaches with links")]
+fn attach_exclusively(program: u32, cgroup: &std::path::Path) {
+    use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
+    use std::os::fd::AsRawFd as _;
+    let mut all = aya::programs::loaded_programs().filter_map(Result::ok);
+    let program = all.find(|info| info.id() == program).unwrap().fd().unwrap();
+    let cgroup = fs::File::open(cgroup).unwrap();
+    // SAFETY: integers only.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_5.__bindgen_anon_1.target_fd = cgroup.as_raw_fd() as u32;
+    attr.__bindgen_anon_5.attach_bpf_fd = program.as_fd().as_raw_fd() as u32;
+    attr.__bindgen_anon_5.attach_type = bpf_attach_type::BPF_CGROUP_INET4_CONNECT as u32;
+    let command = bpf_cmd::BPF_PROG_ATTACH as nix::libc::c_long;
+    // SAFETY: the attribute outlives the call and holds no pointers.
+    let result =
+        unsafe { nix::libc::syscall(nix::libc::SYS_bpf, command, &raw mut attr, size_of::<bpf_attr>()) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
 fn a_probers_cgroup_makes_the_nodes_own_entry_and_its_absence_removes_it() {
     let bed = bed!();
     let prober = bed.cgroup.join("kubelet");
