@@ -109,8 +109,10 @@ fn command(guest: &Guest<'_>, accelerator: Accelerator, more: &str) -> Command {
     let mut qemu = process::command("qemu-system-x86_64");
     let (accel, cpu) = match accelerator {
         Accelerator::Kvm => ("kvm", "host"),
-        // Multi-threaded, with room for the translated code of the tests.
-        Accelerator::Tcg => ("tcg,thread=multi,tb-size=512", "max,la57=off"),
+        // Multi-threaded, with room for the translated code of the tests. A plain processor: vector units are slow
+        // to emulate. Without CMPXCHG16B: qemu 7.2 returns with broken flags from it now and then, which the
+        // kernel's allocator answers with a double fault.
+        Accelerator::Tcg => ("tcg,thread=multi,tb-size=512", "Nehalem,cx16=off,rdrand=on"),
     };
     qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
         .args(["-accel", accel, "-cpu", cpu, "-smp", PROCESSORS, "-m", MEMORY])

@@ -65,6 +65,9 @@ pub(super) fn make(
     symlink("/run", root.at("var/run")).context("link /var/run")?;
     root.text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")?;
     root.text("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")?;
+    root.text("etc/nsswitch.conf", "hosts: files dns\n")?;
+    // Empty: tests bind their pods' own over it.
+    root.text("etc/resolv.conf", "")?;
     root.script("init", include_str!("init.sh"))?;
 
     let busybox = find_program("busybox").context("find busybox")?;
