@@ -7,15 +7,13 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::agent::{Agent, AgentError};
-use crate::kernel::Counters;
 use crate::manifests::{
     ManifestError, MtlsMode, NamespaceManifest, PeerAuthenticationManifest, ServiceManifest,
 };
 use crate::pod::Pod;
-use crate::tool::{Connection, Server, ServerOptions, ToolError};
+use crate::tool::{Server, ServerOptions, ToolError};
 use crate::verdict::Failure;
-use crate::waiting::eventually;
-use crate::world::{Node, World};
+use crate::world::World;
 
 /// The meshed namespace of the scene.
 pub const NAMESPACE: &str = "shop";
@@ -185,17 +183,33 @@ impl Shop {
 /// # Errors
 /// When the admin socket does not answer.
 pub fn opened(agent: &Agent, source: &Pod, destination: &Pod, path: &str) -> Result<u64, AgentError> {
+    let (source, destination) = (full_name(source), full_name(destination));
+    total_opened(agent, |edge| {
+        edge["source"] == source
+            && edge["destination"] == destination
+            && edge["path"] == path
+            && edge["direction"] == "outbound"
+    })
+}
+
+/// Connections ever captured on arrival at `destination`, as its own agent counts them: those that came in
+/// without a ticket and went through the agent.
+///
+/// # Errors
+/// When the admin socket does not answer.
+pub fn captured(agent: &Agent, destination: &Pod) -> Result<u64, AgentError> {
+    let destination = full_name(destination);
+    total_opened(agent, |edge| edge["destination"] == destination && edge["direction"] == "inbound")
+}
+
+fn total_opened(agent: &Agent, matches: impl Fn(&Value) -> bool) -> Result<u64, AgentError> {
     let edges = agent.admin("/edges")?;
-    let full = |pod: &Pod| format!("{}/{}", pod.namespace(), pod.name());
-    let (source, destination) = (full(source), full(destination));
     let rows = edges["edges"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let matches = |row: &&Value| {
-        row["source"] == source
-            && row["destination"] == destination
-            && row["path"] == path
-            && row["direction"] == "outbound"
-    };
-    Ok(rows.iter().filter(matches).filter_map(|row| row["opened"].as_u64()).sum())
+    Ok(rows.iter().filter(|edge| matches(edge)).filter_map(|edge| edge["opened"].as_u64()).sum())
+}
+
+fn full_name(pod: &Pod) -> String {
+    format!("{}/{}", pod.namespace(), pod.name())
 }
 
 /// Dial `to` from `client` until a connection goes past the agent by a verdict, and return that connection.

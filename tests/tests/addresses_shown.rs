@@ -113,7 +113,7 @@ fn an_outside_client_is_shown_as_itself() -> TestResult {
     let shop = Shop::open(test_name!(), &["a"])?;
     let web = shop.pod("a", "web")?;
     let plain = shop.unmeshed_pod("a", "plain")?;
-    shop.start_agents()?;
+    let agents = shop.start_agents()?;
     let outsider = shop.world().outsider("outsider")?;
     let _server = shop.serve(&web)?;
     for (place, from4, from6) in [
@@ -130,6 +130,7 @@ fn an_outside_client_is_shown_as_itself() -> TestResult {
             assert_eq!(seen.local.port(), 8080);
         }
     }
+    assert_eq!(shop::captured(&agents[0], &web)?, 4, "all of them came in through the agent");
     Ok(())
 }
 

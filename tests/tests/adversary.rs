@@ -96,9 +96,11 @@ fn the_agents_private_ports_are_closed_to_everybody_else() -> TestResult {
     let plain = shop.unmeshed_pod("a", "plain")?;
     let outsider = shop.world().outsider("outsider")?;
     shop.start_agents()?;
+    let listening = web.sockets();
     let places = [Place::clone(&near), Place::clone(&remote), Place::clone(&plain), outsider];
     for place in &places {
         for port in [15001, 15002, 15003, 15004, 15006, 15053] {
+            assert!(listening.contains(&format!(":{port} ")), "no port {port} to protect:\n{listening}");
             for to in [web.at4(port), web.at6(port)] {
                 let dialled = place.tool()?.connect(to);
                 // A meshed client's own agent may take the connection; it must lead nowhere.

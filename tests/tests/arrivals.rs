@@ -109,7 +109,10 @@ fn permissive_and_disable_take_everybody() -> TestResult {
         scene.assert_served(&scene.near)?;
         scene.assert_served(&scene.near)?;
         for stranger in scene.strangers() {
+            let before = shop::captured(&scene.agents[0], &scene.web)?;
             scene.assert_served(&stranger)?;
+            let captured = shop::captured(&scene.agents[0], &scene.web)? - before;
+            assert_eq!(captured, 2, "{} went past the agent under {mode:?}", stranger.name());
         }
     }
     Ok(())
@@ -170,6 +173,7 @@ fn a_hung_agent_counts_as_dead_after_its_heartbeat_is_stale() -> TestResult {
     require_agent!();
     let scene = Scene::set(test_name!(), MtlsMode::Permissive)?;
     scene.assert_served(&scene.outsider)?;
+    assert_eq!(shop::captured(&scene.agents[0], &scene.web)?, 2, "the agent takes arrivals while it is well");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(scene.agents[0].pid())?);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
     let outcome = eventually(
@@ -278,24 +282,37 @@ fn the_most_specific_mode_wins() -> TestResult {
 }
 
 #[test]
-fn a_stricter_policy_voids_cached_verdicts_and_closes_what_it_denies() -> TestResult {
+fn a_stricter_policy_voids_cached_verdicts_and_admits_anew() -> TestResult {
     require_agent!();
     let scene = Scene::set(test_name!(), MtlsMode::Permissive)?;
     scene.warm_up()?;
-    let kept_by_stranger = scene.outsider.tool()?.connect(scene.web.at4(8080))?;
-    let kept_by_neighbour = scene.near.tool()?.connect(scene.web.at4(8080))?;
-    kept_by_stranger.who()?;
-    kept_by_neighbour.who()?;
+    scene.assert_served(&scene.outsider)?;
+    let proxied = || shop::opened(&scene.agents[0], &scene.near, &scene.web, "proxy");
+    let before = proxied()?;
     scene.shop.mode(MtlsMode::Strict)?;
     eventually(
         Duration::from_secs(5),
         || scene.outsider.tool().and_then(|tool| tool.who(scene.web.at4(8080))).is_err(),
         |refused| *refused,
     )?;
-    eventually(Duration::from_secs(5), || kept_by_stranger.who().is_err(), |closed| *closed)?;
-    kept_by_neighbour.who()?;
     scene.assert_served(&scene.near)?;
-    scene.assert_served(&scene.near)
+    assert!(proxied()? > before, "the verdict of the old policy still held");
+    scene.warm_up()
+}
+
+#[test]
+fn a_stricter_policy_closes_what_it_denies_and_nothing_else() -> TestResult {
+    require_agent!();
+    let scene = Scene::set(test_name!(), MtlsMode::Permissive)?;
+    scene.warm_up()?;
+    let by_stranger = scene.outsider.tool()?.connect(scene.web.at4(8080))?;
+    let by_neighbour = scene.near.tool()?.connect(scene.web.at4(8080))?;
+    by_stranger.who()?;
+    by_neighbour.who()?;
+    scene.shop.mode(MtlsMode::Strict)?;
+    eventually(Duration::from_secs(5), || by_stranger.who().is_err(), |closed| *closed)?;
+    by_neighbour.who()?;
+    Ok(())
 }
 
 #[test]

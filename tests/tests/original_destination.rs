@@ -39,7 +39,7 @@ fn a_pod_is_reached_by_its_own_addresses() -> TestResult {
     let shop = Shop::open(test_name!(), &["a", "b"])?;
     let client = shop.pod("a", "client")?;
     let (near, far) = (shop.pod("a", "near")?, shop.pod("b", "far")?);
-    shop.start_agents()?;
+    let agents = shop.start_agents()?;
     let _servers = [shop.serve(&near)?, shop.serve(&far)?];
     for server in [&near, &far] {
         let port = shop::TARGET_PORT;
@@ -49,6 +49,9 @@ fn a_pod_is_reached_by_its_own_addresses() -> TestResult {
             assert_eq!(connection.names()?.peer, Some(to));
         }
     }
+    // The mesh had its hands in all of that.
+    assert_eq!(shop::opened(&agents[0], &client, &far, "proxy")?, 3);
+    assert!(shop::opened(&agents[0], &client, &near, "proxy")? >= 1);
     Ok(())
 }
 
