@@ -6,13 +6,22 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use mesh_common::maps;
 use mesh_common::stats::{COUNTERS_LEN, Hook, Outcome, Reason, counter_index};
 
+use crate::pod::Pod;
+use crate::tool::Connection;
+use crate::verdict::Failure;
+use crate::waiting::eventually;
 use crate::{bpf, clean};
+
+/// How long it may take until an agent has cached a verdict.
+const DIRECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// A pin could not be found or read.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +125,25 @@ impl Kernel {
     /// When one cannot be opened.
     pub fn program_ids(&self) -> Result<BTreeMap<String, u32>, KernelError> {
         self.pins("links", |pin| bpf::link_info(pin.as_fd()).map(|(_, program)| program))
+    }
+
+    /// Dial `to` from `client`, a pod of this node, until a connection goes past the agent by a verdict, and
+    /// return that connection. Nothing else may dial on the node meanwhile.
+    ///
+    /// # Errors
+    /// When a connect fails, or none goes Direct in time.
+    pub fn dial_directly(&self, client: &Pod, to: SocketAddr) -> Result<Connection, Failure> {
+        let dial = || -> anyhow::Result<(Connection, Counters)> {
+            let before = self.counters()?;
+            let connection = client.tool()?.connect(to)?;
+            connection.who()?;
+            Ok((connection, self.counters()?.since(&before)))
+        };
+        let is_direct = |outcome: &anyhow::Result<(Connection, Counters)>| {
+            outcome.as_ref().is_ok_and(|(_, counted)| counted.count("direct", "verdict_allow") > 0)
+        };
+        let (connection, _) = eventually(DIRECT_LIMIT, dial, is_direct)??;
+        Ok(connection)
     }
 
     fn pins(

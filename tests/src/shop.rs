@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
 
 use serde_json::Value;
 
@@ -210,23 +209,4 @@ fn total_opened(agent: &Agent, matches: impl Fn(&Value) -> bool) -> Result<u64, 
 
 fn full_name(pod: &Pod) -> String {
     format!("{}/{}", pod.namespace(), pod.name())
-}
-
-/// Dial `to` from `client` until a connection goes past the agent by a verdict, and return that connection.
-/// `node` is the client's; nothing else may dial on it meanwhile.
-///
-/// # Errors
-/// When a connect fails, or none goes Direct in time.
-pub fn dial_directly(node: &Node, client: &Pod, to: SocketAddr) -> Result<Connection, Failure> {
-    let dial = || -> Result<(Connection, Counters), anyhow::Error> {
-        let before = node.kernel().counters()?;
-        let connection = client.tool()?.connect(to)?;
-        connection.who()?;
-        Ok((connection, node.kernel().counters()?.since(&before)))
-    };
-    let is_direct = |outcome: &Result<(Connection, Counters), anyhow::Error>| {
-        outcome.as_ref().is_ok_and(|(_, counted)| counted.count("direct", "verdict_allow") > 0)
-    };
-    let (connection, _) = eventually(Duration::from_secs(5), dial, is_direct)??;
-    Ok(connection)
 }

@@ -124,7 +124,7 @@ fn a_policy_change_voids_verdicts_and_a_change_of_endpoints_does_not() -> TestRe
     let agent = node.agent().start()?;
     let _server = shop.serve(&web)?;
     for to in [vip.v4, vip.v6] {
-        shop::dial_directly(node, &client, to)?;
+        node.kernel().dial_directly(&client, to)?;
     }
     // Endpoints come and go: still no question to the agent about those that stay.
     let second = shop.backend("a", "web-2", "web")?;
@@ -149,7 +149,7 @@ fn a_policy_change_voids_verdicts_and_a_change_of_endpoints_does_not() -> TestRe
     };
     eventually(SOON, asked_again, |asked| matches!(asked, Ok(1)))??;
     // The node's own pods have an identity, so the new verdict allows too.
-    shop::dial_directly(node, &client, vip.v4)?;
+    node.kernel().dial_directly(&client, vip.v4)?;
     Ok(())
 }
 
@@ -161,7 +161,7 @@ fn a_pod_that_is_made_anew_under_its_name_and_address_is_judged_anew() -> TestRe
     let (client, web) = (shop.pod("a", "client")?, shop.pod("a", "web")?);
     let agent = node.agent().start()?;
     let server = shop.serve(&web)?;
-    shop::dial_directly(node, &client, web.at4(8080))?;
+    node.kernel().dial_directly(&client, web.at4(8080))?;
     drop(server);
     let cookie = agent.pod_status(&web)?["netns_cookie"].clone();
     node.remove_pod(&web)?;
@@ -178,7 +178,7 @@ fn a_pod_that_is_made_anew_under_its_name_and_address_is_judged_anew() -> TestRe
     let counted = node.kernel().counters()?.since(&before);
     assert_eq!(counted.count("direct", "verdict_allow"), 0, "{counted:?}");
     assert_eq!(counted.count("proxy", "no_verdict"), 1, "{counted:?}");
-    shop::dial_directly(node, &client, again.at4(8080))?;
+    node.kernel().dial_directly(&client, again.at4(8080))?;
     Ok(())
 }
 

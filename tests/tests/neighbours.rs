@@ -147,7 +147,7 @@ fn a_second_agent_of_the_same_node_is_turned_away() -> TestResult {
     let vip = shop.service("web", 80)?;
     let first = node.agent().start()?;
     let _server = shop.serve(&web)?;
-    shop::dial_directly(node, &client, vip.v4)?;
+    node.kernel().dial_directly(&client, vip.v4)?;
     let (maps, links) = (node.kernel().map_ids()?, node.kernel().link_ids()?);
     let error =
         node.agent().beside_another().start().err().map(|error| error.to_string()).unwrap_or_default();

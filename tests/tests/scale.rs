@@ -164,7 +164,7 @@ fn a_pod_whose_settings_do_not_fit_is_reported_and_its_neighbours_are_enrolled()
     assert_eq!(row["state"], "failed", "{row:#}");
     assert!(row["reason"].as_str().is_some_and(|reason| reason.contains("EXCLUDED")), "{row:#}");
     let _server = shop.serve(&web)?;
-    shop::dial_directly(node, &client, web.at4(8080))?;
+    node.kernel().dial_directly(&client, web.at4(8080))?;
     // Nothing of the failed attempt stays; with settings that fit it joins.
     shop.world().manifests().apply(greedy.manifest())?;
     eventually(
