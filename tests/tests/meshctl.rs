@@ -7,8 +7,7 @@ use mesh_tests::manifests::{MtlsMode, PeerAuthenticationManifest};
 use mesh_tests::protocol::{Exchange, Load};
 use mesh_tests::tool::RunningLoad;
 use mesh_tests::{
-    Agent, Counters, Failure, Pod, Shop, TestResult, ToolError, eventually, limit, require_agent, shop,
-    test_name,
+    Agent, Counters, Failure, Pod, Shop, TestResult, ToolError, eventually, limit, require_agent, test_name,
 };
 use serde_json::Value;
 

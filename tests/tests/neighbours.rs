@@ -6,7 +6,7 @@ use std::time::Duration;
 use mesh_tests::cgroup::Cgroup;
 use mesh_tests::foreign::ForeignProgram;
 use mesh_tests::tool::ServerOptions;
-use mesh_tests::{Agent, Pod, Shop, TestResult, eventually, programs, require_agent, shop, test_name};
+use mesh_tests::{Agent, Pod, Shop, TestResult, eventually, programs, require_agent, test_name};
 use nix::errno::Errno;
 use serde_json::Value;
 
