@@ -103,6 +103,10 @@ pub struct NodeArgs {
     /// Move bulk flows with splice(2) instead of copying them.
     #[arg(long, env = "MESH_SPLICE", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub splice: bool,
+    /// Let the kernel connect pods of this node to each other directly once the agent has admitted the pair. Without
+    /// it every connection goes through the agent, which sees its bytes as they pass.
+    #[arg(long, env = "MESH_DIRECT", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub direct: bool,
     /// Log what the kernel programs decide, at debug level. Costs time on every connect.
     #[arg(long, env = "MESH_KERNEL_LOG")]
     pub kernel_log: bool,

@@ -79,7 +79,7 @@ pub fn run(args: NodeArgs) -> anyhow::Result<()> {
     let kernel = Arc::new(Node::open(node_options(&node, &args))?);
     let events = Events::open(kernel.maps())?;
     let beat = Arc::new(Beat::new(Heartbeat::new(kernel.maps())));
-    let bridge = Arc::new(Bridge::new(kernel.maps(), args.dns_upstream.clone()));
+    let bridge = Arc::new(Bridge::new(kernel.maps(), args.dns_upstream.clone(), args.direct));
     let mut registry = Registry::default();
     let settings = proxy_settings(&node, &args);
     let workers = settings.workers.get();

@@ -27,6 +27,8 @@ pub(super) struct Bridge {
     verdicts: Verdicts,
     /// Asked when it is not known which resolver a pod meant; by preference.
     resolvers: Vec<SocketAddr>,
+    /// Whether an admitted pair bypasses the proxy from its second connection on.
+    direct: bool,
     pods: RwLock<Pods>,
     unreadable: AtomicU64,
     verdicts_lost: AtomicU64,
@@ -39,12 +41,13 @@ struct Pods {
 }
 
 impl Bridge {
-    pub(super) fn new(maps: &Arc<Maps>, resolvers: Vec<SocketAddr>) -> Self {
+    pub(super) fn new(maps: &Arc<Maps>, resolvers: Vec<SocketAddr>, direct: bool) -> Self {
         Self {
             origins: Origins::new(maps),
             peers: LocalPeers::new(maps),
             verdicts: Verdicts::new(maps),
             resolvers,
+            direct,
             pods: RwLock::default(),
             unreadable: AtomicU64::new(0),
             verdicts_lost: AtomicU64::new(0),
@@ -53,6 +56,12 @@ impl Bridge {
 
     /// Lets the data path make sockets in a pod. Before the proxy is given its listeners.
     pub(super) fn add(&self, pod: u32, workload: WorkloadId, sockets: PodSockets) {
+        // An earlier agent of this node may have left verdicts that allow.
+        if !self.direct
+            && let Err(error) = self.verdicts.bump(workload)
+        {
+            tracing::warn!(error = %crate::report::report(&error), "void the verdicts of an earlier agent");
+        }
         let mut pods = self.write();
         pods.incarnations.insert(workload, sockets.netns().cookie());
         pods.sockets.insert(pod, sockets);
@@ -136,6 +145,9 @@ impl Kernel for Bridge {
     }
 
     fn put_verdict(&self, client: &PodHandle, verdict: VerdictEntry) {
+        if verdict.allow && !self.direct {
+            return;
+        }
         let entry = mesh_redirect::VerdictEntry {
             client: client.netns_cookie,
             workload: verdict.dst,
