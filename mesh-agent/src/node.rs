@@ -11,6 +11,7 @@ mod admin;
 mod beat;
 mod bridge;
 mod control;
+mod direct;
 mod edges;
 mod events;
 mod explain;
@@ -39,7 +40,7 @@ use std::{
 use anyhow::Context as _;
 use mesh_control::{compile::MeshSettings, source::file::FileSource};
 use mesh_proxy::{Dependencies, Proxy, Settings};
-use mesh_redirect::{Events, Heartbeat, Node, NodeOptions};
+use mesh_redirect::{Events, Heartbeat, Node, NodeOptions, Stats};
 use prometheus_client::registry::Registry;
 
 use self::{
@@ -47,6 +48,7 @@ use self::{
     beat::Beat,
     bridge::Bridge,
     control::{Control, Serving},
+    direct::Direct,
     lock::NodeLock,
     metrics::AgentMetrics,
     ops::Ops,
@@ -81,6 +83,8 @@ pub fn run(args: NodeArgs) -> anyhow::Result<()> {
     let beat = Arc::new(Beat::new(Heartbeat::new(kernel.maps())));
     let bridge = Arc::new(Bridge::new(kernel.maps(), args.dns_upstream.clone(), args.direct));
     let mut registry = Registry::default();
+    let metrics = Arc::new(mesh_proxy::Metrics::register(&mut registry));
+    let direct = Direct::new(&Stats::new(kernel.maps()).edges()?);
     let settings = proxy_settings(&node, &args);
     let workers = settings.workers.get();
     let proxy = Arc::new(Proxy::start(
@@ -89,7 +93,7 @@ pub fn run(args: NodeArgs) -> anyhow::Result<()> {
             sockets: Arc::clone(&bridge) as _,
             kernel: Arc::clone(&bridge) as _,
             snapshots: snapshots.clone(),
-            metrics: Arc::new(mesh_proxy::Metrics::register(&mut registry)),
+            metrics: Arc::clone(&metrics),
             alive: {
                 let beat = Arc::clone(&beat);
                 Box::new(move |oldest_ns| beat.alive(oldest_ns))
@@ -115,6 +119,8 @@ pub fn run(args: NodeArgs) -> anyhow::Result<()> {
         snapshots,
         sources,
         beat,
+        metrics,
+        direct,
     }));
     registry.register_collector(Box::new(AgentMetrics::new(&shared)));
     let control =

@@ -33,7 +33,7 @@ mod worker;
 
 pub use close::{CloseReason, Direction, Side};
 pub use connections::ConnectionView;
-pub use metrics::Metrics;
+pub use metrics::{DirectTraffic, Metrics};
 pub use proxy::{AddPodError, Dependencies, Drained, Proxy, StartError};
 pub use settings::{DnsSettings, Settings};
 

@@ -3,6 +3,7 @@
 //! Invariant: label values come from closed enums, so each counter here exists from the start and costs one atomic
 //! addition to bump. Per-edge series are in [`edges`].
 
+mod direct;
 pub(crate) mod edges;
 
 use std::{
@@ -16,6 +17,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+pub use self::direct::DirectTraffic;
 use self::edges::Edges;
 use crate::close::{CloseReason, Direction};
 

@@ -123,7 +123,12 @@ impl Admin {
         Ok(blocking(move || {
             let direct = Stats::new(shared.kernel.maps()).direct_connections()?;
             let snapshot = shared.snapshot();
-            Ok::<_, MapError>(edges::connections(&direct, &proxied, &Names::new(&snapshot), monotonic_ns()))
+            Ok::<_, MapError>(edges::connections(
+                &direct,
+                &proxied,
+                &Names::new(&snapshot, &shared.departed()),
+                monotonic_ns(),
+            ))
         })
         .await??)
     }
@@ -134,7 +139,7 @@ impl Admin {
         Ok(blocking(move || {
             let kernel = Stats::new(shared.kernel.maps()).edges()?;
             let snapshot = shared.snapshot();
-            let edges = edges::edges(&kernel, &proxied, &Names::new(&snapshot));
+            let edges = edges::edges(&kernel, &proxied, &Names::new(&snapshot, &shared.departed()));
             Ok::<_, MapError>(EdgesView { node: shared.node.clone(), at_ns: monotonic_ns(), edges })
         })
         .await??)

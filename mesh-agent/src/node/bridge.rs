@@ -76,6 +76,11 @@ impl Bridge {
         pods.incarnations.retain(|_, incarnation| *incarnation != cookie);
     }
 
+    /// Whether a workload is enrolled and served on this node.
+    pub(super) fn serves(&self, workload: WorkloadId) -> bool {
+        self.read().incarnations.contains_key(&workload)
+    }
+
     /// Reads of socket storage or maps that failed, and verdicts that found no room, since the start.
     pub(super) fn failures(&self) -> (u64, u64) {
         (self.unreadable.load(Ordering::Relaxed), self.verdicts_lost.load(Ordering::Relaxed))

@@ -95,9 +95,13 @@ async fn stop_signal(terminate: &mut Signal, interrupt: &mut Signal) {
 async fn reconcile(shared: &Shared, reconciler: &Arc<Mutex<Reconciler>>) -> anyhow::Result<()> {
     let (mut snapshots, mut sources) = (shared.snapshots.clone(), shared.sources.clone());
     let mut retired = false;
+    let mut last = shared.snapshot();
     loop {
         let complete = sources.borrow_and_update().errors.is_empty();
-        let wanted = Wanted { snapshot: Arc::clone(&snapshots.borrow_and_update()), complete };
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        shared.note_departed(&last, &snapshot);
+        last = Arc::clone(&snapshot);
+        let wanted = Wanted { snapshot, complete };
         let mut reconciler = Arc::clone(reconciler).lock_owned().await;
         let pass = spawn_blocking(move || reconciler.pass(&wanted, std::time::Instant::now()));
         let outcome = pass.await.context("the reconciler failed; this is a defect of the agent")?;
@@ -161,14 +165,19 @@ fn say_ready() {
 }
 
 /// Clears expired entries away, for ever.
-async fn sweep(shared: &Shared) {
+async fn sweep(shared: &Arc<Shared>) {
     let mut tick = interval(SWEEP_EACH);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.tick().await;
     loop {
         tick.tick().await;
-        let kernel = Arc::clone(&shared.kernel);
-        match spawn_blocking(move || kernel.sweep(monotonic_ns())).await {
+        let shared = Arc::clone(shared);
+        let swept = spawn_blocking(move || {
+            // Between scrapes too, so that an edge the kernel evicts is not lost.
+            shared.fold_direct()?;
+            shared.kernel.sweep(monotonic_ns())
+        });
+        match swept.await {
             Ok(Ok(swept)) => tracing::trace!(?swept, "swept"),
             Ok(Err(error)) => tracing::warn!(error = %report(&error), "sweep the kernel's tables"),
             Err(error) => tracing::error!(%error, "sweep the kernel's tables"),

@@ -181,7 +181,7 @@ mod tests {
             pad: 0,
         };
         let value = EdgeVal { opened: 3, closed: 2, bytes_tx: 100, ..EdgeVal::ZERO };
-        let edges = edges(&[(key, value)], &[live(11)], &Names::new(&snapshot));
+        let edges = edges(&[(key, value)], &[live(11)], &Names::new(&snapshot, &Arc::default()));
         assert_eq!(edges.len(), 1, "{edges:?}");
         assert_eq!(edges[0].key.source, "shop/cart");
         assert_eq!(edges[0].key.service, "shop/web");
@@ -192,7 +192,7 @@ mod tests {
     fn ids_that_are_no_longer_known_stay_visible_as_ids() {
         let snapshot = snapshot();
         let key = EdgeKey { src_workload: 0, dst_workload: 0xabc, ..EdgeKey::ZERO };
-        let edges = edges(&[(key, EdgeVal::ZERO)], &[], &Names::new(&snapshot));
+        let edges = edges(&[(key, EdgeVal::ZERO)], &[], &Names::new(&snapshot, &Arc::default()));
         assert_eq!(edges[0].key.source, "unknown");
         assert_eq!(edges[0].key.destination, "w0000000000000abc");
     }
@@ -214,7 +214,12 @@ mod tests {
             shown_port: 80,
             ..SockState::ZERO
         };
-        let view = connections(&[(tuple, state)], &[live(7)], &Names::new(&snapshot), 2_000_000_000);
+        let view = connections(
+            &[(tuple, state)],
+            &[live(7)],
+            &Names::new(&snapshot, &Arc::default()),
+            2_000_000_000,
+        );
         assert_eq!(view.left_off, 0);
         let [old, young] = &view.connections[..] else { panic!("{view:?}") };
         assert_eq!((old.path, old.age_s, old.bytes_tx), (Path::Proxy, 1.5, Some(7)));

@@ -49,7 +49,7 @@ fn log(event: &Event, shared: &Shared, budget: &mut Budget) {
         EventKind::Deny => {
             if budget.take() {
                 let snapshot = shared.snapshot();
-                let names = Names::of_workloads(&snapshot);
+                let names = Names::of_workloads(&snapshot, &shared.departed());
                 let (client, server) =
                     (names.workload(event.src_workload), names.workload(event.dst_workload));
                 tracing::warn!(target: "mesh_agent::denied", %src, %dst, client, server, reason, "connection refused");

@@ -10,6 +10,7 @@ mod words;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use mesh_common::{
@@ -66,7 +67,7 @@ pub(super) struct World<'a, T> {
 /// Explains one connect.
 pub(super) fn explain<T: Tables>(world: &World<'_, T>, question: &Question<'_>) -> ExplainView {
     let resolution = resolve(world.snapshot, question.from, question.host);
-    let names = Names::new(world.snapshot);
+    let names = Names::new(world.snapshot, &Arc::default());
     let addresses = match &question.pod {
         Some((cookie, pod)) => resolution
             .addrs

@@ -114,7 +114,7 @@ impl AgentMetrics {
             Vec::new()
         });
         let snapshot = self.shared.snapshot();
-        let mut edges = edges::edges(&kernel, &[], &Names::new(&snapshot));
+        let mut edges = edges::edges(&kernel, &[], &Names::new(&snapshot, &self.shared.departed()));
         edges.truncate(EDGES_MAX);
         let metrics: [(&str, &str, fn(&crate::view::EdgeCountersView) -> u64); 5] = [
             ("mesh_edge_connections_opened", "Connections established, by edge", |c| c.opened),

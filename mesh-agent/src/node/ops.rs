@@ -20,7 +20,7 @@ use super::{
     http::{self, Answer, Answers, Query},
     shared::Shared,
 };
-use crate::view::Phase;
+use crate::{report::report, view::Phase};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
@@ -64,8 +64,11 @@ impl Ops {
     }
 
     async fn metrics(&self) -> Answer {
-        let registry = Arc::clone(&self.registry);
+        let (registry, shared) = (Arc::clone(&self.registry), Arc::clone(&self.shared));
         let encoded = tokio::task::spawn_blocking(move || {
+            if let Err(error) = shared.fold_direct() {
+                tracing::warn!(error = %report(&error), "read the edges");
+            }
             let mut body = String::new();
             let registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
             prometheus_client::encoding::text::encode(&mut body, &registry).map(|()| body)

@@ -1,6 +1,6 @@
 //! Owns what the control loop writes and the servers read.
 //!
-//! Locks: one, held only to swap or clone a pointer.
+//! Locks: held only to swap or clone a pointer, except where a field says otherwise.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -9,11 +9,13 @@ use std::{
 
 use mesh_control::status::SourceStatus;
 use mesh_core::snapshot::Snapshot;
-use mesh_proxy::Proxy;
-use mesh_redirect::Node;
+use mesh_proxy::{Metrics, Proxy};
+use mesh_redirect::{MapError, Node, Stats};
 use tokio::sync::watch;
 
-use super::{beat::Beat, bridge::Bridge, readiness::Readiness, reconcile::Outcome};
+use super::{
+    beat::Beat, bridge::Bridge, direct::Direct, names::Departed, readiness::Readiness, reconcile::Outcome,
+};
 
 /// The running parts and the latest findings.
 #[derive(Debug)]
@@ -33,6 +35,10 @@ pub(super) struct Shared {
     /// The sign of life, as the workers give it.
     pub(super) beat: Arc<Beat>,
     outcome: Mutex<Arc<Outcome>>,
+    departed: Mutex<Arc<Departed>>,
+    metrics: Arc<Metrics>,
+    /// Locked while it is brought up to date, on the blocking pool.
+    direct: Mutex<Direct>,
 }
 
 /// What a [`Shared`] is made of.
@@ -47,11 +53,25 @@ pub(super) struct Parts {
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) sources: watch::Receiver<Arc<SourceStatus>>,
     pub(super) beat: Arc<Beat>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) direct: Direct,
 }
 
 impl Shared {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { node, workers, started, kernel, proxy, bridge, snapshots, sources, beat } = parts;
+        let Parts {
+            node,
+            workers,
+            started,
+            kernel,
+            proxy,
+            bridge,
+            snapshots,
+            sources,
+            beat,
+            metrics,
+            direct,
+        } = parts;
         Self {
             node,
             workers,
@@ -64,6 +84,9 @@ impl Shared {
             readiness: Readiness::new(),
             beat,
             outcome: Mutex::default(),
+            departed: Mutex::default(),
+            metrics,
+            direct: Mutex::new(direct),
         }
     }
 
@@ -84,5 +107,24 @@ impl Shared {
 
     pub(super) fn set_outcome(&self, outcome: Outcome) {
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(outcome);
+    }
+
+    /// Names of pods that left.
+    pub(super) fn departed(&self) -> Arc<Departed> {
+        Arc::clone(&self.departed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Remembers the names of what the new snapshot no longer has.
+    pub(super) fn note_departed(&self, before: &Snapshot, now: &Snapshot) {
+        let mut departed = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut departed).note(before, now);
+    }
+
+    /// Brings the metrics of Direct connections up to date. Blocking: reads the kernel's edges.
+    pub(super) fn fold_direct(&self) -> Result<(), MapError> {
+        let mut direct = self.direct.lock().unwrap_or_else(PoisonError::into_inner);
+        let edges = Stats::new(self.kernel.maps()).edges()?;
+        direct.fold(&edges, &self.snapshot(), |pod| self.bridge.serves(pod), &self.metrics);
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Tests of `meshctl explain` over tables in memory.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use mesh_common::{
     Addr,
