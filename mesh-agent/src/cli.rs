@@ -42,7 +42,7 @@ pub enum Command {
         Prints \"ready\" on standard output, and answers GET /readyz, when every desired pod is enrolled or\n\
         reported. On SIGTERM it accepts nothing new, lets connections end (--drain), and leaves its pins, so\n\
         that direct connections live on and the next agent takes over. `mesh-agent cleanup` removes them.")]
-    Node(NodeArgs),
+    Node(Box<NodeArgs>),
     /// Detach and unpin everything an agent left in the kernel for a node. The agent must not be running.
     #[command(after_help = "Examples:\n  \
         mesh-agent cleanup --node n1\n  \

@@ -14,7 +14,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let outcome = match Args::parse().command {
-        Command::Node(args) => node::run(args),
+        Command::Node(args) => node::run(&args),
         Command::Cleanup(args) => node::cleanup(&args),
     };
     match outcome {

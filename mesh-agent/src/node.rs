@@ -68,7 +68,7 @@ const SHUTDOWN_WAIT: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// It could not start, or a part of it ended by itself.
-pub fn run(args: NodeArgs) -> anyhow::Result<()> {
+pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     logging::install(&args.log, args.log_format)?;
     raise_descriptor_limit();
@@ -78,14 +78,14 @@ pub fn run(args: NodeArgs) -> anyhow::Result<()> {
 
     let mesh = MeshSettings { cluster_domain: args.cluster_domain.clone(), ..MeshSettings::default() };
     let (snapshots, sources) = FileSource::start(&args.config, mesh)?;
-    let kernel = Arc::new(Node::open(node_options(&node, &args))?);
+    let kernel = Arc::new(Node::open(node_options(&node, args))?);
     let events = Events::open(kernel.maps())?;
     let beat = Arc::new(Beat::new(Heartbeat::new(kernel.maps())));
     let bridge = Arc::new(Bridge::new(kernel.maps(), args.dns_upstream.clone(), args.direct));
     let mut registry = Registry::default();
     let metrics = Arc::new(mesh_proxy::Metrics::register(&mut registry));
     let direct = Direct::new(&Stats::new(kernel.maps()).edges()?);
-    let settings = proxy_settings(&node, &args);
+    let settings = proxy_settings(&node, args);
     let workers = settings.workers.get();
     let proxy = Arc::new(Proxy::start(
         settings,
@@ -126,7 +126,7 @@ pub fn run(args: NodeArgs) -> anyhow::Result<()> {
     let control =
         Control { shared: Arc::clone(&shared), reconciler, events, logger, lock, drain: args.drain };
     let ended = runtime.block_on(async {
-        let serving = serving(&shared, registry, &args).await?;
+        let serving = serving(&shared, registry, args).await?;
         control.run(serving).await
     });
     runtime.shutdown_timeout(SHUTDOWN_WAIT);

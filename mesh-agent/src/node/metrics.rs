@@ -13,10 +13,16 @@ use prometheus_client::{
 };
 
 use super::{edges, names::Names, shared::Shared};
-use crate::{report::report, view::PodState};
+use crate::{
+    report::report,
+    view::{EdgeCountersView, PodState},
+};
 
 /// Largest number of edges exported; the kernel keeps the most recent 8192.
 const EDGES_MAX: usize = 8192;
+
+/// Picks one counter of an edge.
+type Value = fn(&EdgeCountersView) -> u64;
 
 /// Reads the kernel and the control loop at each scrape.
 #[derive(Debug)]
@@ -116,7 +122,7 @@ impl AgentMetrics {
         let snapshot = self.shared.snapshot();
         let mut edges = edges::edges(&kernel, &[], &Names::new(&snapshot, &self.shared.departed()));
         edges.truncate(EDGES_MAX);
-        let metrics: [(&str, &str, fn(&crate::view::EdgeCountersView) -> u64); 5] = [
+        let metrics: [(&str, &str, Value); 5] = [
             ("mesh_edge_connections_opened", "Connections established, by edge", |c| c.opened),
             ("mesh_edge_connections_closed", "Connections closed, by edge", |c| c.closed),
             ("mesh_edge_connects_failed", "Connects that failed, by edge", |c| c.failed),
