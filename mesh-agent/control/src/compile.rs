@@ -132,32 +132,50 @@ impl Compiler {
     /// by origin.
     fn services_by_precedence(&self, problems: &mut Vec<SourceError>) -> Vec<Arc<Service>> {
         let mut placed: Vec<&Placed> = self.namespaces.values().flat_map(|n| &n.services).collect();
-        placed.sort_by_key(|p| (p.created, &p.origin, &p.service.name));
         let mut owners: HashMap<(IpAddr, u16, Protocol), &Placed> = HashMap::new();
-        for p in &placed {
-            let mut lost: BTreeMap<IpAddr, &Placed> = BTreeMap::new();
-            for addr in p.service.frontend_addrs() {
-                for port in &p.service.ports {
-                    let owner = *owners.entry((addr, port.port, port.protocol)).or_insert(p);
-                    if owner.service.name != p.service.name {
-                        lost.entry(addr).or_insert(owner);
-                    }
+        // Sorting is only worth its time when somebody claims what is another's.
+        let contested = placed.iter().any(|p| !p.claim(&mut owners).is_empty());
+        if contested {
+            placed.sort_by_key(|p| (p.created, &p.origin, &p.service.name));
+            owners.clear();
+            for p in &placed {
+                for (addr, owner) in p.claim(&mut owners) {
+                    problems.push(p.loses(addr, owner));
                 }
-            }
-            for (addr, owner) in lost {
-                let key = Key { kind: Kind::Service, name: p.service.name.clone() };
-                let field =
-                    if p.service.vips.contains(&addr) { "spec.clusterIP" } else { "spec.externalIPs" };
-                let message = format!(
-                    "is {addr}, which service {} ({}, document {}) has on the same port; that one keeps it",
-                    owner.service.name,
-                    owner.origin.file.display(),
-                    owner.origin.document
-                );
-                problems.push(located(&key, &p.origin, Level::Error, field, message));
             }
         }
         placed.iter().map(|p| Arc::clone(&p.service)).collect()
+    }
+}
+
+impl Placed {
+    /// Enters the service as owner of its frontends; returns, by address, who has one of them already.
+    fn claim<'a>(
+        &'a self,
+        owners: &mut HashMap<(IpAddr, u16, Protocol), &'a Self>,
+    ) -> BTreeMap<IpAddr, &'a Self> {
+        let mut lost = BTreeMap::new();
+        for addr in self.service.frontend_addrs() {
+            for port in &self.service.ports {
+                let owner = *owners.entry((addr, port.port, port.protocol)).or_insert(self);
+                if owner.service.name != self.service.name {
+                    lost.entry(addr).or_insert(owner);
+                }
+            }
+        }
+        lost
+    }
+
+    fn loses(&self, addr: IpAddr, owner: &Self) -> SourceError {
+        let key = Key { kind: Kind::Service, name: self.service.name.clone() };
+        let field = if self.service.vips.contains(&addr) { "spec.clusterIP" } else { "spec.externalIPs" };
+        let message = format!(
+            "is {addr}, which service {} ({}, document {}) has on the same port; that one keeps it",
+            owner.service.name,
+            owner.origin.file.display(),
+            owner.origin.document
+        );
+        located(&key, &self.origin, Level::Error, field, message)
     }
 }
 

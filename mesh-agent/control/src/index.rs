@@ -31,7 +31,7 @@ pub struct Origin {
 #[derive(Debug, Default)]
 pub struct Index {
     /// Candidates by key, never empty, sorted by origin: the first counts.
-    resources: BTreeMap<Key, Vec<(Origin, Resource)>>,
+    resources: BTreeMap<Key, Vec<(Origin, Arc<Resource>)>>,
     by_file: BTreeMap<Arc<Path>, BTreeSet<Key>>,
     /// Keys with more than one candidate.
     contested: BTreeSet<Key>,
@@ -43,13 +43,13 @@ impl Index {
     /// Puts what `file` holds now in the place of what it held.
     ///
     /// Of two resources with one key within the file the first counts here too.
-    pub fn replace(&mut self, file: &Path, resources: Vec<(usize, Resource)>) {
+    pub fn replace(&mut self, file: &Path, resources: Vec<(usize, Arc<Resource>)>) {
         let file: Arc<Path> = match self.by_file.get_key_value(file) {
             Some((known, _)) => Arc::clone(known),
             None => file.into(),
         };
         let mut held = self.by_file.remove(&file).unwrap_or_default();
-        let mut holds: BTreeMap<Key, Vec<(Origin, Resource)>> = BTreeMap::new();
+        let mut holds: BTreeMap<Key, Vec<(Origin, Arc<Resource>)>> = BTreeMap::new();
         for (document, resource) in resources {
             let origin = Origin { file: Arc::clone(&file), document };
             holds.entry(resource.key()).or_default().push((origin, resource));
@@ -69,9 +69,9 @@ impl Index {
     }
 
     /// Replaces the candidates that come from `file`.
-    fn put(&mut self, key: Key, file: &Path, candidates: Vec<(Origin, Resource)>) {
+    fn put(&mut self, key: Key, file: &Path, candidates: Vec<(Origin, Arc<Resource>)>) {
         let all = self.resources.entry(key.clone()).or_default();
-        let first = |all: &[(Origin, Resource)]| all.first().map(|(_, resource)| resource.clone());
+        let first = |all: &[(Origin, Arc<Resource>)]| all.first().map(|(_, resource)| Arc::clone(resource));
         let before = first(all);
         all.retain(|(origin, _)| &*origin.file != file);
         all.extend(candidates);
@@ -138,8 +138,8 @@ impl Index {
     /// A namespace that is declared.
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         let key = Key { kind: Kind::Namespace, name: Name::new("", name) };
-        match self.resources.get(&key)?.first()? {
-            (_, Resource::Namespace(namespace)) => Some(namespace),
+        match &*self.resources.get(&key)?.first()?.1 {
+            Resource::Namespace(namespace) => Some(namespace),
             _ => None,
         }
     }
@@ -189,7 +189,7 @@ impl Index {
             .range(start..)
             .take_while(move |(key, _)| key.kind == kind && &*key.name.namespace == namespace)
             .filter_map(|(_, candidates)| candidates.first())
-            .map(|(origin, resource)| (origin, resource))
+            .map(|(origin, resource)| (origin, &**resource))
     }
 
     /// One error for each resource that does not count because another has its key.
@@ -229,8 +229,8 @@ pub(crate) fn located(key: &Key, origin: &Origin, level: Level, field: &str, mes
 mod tests {
     use super::*;
 
-    fn namespace(name: &str, opt_in: Option<bool>) -> Resource {
-        Resource::Namespace(Namespace { name: name.into(), opt_in })
+    fn namespace(name: &str, opt_in: Option<bool>) -> Arc<Resource> {
+        Arc::new(Resource::Namespace(Namespace { name: name.into(), opt_in }))
     }
 
     fn changed(index: &mut Index) -> Vec<String> {

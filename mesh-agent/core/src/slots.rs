@@ -162,16 +162,25 @@ fn fill(
     previous: Option<&Arc<[BackendEntry]>>,
 ) -> Arc<[BackendEntry]> {
     let ready = port.endpoints.iter().filter(|e| e.ready && e.addr.is_ipv4() == v4);
+    // The common case, without an allocation: nothing happened to this port.
+    if let Some(previous) = previous
+        && previous.len() == ready.clone().count()
+        && previous.iter().all(|backend| {
+            let at = port.endpoints.binary_search_by_key(&backend.addr, Endpoint::socket_addr);
+            at.is_ok_and(|at| {
+                port.endpoints[at].ready && backend_entry(snapshot, view, &port.endpoints[at]) == *backend
+            })
+        })
+    {
+        return Arc::clone(previous);
+    }
     let entries: HashMap<EndpointKey, BackendEntry> =
         ready.clone().map(|e| (e.socket_addr(), backend_entry(snapshot, view, e))).collect();
     let order: Vec<EndpointKey> = ready.map(Endpoint::socket_addr).collect();
     let before: Vec<EndpointKey> = previous.iter().flat_map(|p| p.iter()).map(|b| b.addr).collect();
     let slots = assign(&before, &order);
     let filled = slots.iter().filter_map(|key| entries.get(key)).copied();
-    match previous {
-        Some(previous) if filled.clone().eq(previous.iter().copied()) => Arc::clone(previous),
-        _ => filled.collect(),
-    }
+    filled.collect()
 }
 
 fn backend_entry(snapshot: &Snapshot, view: &NodeView, endpoint: &Endpoint) -> BackendEntry {

@@ -9,7 +9,7 @@ use mesh_core::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::source::document::{Rules, parse};
+use crate::source::document::{Known, Rules, parse};
 
 /// An index of these files, which must be good.
 fn index_of(files: &[(&str, &str)]) -> Index {
@@ -21,7 +21,7 @@ fn index_of(files: &[(&str, &str)]) -> Index {
 }
 
 fn put(index: &mut Index, file: &str, text: &str) {
-    let parsed = parse(file.as_ref(), text, &Rules::default());
+    let parsed = parse(file.as_ref(), text, &Rules::default(), &Known::new());
     assert!(!parsed.has_errors(), "{:#?}", parsed.problems);
     index.replace(Path::new(file), parsed.resources);
 }
@@ -454,7 +454,7 @@ fn ten_thousand_services_compile_and_one_changed_pod_reuses_the_rest() {
     };
     let text: String = (0..SERVICES).map(text_of).collect();
     let started = Instant::now();
-    let parsed = parse("a.yaml".as_ref(), &text, &Rules::default());
+    let parsed = parse("a.yaml".as_ref(), &text, &Rules::default(), &Known::new());
     assert!(!parsed.has_errors(), "{:?}", parsed.problems.first());
     println!("parse {} documents, {} bytes: {:?}", parsed.resources.len(), text.len(), started.elapsed());
 

@@ -2,7 +2,13 @@
 //!
 //! Pure: text in, resources and problems out. Shared by the file source and by offline validation.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap, hash_map::DefaultHasher},
+    hash::{Hash, Hasher},
+    path::Path,
+    sync::Arc,
+};
 
 use k8s_openapi::api::{core::v1, discovery};
 use serde::{Serialize, de::DeserializeOwned};
@@ -20,19 +26,29 @@ pub const FILE_BYTES_MAX: u64 = 64 << 20;
 #[derive(Clone, Debug, Default)]
 pub struct Parsed {
     /// Good resources with the number of their document, in order.
-    pub resources: Vec<(usize, Resource)>,
+    pub resources: Vec<(usize, Arc<Resource>)>,
     /// Errors and warnings, in order.
     pub problems: Vec<SourceError>,
+    /// Documents without a word to say about them, to be known again when the rest of the file changes.
+    pub known: Known,
     /// Kinds the mesh does not read, as `apiVersion/kind`, with how many there are.
     pub ignored: BTreeMap<String, usize>,
 }
 
 impl Parsed {
+    /// How much there is to say beyond the resources.
+    fn remarks(&self) -> usize {
+        self.problems.len() + self.ignored.values().sum::<usize>()
+    }
+
     /// Whether a document could not be used.
     pub fn has_errors(&self) -> bool {
         self.problems.iter().any(|p| p.level == Level::Error)
     }
 }
+
+/// Resources by the hash of their document's text.
+pub type Known = HashMap<u64, Vec<Arc<Resource>>>;
 
 /// Settings of the mesh that checking depends on.
 #[derive(Clone, Debug)]
@@ -48,11 +64,20 @@ impl Default for Rules {
 }
 
 /// Reads all documents of a file. JSON is YAML here, except that a `.json` file is one document.
-pub fn parse(file: &Path, text: &str, rules: &Rules) -> Parsed {
+///
+/// `known` is [`Parsed::known`] of an earlier reading with the same rules: unchanged documents are taken from there.
+pub fn parse(file: &Path, text: &str, rules: &Rules, known: &Known) -> Parsed {
     let mut parsed = Parsed::default();
     let json = file.extension().is_some_and(|extension| extension == "json");
     let documents = if json { vec![Document { first_line: 1, text: text.into() }] } else { split(text) };
     for (document, number) in documents.iter().zip(1..) {
+        let hash = hash_of(&document.text);
+        if let Some(resources) = known.get(&hash) {
+            parsed.resources.extend(resources.iter().map(|resource| (number, Arc::clone(resource))));
+            parsed.known.insert(hash, resources.clone());
+            continue;
+        }
+        let before = (parsed.resources.len(), parsed.remarks());
         let value = if json { from_json(&document.text) } else { from_yaml(document) };
         match value {
             // A document of comments, or one that a template left empty.
@@ -69,15 +94,26 @@ pub fn parse(file: &Path, text: &str, rules: &Rules) -> Parsed {
                 message,
             }),
         }
+        if parsed.resources.len() > before.0 && parsed.remarks() == before.1 {
+            let found = &parsed.resources[before.0..];
+            parsed.known.insert(hash, found.iter().map(|(_, resource)| Arc::clone(resource)).collect());
+        }
     }
     parsed
+}
+
+/// Hash of a text; never 0.
+pub(super) fn hash_of(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish().max(1)
 }
 
 /// One document of a stream.
 struct Document<'a> {
     /// Line its text starts at, from 1.
     first_line: u64,
-    text: std::borrow::Cow<'a, str>,
+    text: Cow<'a, str>,
 }
 
 /// Splits a stream at its `---` lines, so that one broken document does not hide the others.
@@ -229,7 +265,7 @@ impl Reader<'_> {
         if !problems.has_errors()
             && let Some(read) = read
         {
-            self.parsed.resources.push((self.number, read));
+            self.parsed.resources.push((self.number, Arc::new(read)));
         }
         if let Value::Object(object) = &value {
             let located =

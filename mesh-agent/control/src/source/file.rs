@@ -7,9 +7,8 @@
 //! - Nothing is published unless it changed.
 
 use std::{
-    collections::{BTreeMap, hash_map::DefaultHasher},
+    collections::BTreeMap,
     fs,
-    hash::{Hash, Hasher},
     io::{self, Read},
     path::{Path, PathBuf},
     sync::{
@@ -26,7 +25,7 @@ use tokio::sync::watch;
 
 use super::{
     directory::{self, Fingerprint, Scan},
-    document::{self, FILE_BYTES_MAX, Rules},
+    document::{self, FILE_BYTES_MAX, Known, Rules},
 };
 use crate::{
     compile::{Compiler, MeshSettings},
@@ -83,7 +82,7 @@ pub struct FileSource {
 struct HeldFile {
     /// `None` when the next look must read it again.
     fingerprint: Option<Fingerprint>,
-    /// Of the contents read last.
+    /// Of the contents read last; 0 when there are none.
     hash: u64,
     /// The index holds a complete state of this file.
     was_good: bool,
@@ -91,6 +90,7 @@ struct HeldFile {
     kept_back: bool,
     problems: Vec<SourceError>,
     ignored: BTreeMap<String, usize>,
+    known: Known,
 }
 
 impl FileSource {
@@ -270,15 +270,16 @@ impl FileSource {
             }
         };
         held.fingerprint = fingerprint.is_settled(now).then_some(fingerprint);
-        let hash = hash_of(&text);
+        let hash = document::hash_of(&text);
         if held.hash == hash {
             return;
         }
         held.hash = hash;
-        let parsed = document::parse(path, &text, &self.rules);
+        let parsed = document::parse(path, &text, &self.rules, &held.known);
         let good = !parsed.has_errors();
         held.problems = parsed.problems;
         held.ignored = parsed.ignored;
+        held.known = parsed.known;
         held.kept_back = !good;
         if good || !held.was_good {
             held.was_good |= good;
@@ -299,13 +300,6 @@ fn read_text(path: &Path, len: u64) -> io::Result<String> {
         return Err(too_long());
     }
     Ok(text)
-}
-
-/// Never 0, which means "not read".
-fn hash_of(text: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish().max(1)
 }
 
 fn wait_until_quiet(woken: &Receiver<()>) {

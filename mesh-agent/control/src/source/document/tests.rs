@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn parse_text(text: &str) -> Parsed {
-    parse("mesh/test.yaml".as_ref(), text, &Rules::default())
+    parse("mesh/test.yaml".as_ref(), text, &Rules::default(), &Known::new())
 }
 
 fn lines(parsed: &Parsed) -> Vec<String> {
@@ -436,7 +436,7 @@ items:
 #[test]
 fn json_files_are_read_as_json() {
     let json = r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"a"}}"#;
-    let read = |text: &str| parse("a.json".as_ref(), text, &Rules::default());
+    let read = |text: &str| parse("a.json".as_ref(), text, &Rules::default(), &Known::new());
     assert_eq!(keys(&read(json)), ["1 Namespace a"]);
     assert!(lines(&read("{"))[0].starts_with("E1 : is no valid JSON: "));
     assert_eq!(keys(&parse_text(json)), ["1 Namespace a"]);
@@ -508,7 +508,7 @@ status:
 ",
     );
     assert_eq!(lines(&parsed), Vec::<String>::new());
-    let Some((_, Resource::Pod(pod))) = parsed.resources.first() else { panic!("a pod") };
+    let Resource::Pod(pod) = &*parsed.resources[0].1 else { panic!("a pod") };
     let w = &pod.workload;
     assert_eq!((&*w.node, &*w.service_account, w.netns.as_deref()), ("n1", "db", Some("/run/netns/db")));
     assert_eq!(w.addrs, ["10.0.0.1".parse::<std::net::IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
@@ -537,9 +537,21 @@ fn readiness_and_termination_follow_the_status() {
     for (status, ready, terminated) in table {
         let parsed =
             parse_text(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {{}}\n{status}\n"));
-        let Some((_, Resource::Pod(pod))) = parsed.resources.first() else { panic!("{:?}", lines(&parsed)) };
+        let Resource::Pod(pod) = &*parsed.resources[0].1 else { panic!("a pod") };
         assert_eq!((pod.workload.ready, pod.workload.terminated), (ready, terminated), "{status}");
     }
+}
+
+#[test]
+fn an_unchanged_document_is_known_again_wherever_it_moves() {
+    let warned = SERVICE.replace("web", "warned").replace("ports:", "slector: {a: b}\n  ports:");
+    let first = parse_text(&format!("{SERVICE}---{warned}---{}", SERVICE.replace("web", "b")));
+    let text = format!("{}---{warned}---{SERVICE}", SERVICE.replace("web", "new"));
+    let second = parse("mesh/test.yaml".as_ref(), &text, &Rules::default(), &first.known);
+    assert_eq!(keys(&second), ["1 Service default/new", "2 Service default/warned", "3 Service default/web"]);
+    assert_eq!(lines(&second), lines(&first), "a warning is given again");
+    assert!(Arc::ptr_eq(&first.resources[0].1, &second.resources[2].1));
+    assert_eq!(second.known.len(), 2, "what is gone is forgotten");
 }
 
 proptest! {
