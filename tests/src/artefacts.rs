@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::programs::profile_directory;
+use crate::saying::say;
 use crate::world::World;
 
 /// The `meshctl` views that are saved.
@@ -30,8 +31,8 @@ pub(crate) fn save(world: &World) {
         .and_then(|()| fs::create_dir_all(&target))
         .and_then(|()| collect(world, &target));
     match saved {
-        Ok(()) => eprintln!("artefacts of the failed test: {}", target.display()),
-        Err(error) => eprintln!("cannot save artefacts in {}: {error}", target.display()),
+        Ok(()) => say(&format!("artefacts of the failed test: {}", target.display())),
+        Err(error) => say(&format!("cannot save artefacts in {}: {error}", target.display())),
     }
 }
 

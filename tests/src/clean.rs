@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cgroup::{self, Cgroup};
 use crate::netns;
+use crate::saying::say;
 
 /// Prefix of a world's network namespaces, temporary directory and node names.
 pub(crate) const SHORT_PREFIX: &str = "nmt-";
@@ -28,7 +29,7 @@ pub fn leftovers(all: bool) -> Vec<String> {
         for name in directory_names(&root).filter(|name| dead(name, CGROUP_PREFIX)) {
             match Cgroup::at(root.join(&name)).remove() {
                 Ok(()) => removed.push(format!("cgroup {name}")),
-                Err(error) => eprintln!("{error}"),
+                Err(error) => say(&error.to_string()),
             }
         }
     }
@@ -81,7 +82,7 @@ pub(crate) fn remove_directory(path: &Path) -> bool {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => {
-            eprintln!("cannot remove {}: {error}", path.display());
+            say(&format!("cannot remove {}: {error}", path.display()));
             false
         }
     }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use crate::bpf::{self, instruction};
 use crate::cgroup::Cgroup;
+use crate::saying::say;
 
 /// `BPF_CGROUP_INET4_CONNECT`.
 const INET4_CONNECT: u32 = 10;
@@ -107,7 +108,7 @@ impl Drop for ForeignAttachment {
         if let Some((target, foreign)) = self.exclusive.take()
             && let Err(error) = bpf::detach(&target, &foreign.program, INET4_CONNECT)
         {
-            eprintln!("cannot detach a foreign program: {error}");
+            say(&format!("cannot detach a foreign program: {error}"));
         }
     }
 }

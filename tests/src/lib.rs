@@ -19,6 +19,7 @@ pub mod pod;
 pub mod programs;
 pub mod protocol;
 pub mod require;
+mod saying;
 pub mod shop;
 pub mod tool;
 pub mod verdict;

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::saying::say;
+
 /// Where namespaces get their names, as `ip netns` has it.
 const DIRECTORY: &str = "/run/netns";
 
@@ -188,10 +190,10 @@ pub(crate) fn remove_name(path: &Path) {
     if let Err(error) = umount2(path, MntFlags::MNT_DETACH)
         && error != nix::errno::Errno::EINVAL
     {
-        eprintln!("cannot unmount {}: {error}", path.display());
+        say(&format!("cannot unmount {}: {error}", path.display()));
     }
     if let Err(error) = fs::remove_file(path) {
-        eprintln!("cannot remove {}: {error}", path.display());
+        say(&format!("cannot remove {}: {error}", path.display()));
     }
 }
 

@@ -17,6 +17,7 @@ use crate::clean::{self, CGROUP_PREFIX, SHORT_PREFIX};
 use crate::manifests::Manifests;
 use crate::netns::{NetNs, NetNsError};
 use crate::place::{Place, PlaceParts};
+use crate::saying::say;
 use crate::verdict;
 
 pub use node::{Node, PodBuilder};
@@ -284,7 +285,7 @@ impl Drop for World {
             }
         }
         if let Err(error) = self.cgroup.remove() {
-            eprintln!("{:#}", anyhow::Error::new(error));
+            say(&format!("{:#}", anyhow::Error::new(error)));
         }
         for place in self.places() {
             place.netns().remove();

@@ -1,6 +1,6 @@
 //! The demo's application in its world: pods, manifests, agents and processes.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -142,7 +142,7 @@ impl<'w> App<'w> {
         // The last connections close; then the agents' edges hold all of them.
         let open = || self.agents.iter().map(|(_, agent)| open_connections(agent)).sum::<u64>();
         if let Err(error) = eventually(settle, open, |open| *open == 0) {
-            eprintln!("connections are still open: {error}");
+            drop(writeln!(io::stderr(), "connections are still open: {error}"));
         }
         Ok(())
     }
@@ -151,8 +151,8 @@ impl<'w> App<'w> {
     pub(crate) fn save_logs(&self) {
         let target = artefacts::directory().join("demo-logs");
         match artefacts::copy_tree(&self.world.logs(), &target) {
-            Ok(()) => eprintln!("logs: {}", target.display()),
-            Err(error) => eprintln!("cannot save logs in {}: {error}", target.display()),
+            Ok(()) => drop(writeln!(io::stderr(), "logs: {}", target.display())),
+            Err(error) => drop(writeln!(io::stderr(), "cannot save logs in {}: {error}", target.display())),
         }
     }
 }

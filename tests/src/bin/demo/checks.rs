@@ -24,9 +24,9 @@ impl Checks {
     pub(crate) fn of(app: &App<'_>) -> anyhow::Result<Self> {
         let (mut direct, mut proxied) = (0, 0);
         for (node, agent) in app.agents() {
-            let top = agent.meshctl(&["top", "--once"]).with_context(|| format!("node {node}"))?;
-            direct += opened(&top, "direct");
-            proxied += opened(&top, "proxy");
+            let edges = agent.admin("/edges").with_context(|| format!("node {node}"))?;
+            direct += opened(&edges["edges"], "direct");
+            proxied += opened(&edges["edges"], "proxy");
         }
         Ok(Self { traffic: app.traffic(), direct, proxied })
     }
@@ -65,9 +65,9 @@ impl fmt::Display for Checks {
     }
 }
 
-/// Connections ever opened by a path, over the outbound edges of `meshctl top`.
-pub(crate) fn opened(top: &Value, path: &str) -> u64 {
-    let rows = top["rows"].as_array().map(Vec::as_slice).unwrap_or_default();
+/// Connections ever opened by a path, over the outbound ones of some edges.
+pub(crate) fn opened(edges: &Value, path: &str) -> u64 {
+    let rows = edges.as_array().map(Vec::as_slice).unwrap_or_default();
     rows.iter()
         .filter(|row| row["path"] == path && row["direction"] == "outbound")
         .filter_map(|row| row["opened"].as_u64())

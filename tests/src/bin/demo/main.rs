@@ -4,7 +4,7 @@ mod app;
 mod checks;
 mod view;
 
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use view::View;
 const REFRESH: Duration = Duration::from_secs(1);
 
 /// How long running requests get to end before the totals are judged.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Parser)]
 #[command(
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
         Ok(checks) => {
-            println!("{checks}");
+            drop(writeln!(io::stdout(), "{checks}"));
             // Without `--for` the demo ends by Ctrl-C, which is no failure in itself.
             if checks.hold() || arguments.seconds.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
@@ -69,7 +69,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<Checks> {
     while ends.is_none_or(|ends| Instant::now() < ends) {
         match stop.recv_timeout(REFRESH) {
             Ok(signal) => {
-                println!("\n{signal}: cleaning up");
+                // The terminal may be what went away.
+                drop(writeln!(io::stdout(), "\n{signal}: cleaning up"));
                 break;
             }
             Err(RecvTimeoutError::Timeout) => {}

@@ -52,7 +52,7 @@ impl View {
         let tops: Vec<(String, Value)> =
             self.newest.iter().map(|(node, top)| (node.clone(), lock(top).clone())).collect();
         let (direct, proxied) = tops.iter().fold((0, 0), |(direct, proxied), (_, top)| {
-            (direct + opened(top, "direct"), proxied + opened(top, "proxy"))
+            (direct + opened(&top["rows"], "direct"), proxied + opened(&top["rows"], "proxy"))
         });
         let summary = format!(
             "{rate:.0} pages/s   p50 {:.1} ms   slowest {:.1} ms   {} pages, {} failed   connections: {direct} Direct, \
