@@ -13,6 +13,7 @@ use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use crate::place::Place;
+use crate::world::{NAMESERVER4, Node};
 
 /// The longest answer that goes by UDP; longer ones are truncated, as without EDNS.
 const UDP_BYTES: usize = 512;
@@ -53,11 +54,24 @@ impl NameServer {
     /// # Errors
     /// When a name is none, or the port is taken.
     pub fn start(place: &Place, records: &[(&str, Vec<IpAddr>)]) -> io::Result<Self> {
+        Self::start_at(place, place.at4(53), records)
+    }
+
+    /// Serve on `node` at the address that pods have in their resolv.conf; it knows no name.
+    ///
+    /// # Errors
+    /// When the node cannot be given the address, or the port is taken.
+    pub fn of_cluster(node: &Node) -> io::Result<Self> {
+        let host = node.host();
+        host.netns().ip(&[format!("addr add {NAMESERVER4}/32 dev lo")]).map_err(io::Error::other)?;
+        Self::start_at(host, (NAMESERVER4, 53).into(), &[])
+    }
+
+    fn start_at(place: &Place, address: SocketAddr, records: &[(&str, Vec<IpAddr>)]) -> io::Result<Self> {
         let mut known = BTreeMap::new();
         for (name, addresses) in records {
             known.insert(Name::from_str(name).map_err(io::Error::other)?.to_lowercase(), addresses.clone());
         }
-        let address = place.at4(53);
         let made =
             place.run(|| UdpSocket::bind(address).and_then(|udp| Ok((udp, TcpListener::bind(address)?))));
         let (datagrams, listener) = made.map_err(io::Error::other)??;

