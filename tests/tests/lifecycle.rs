@@ -247,3 +247,82 @@ fn a_server_that_cannot_be_reached_means_a_reset_within_the_connect_timeout() ->
     eventually(SOON, || client.tool()?.who(vip.v4), |answer| answer.is_ok())??;
     Ok(())
 }
+
+#[test]
+fn a_restarted_agent_takes_over_the_very_maps_and_links() -> TestResult {
+    require_agent!();
+    let shop = Shop::open(test_name!(), &["a"])?;
+    let node = shop.world().node("a")?;
+    let (client, web) = (shop.pod("a", "client")?, shop.pod("a", "web")?);
+    let vip = shop.service("web", 80)?;
+    let first = node.agent().start()?;
+    let _server = shop.serve(&web)?;
+    let held = [
+        node.kernel().dial_directly(&client, vip.v4)?,
+        node.kernel().dial_directly(&client, vip.v6)?,
+        node.kernel().dial_directly(&client, vip.mapped())?,
+    ];
+    let kernel = node.kernel();
+    let (maps, links) = (kernel.map_ids()?, kernel.link_ids()?);
+    assert_eq!(links.keys().filter(|name| name.starts_with("arrival-")).count(), 2, "{links:?}");
+    first.kill9();
+    assert_eq!(
+        (kernel.map_ids()?, kernel.link_ids()?),
+        (maps.clone(), links.clone()),
+        "pins outlive the agent"
+    );
+    let second = node.agent().start()?;
+    second.wait_enrolled([&client, &web])?;
+    assert_eq!((kernel.map_ids()?, kernel.link_ids()?), (maps, links));
+    for connection in &held {
+        assert_eq!(connection.who()?.server, "web");
+    }
+    // It cannot know what it missed, so it may judge a pair once more; then connections are Direct again.
+    for to in vip.all() {
+        drop(kernel.dial_directly(&client, to)?);
+    }
+    // The connections from before are still known, and known to end.
+    let direct = || second.meshctl(&["connections"]).map(|view| view["connections"].to_string());
+    let held_only =
+        |rows: &Result<String, _>| rows.as_ref().is_ok_and(|r: &String| r.matches("\"direct\"").count() == 3);
+    eventually(SOON, direct, held_only)??;
+    drop(held);
+    eventually(SOON, direct, |rows| rows.as_ref().is_ok_and(|rows| rows == "[]"))??;
+    Ok(())
+}
+
+#[test]
+fn what_changed_while_no_agent_ran_is_made_good_at_the_next_start() -> TestResult {
+    require_agent!();
+    let shop = Shop::open(test_name!(), &["a"])?;
+    let node = shop.world().node("a")?;
+    let (client, web) = (shop.pod("a", "client")?, shop.pod("a", "web")?);
+    let (gone, left) = (shop.pod("a", "gone")?, shop.pod("a", "left")?);
+    let vip = shop.service("web", 80)?;
+    let first = node.agent().start()?;
+    let _server = shop.serve(&web)?;
+    node.kernel().dial_directly(&client, vip.v4)?;
+    first.kill9();
+    // A stricter policy, a pod that died, one that left the mesh, one that is new, a service that moved.
+    shop.mode(MtlsMode::Strict)?;
+    node.remove_pod(&gone)?;
+    let manifests = shop.world().manifests();
+    manifests.delete("Pod", shop::NAMESPACE, "gone")?;
+    manifests.apply(left.manifest().label("nodemesh.dev/mesh", "none"))?;
+    let new = shop.pod("a", "new")?;
+    let moved = shop.service("web", 81)?;
+    let second = node.agent().start()?;
+    second.wait_enrolled([&client, &web, &new])?;
+    let arrivals = node.kernel().link_ids()?.keys().filter(|name| name.starts_with("arrival-")).count();
+    assert_eq!(arrivals, 3, "{:?}", node.kernel().link_ids()?);
+    assert_eq!(node.kernel().entries("INBOUND")?.len(), 3);
+    let before = node.kernel().counters()?;
+    assert_eq!(client.tool()?.who(moved.v4)?.server, "web");
+    let counted = node.kernel().counters()?.since(&before);
+    assert_eq!(counted.count("direct", "verdict_allow"), 0, "verdicts of the old policy: {counted:?}");
+    assert!(client.tool()?.connect(vip.v4).is_err(), "the service's old address");
+    assert_eq!(new.tool()?.who(moved.v6)?.server, "web");
+    let refused = left.tool()?.who(web.at4(8080));
+    assert!(refused.is_err(), "a pod outside the mesh at a strict one: {refused:?}");
+    Ok(())
+}
