@@ -69,18 +69,33 @@ impl Stream {
         let socket = TcpStream::from(socket);
         // Without it the last piece of each message waits for the peer's delayed ACK.
         socket.set_nodelay(true)?;
-        let pending = match SockRef::from(&socket).connect(&addr.into()) {
-            Ok(()) => false,
-            Err(error) if error.raw_os_error() == Some(nix::libc::EINPROGRESS) => true,
-            Err(error) => return Err(error),
-        };
-        let io = reactor::watch(socket)?;
-        if pending {
-            let mut guard = io.writable().await?;
-            guard.retain_ready();
-            if let Some(error) = io.get_ref().take_error()? {
-                return Err(error);
+        match SockRef::from(&socket).connect(&addr.into()) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(nix::libc::EINPROGRESS) => {
+                // A peer on this machine answers before `connect` returns, which says EINPROGRESS all the same: the
+                // answer is taken up when the socket is unlocked. Looking again saves a turn of the event loop.
+                if socket.peer_addr().is_err() {
+                    return Self::finish_connect(socket, addr).await;
+                }
             }
+            Err(error) => return Err(error),
+        }
+        Self::connected(reactor::watch(socket)?, addr)
+    }
+
+    async fn finish_connect(socket: TcpStream, addr: SocketAddr) -> io::Result<Self> {
+        let io = reactor::watch(socket)?;
+        io.writable().await?.retain_ready();
+        match io.get_ref().take_error()? {
+            Some(error) => Err(error),
+            None => Self::connected(io, addr),
+        }
+    }
+
+    fn connected(io: AsyncFd<TcpStream>, addr: SocketAddr) -> io::Result<Self> {
+        // A dial to a port of this very host where nobody listens may draw that port as its own and meet itself.
+        if io.get_ref().local_addr()? == addr {
+            return Err(io::ErrorKind::ConnectionRefused.into());
         }
         // Nothing has been sent yet, so most servers have nothing to say yet either: wait for the edge.
         Ok(Self { io, readable: false, writable: true, read_closed: false, hung_up: false })

@@ -41,7 +41,11 @@ impl Metrics {
         let parties = Parties {
             source: workload(traffic.source),
             destination: workload(traffic.destination),
-            service: traffic.service.as_ref().and_then(|name| snapshot.service(name)).map(|service| &**service),
+            service: traffic
+                .service
+                .as_ref()
+                .and_then(|name| snapshot.service(name))
+                .map(|service| &**service),
             cluster_domain: snapshot.cluster_domain(),
         };
         let (reporters, security) = match traffic.attested {
@@ -109,6 +113,8 @@ mod tests {
         assert_eq!(opened(&["reporter=\"destination\"", "connection_security_policy=\"kernel\""]), 3);
         assert_eq!(opened(&["reporter=\"source\"", "destination_workload=\"unknown\""]), 3);
         assert_eq!(opened(&["reporter=\"destination\"", "destination_workload=\"unknown\""]), 0);
-        assert!(text.contains("istio_tcp_sent_bytes_total{reporter=\"destination\",source_workload=\"client\""));
+        assert!(
+            text.contains("istio_tcp_sent_bytes_total{reporter=\"destination\",source_workload=\"client\"")
+        );
     }
 }
