@@ -13,12 +13,15 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    future::poll_fn,
     net::{SocketAddr, TcpStream},
+    pin::Pin,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -299,13 +302,14 @@ impl Worker {
         let Ok(open) = opened else { return stream::reset(socket) };
         let live = Rc::clone(open.live());
         let upstream = {
-            let find = async {
+            // Boxed: finding the server needs several times the memory of relaying, and for a moment only.
+            let mut find = Box::pin(async {
                 match direction {
                     Direction::Outbound => outbound::open(self, &live, &socket).await,
                     Direction::Inbound => inbound::open(self, &live, &socket, pod.inbound_port).await,
                 }
-            };
-            stoppable(&live, find).await
+            });
+            stoppable(&live, find.as_mut()).await
         };
         let reason = match upstream {
             Ok(upstream) => {
@@ -473,11 +477,10 @@ impl Drop for Carried {
 /// Runs `work` until it is done or the connection is told to stop.
 async fn stoppable<T>(
     live: &Live,
-    work: impl Future<Output = Result<T, CloseReason>>,
+    mut work: Pin<&mut impl Future<Output = Result<T, CloseReason>>>,
 ) -> Result<T, CloseReason> {
-    let mut work = std::pin::pin!(work);
-    std::future::poll_fn(|cx| match live.meter.poll_stopped(cx) {
-        Some(reason) => std::task::Poll::Ready(Err(reason)),
+    poll_fn(|cx| match live.meter.poll_stopped(cx) {
+        Some(reason) => Poll::Ready(Err(reason)),
         None => work.as_mut().poll(cx),
     })
     .await
