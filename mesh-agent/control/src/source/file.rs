@@ -101,18 +101,22 @@ impl FileSource {
     /// # Errors
     /// If the directory cannot be listed, or a thread cannot be made. Bad files are no error: see the status.
     pub fn start(dir: impl Into<PathBuf>, mesh: MeshSettings) -> Result<Published, StartError> {
-        let mut source = Self::new(dir, mesh);
+        Self::new(dir, mesh).watch(RESCAN)
+    }
+
+    /// [`FileSource::start`] with another time between looks without an event.
+    fn watch(mut self, rescan: Duration) -> Result<Published, StartError> {
         let (wake, woken) = sync_channel(1);
         // Watching starts before the first look, so that no change falls between.
-        let watched = Watched::new(&source.dir, wake);
+        let watched = Watched::new(&self.dir, wake, rescan);
         let (snapshot, status) =
-            source.refresh().map_err(|error| StartError::List { dir: source.dir.clone(), source: error })?;
+            self.refresh().map_err(|error| StartError::List { dir: self.dir.clone(), source: error })?;
         status.log_since(&SourceStatus::default());
         let (snapshot_tx, snapshot_rx) = watch::channel(snapshot);
         let (status_tx, status_rx) = watch::channel(Arc::new(status));
         thread::Builder::new()
             .name("config".to_owned())
-            .spawn(move || source.run(watched, &woken, &snapshot_tx, &status_tx))
+            .spawn(move || self.run(watched, &woken, &snapshot_tx, &status_tx))
             .map_err(|error| StartError::Thread { source: error })?;
         Ok((snapshot_rx, status_rx))
     }
@@ -310,6 +314,7 @@ fn wait_until_quiet(woken: &Receiver<()>) {
 /// The watch on the directory, which wakes the thread.
 struct Watched {
     wake: SyncSender<()>,
+    rescan: Duration,
     watcher: Option<RecommendedWatcher>,
     /// Device and inode that is watched: a directory that was replaced needs a new watch.
     watching: Option<(u64, u64)>,
@@ -317,14 +322,14 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(dir: &Path, wake: SyncSender<()>) -> Self {
-        let mut watched = Self { wake, watcher: None, watching: None, failure: None };
+    fn new(dir: &Path, wake: SyncSender<()>, rescan: Duration) -> Self {
+        let mut watched = Self { wake, rescan, watcher: None, watching: None, failure: None };
         watched.renew(dir);
         watched
     }
 
     fn rescan(&self) -> Duration {
-        if self.watcher.is_some() { RESCAN } else { RESCAN_UNWATCHED }
+        if self.watcher.is_some() { self.rescan } else { RESCAN_UNWATCHED }
     }
 
     fn renew(&mut self, dir: &Path) {
