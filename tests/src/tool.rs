@@ -1,5 +1,6 @@
 //! Driving a `pod-tool` process: requests to sockets inside a pod, from any thread of the test.
 
+mod server;
 mod socket;
 
 use std::collections::HashMap;
@@ -20,7 +21,8 @@ use crate::protocol::{
 };
 use crate::waiting::limit;
 
-pub use socket::{Capture, Connection, Datagrams, RunningLoad, Server, ServerOptions};
+pub use server::{Server, ServerOptions};
+pub use socket::{Capture, Connection, Datagrams, RunningLoad};
 
 /// No request may take longer; each has a shorter time-out of its own in the tool.
 const ANSWER_LIMIT: Duration = Duration::from_secs(100);
