@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - A failing `accept` never ends a listener: without descriptors or memory it pauses and counts.
+//! - A listener that is stopped takes what is queued before it closes.
 //! - Each wake-up accepts what is queued, up to [`BATCH_MAX`], before others get a turn.
 //! - Sockets inherit TCP_NODELAY from their listener, which saves a system call a connection.
 
@@ -15,7 +16,12 @@ use std::{
 };
 
 use socket2::SockRef;
-use tokio::{io::unix::AsyncFd, task::spawn_local, time::sleep};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::Notify,
+    task::{JoinHandle, spawn_local},
+    time::sleep,
+};
 
 use crate::{
     close::Direction,
@@ -44,39 +50,59 @@ pub(crate) enum Purpose {
     Tcp(Direction),
 }
 
-/// Serves a listener on this worker until its pod is removed.
+/// A listener's task and the way to end it.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    stop: Rc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Serving {
+    /// Takes what is queued, closes the socket and returns once that is done.
+    pub(crate) async fn stop(self) {
+        self.stop.notify_one();
+        // A task that panicked has closed its socket too.
+        self.task.await.ok();
+    }
+}
+
+/// Serves a listener on this worker until it is stopped.
 ///
 /// # Errors
 /// The socket cannot be made non-blocking or registered with the event loop.
 pub(crate) fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, listener: Listener) -> io::Result<()> {
     let Listener { socket, purpose } = listener;
+    let stop = Rc::new(Notify::new());
+    let stopped = Rc::clone(&stop);
+    let (own, of) = (Rc::clone(worker), Arc::clone(pod));
     let task = match purpose {
         Purpose::Tcp(direction) => {
             let listener = registered(socket)?;
-            let take = {
-                let (worker, pod) = (Rc::clone(worker), Arc::clone(pod));
-                move |socket, client| {
-                    worker.accept(Accepted { socket, client, direction, pod: Arc::clone(&pod) })
-                }
+            let (carrier, pod) = (Rc::clone(worker), Arc::clone(pod));
+            let take = move |socket, client| {
+                carrier.accept(Accepted { socket, client, direction, pod: Arc::clone(&pod) });
             };
-            spawn_local(accept_all(Rc::clone(worker), listener, take))
+            spawn_local(async move { accept_all(&own, &listener, &stopped, take).await })
         }
         Purpose::DnsTcp => {
             let listener = registered(socket)?;
-            let take = {
-                let (worker, pod) = (Rc::clone(worker), Arc::clone(pod));
-                move |socket, _| dns::tcp::accept(&worker, &pod, socket)
-            };
-            spawn_local(accept_all(Rc::clone(worker), listener, take))
+            let (carrier, pod) = (Rc::clone(worker), Arc::clone(pod));
+            let take = move |socket, _| dns::tcp::accept(&carrier, &pod, socket);
+            spawn_local(async move { accept_all(&own, &listener, &stopped, take).await })
         }
         Purpose::DnsUdp => {
             let socket = UdpSocket::from(socket);
             socket.set_nonblocking(true)?;
-            let socket = dns::udp::Port::new(socket)?;
-            spawn_local(dns::udp::serve(Rc::clone(worker), Arc::clone(pod), socket))
+            let port = dns::udp::Port::new(socket)?;
+            spawn_local(async move {
+                tokio::select! {
+                    () = dns::udp::serve(own, of, port) => {}
+                    () = stopped.notified() => {}
+                }
+            })
         }
     };
-    worker.own(pod.handle.pod, task.abort_handle());
+    worker.own(pod.handle.pod, Serving { stop, task });
     Ok(())
 }
 
@@ -87,54 +113,94 @@ fn registered(socket: OwnedFd) -> io::Result<AsyncFd<TcpListener>> {
     reactor::watch(listener)
 }
 
+/// Why a batch of accepts ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Batch {
+    /// The queue is empty.
+    Drained,
+    /// There may be more.
+    Full,
+    /// No descriptor or no memory.
+    OutOfResources,
+}
+
 async fn accept_all(
-    worker: Rc<Worker>,
-    listener: AsyncFd<TcpListener>,
+    worker: &Worker,
+    listener: &AsyncFd<TcpListener>,
+    stopped: &Notify,
     take: impl Fn(TcpStream, SocketAddr),
 ) {
-    // An error here means that the event loop is going away.
-    while let Ok(mut ready) = listener.readable().await {
-        let mut accepted = 0;
-        loop {
-            match listener.get_ref().accept() {
-                Ok((socket, client)) => {
-                    if socket.set_nonblocking(true).is_ok() {
-                        take(socket, canonical(client));
-                    }
-                    accepted += 1;
-                    if accepted == BATCH_MAX {
-                        ready.retain_ready();
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+    loop {
+        let is_last = tokio::select! {
+            ready = listener.readable() => match ready {
+                // Before the accepts: an edge that comes during them is for the next turn.
+                Ok(mut ready) => {
                     ready.clear_ready();
-                    break;
+                    false
                 }
-                Err(error) if out_of_resources(&error) => {
-                    worker.metrics().accept_errors.inc();
-                    if worker.may_log() {
-                        tracing::warn!(%error, "cannot accept connections");
-                    }
-                    sleep(PAUSE).await;
-                    break;
-                }
-                // The connection has failed while it was queued (ECONNABORTED and network errors): take the next.
-                Err(_) => {}
+                // The event loop is going away.
+                Err(_) => return,
+            },
+            // Redirection has ended: what is queued now is all there will be.
+            () = stopped.notified() => true,
+        };
+        loop {
+            match accept_batch(worker, listener.get_ref(), &take) {
+                Batch::Drained => break,
+                Batch::Full => tokio::task::yield_now().await,
+                Batch::OutOfResources if is_last => return,
+                Batch::OutOfResources => sleep(PAUSE).await,
             }
         }
-        drop(ready);
-        if accepted == BATCH_MAX {
-            tokio::task::yield_now().await;
+        if is_last {
+            return;
         }
     }
 }
 
-fn out_of_resources(error: &io::Error) -> bool {
-    use nix::libc::{EBADF, EFAULT, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EPERM};
+fn accept_batch(worker: &Worker, listener: &TcpListener, take: impl Fn(TcpStream, SocketAddr)) -> Batch {
+    for _ in 0..BATCH_MAX {
+        match listener.accept() {
+            Ok((socket, client)) => {
+                if socket.set_nonblocking(true).is_ok() {
+                    take(socket, canonical(client));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Batch::Drained,
+            Err(error) if is_of_connection(&error) => {}
+            Err(error) => {
+                worker.metrics().accept_errors.inc();
+                if worker.may_log() {
+                    tracing::warn!(%error, "cannot accept connections");
+                }
+                return Batch::OutOfResources;
+            }
+        }
+    }
+    Batch::Full
+}
+
+/// Whether the error belongs to the connection that was next in the queue (accept(2): treat these like EAGAIN and try
+/// the next) rather than to us.
+fn is_of_connection(error: &io::Error) -> bool {
+    use nix::libc::{
+        ECONNABORTED, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT, EOPNOTSUPP,
+        EPERM, EPROTO,
+    };
     matches!(
         error.raw_os_error(),
-        // The second half cannot happen on a listener; if it did, this keeps the loop from spinning.
-        Some(EMFILE | ENFILE | ENOBUFS | ENOMEM | EPERM | EBADF | EFAULT | EINVAL | ENOTSOCK)
+        Some(
+            ECONNABORTED
+                | EHOSTDOWN
+                | EHOSTUNREACH
+                | EINTR
+                | ENETDOWN
+                | ENETUNREACH
+                | ENONET
+                | ENOPROTOOPT
+                | EOPNOTSUPP
+                | EPERM
+                | EPROTO
+        )
     )
 }

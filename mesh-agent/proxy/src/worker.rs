@@ -29,7 +29,7 @@ use mesh_core::snapshot::Snapshot;
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::{AbortHandle, spawn_local},
+    task::spawn_local,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
@@ -145,7 +145,7 @@ pub(crate) struct Worker {
     snapshot: RefCell<Arc<Snapshot>>,
     edges: RefCell<(u64, HashMap<EdgeKey, Arc<Edge>>)>,
     loads: RefCell<HashMap<SocketAddr, u32>>,
-    listeners: RefCell<HashMap<u32, Vec<AbortHandle>>>,
+    listeners: RefCell<HashMap<u32, Vec<listener::Serving>>>,
     logged: Cell<(u32, u32)>,
 }
 
@@ -340,8 +340,8 @@ impl Worker {
     }
 
     /// Keeps a listener's task, to end it when the pod is removed.
-    pub(crate) fn own(&self, pod: u32, task: AbortHandle) {
-        self.listeners.borrow_mut().entry(pod).or_default().push(task);
+    pub(crate) fn own(&self, pod: u32, serving: listener::Serving) {
+        self.listeners.borrow_mut().entry(pod).or_default().push(serving);
     }
 
     /// One step of the coarse clock.
@@ -381,8 +381,9 @@ impl Worker {
     }
 
     async fn drain(&self, deadline: Instant) -> usize {
-        for (_, tasks) in self.listeners.borrow_mut().drain() {
-            tasks.iter().for_each(AbortHandle::abort);
+        let listeners = std::mem::take(&mut *self.listeners.borrow_mut());
+        for serving in listeners.into_values().flatten() {
+            serving.stop().await;
         }
         while self.connections.len() > 0 && Instant::now() < deadline {
             sleep(Duration::from_millis(10)).await;
@@ -401,15 +402,17 @@ impl Worker {
         match command {
             Command::Serve { pod, listeners, done } => {
                 let outcome = listeners.into_iter().try_for_each(|l| listener::serve(self, &pod, l));
-                if outcome.is_err() {
-                    self.remove(pod.handle.pod);
-                }
                 // Whoever asked may have gone; the listeners are served all the same.
                 done.send(outcome).ok();
             }
             Command::Remove { pod, done } => {
-                self.remove(pod);
-                done.send(()).ok();
+                let listeners = self.listeners.borrow_mut().remove(&pod).unwrap_or_default();
+                drop(spawn_local(async move {
+                    for serving in listeners {
+                        serving.stop().await;
+                    }
+                    done.send(()).ok();
+                }));
             }
             Command::Adopt(accepted) => {
                 self.link().carried.fetch_sub(1, Ordering::Relaxed);
@@ -424,12 +427,6 @@ impl Worker {
                     done.send(worker.drain(deadline).await).ok();
                 }));
             }
-        }
-    }
-
-    fn remove(&self, pod: u32) {
-        for task in self.listeners.borrow_mut().remove(&pod).unwrap_or_default() {
-            task.abort();
         }
     }
 }

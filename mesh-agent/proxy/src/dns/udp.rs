@@ -120,7 +120,7 @@ impl Port {
     }
 }
 
-/// Serves a pod's queries until the task is aborted.
+/// Serves a pod's queries until the future is dropped.
 pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, port: Port) {
     let port = Rc::new(port);
     let mut buf = vec![0; QUERY_MAX].into_boxed_slice();
@@ -156,12 +156,15 @@ fn answer(worker: &Rc<Worker>, pod: &Arc<Pod>, port: &Rc<Port>, query: &[u8], en
         worker.metrics().dns(DnsOutcome::Overloaded).inc();
         return;
     }
-    let (worker, pod, port) = (Rc::clone(worker), Arc::clone(pod), Rc::clone(port));
+    // The socket closes with the loop: the pod may be enrolled anew before a resolver answers.
+    let (worker, pod, port) = (Rc::clone(worker), Arc::clone(pod), Rc::downgrade(port));
     // Not owned by anybody: it ends by its own time-out, and there are only so many.
     drop(spawn_local(async move {
         let _entered = Entered(Arc::clone(&pod));
         let reply = forward::ask(&worker, &pod, ends.client, &question, Transport::Udp).await;
-        port.send(&reply, ends);
+        if let Some(port) = port.upgrade() {
+            port.send(&reply, ends);
+        }
     }));
 }
 
