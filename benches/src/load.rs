@@ -46,9 +46,9 @@ enum Role {
     /// Do one task, or without one those that come as JSON lines on standard input; each answer is a JSON
     /// line on standard output.
     Client {
-        /// The server, or a service address in front of it.
-        #[arg(long, value_name = "ADDR")]
-        to: SocketAddr,
+        /// The server, or a service address in front of it. Repeated: connections go to each in turn.
+        #[arg(long, value_name = "ADDR", required = true, value_delimiter = ',')]
+        to: Vec<SocketAddr>,
         /// What to do.
         #[command(subcommand)]
         task: Option<Task>,

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -18,10 +19,11 @@ const FAILURES_MAX: u64 = 100;
 /// Written after the window, so that the receiver's window surely lies within the sender's time.
 const MARGIN: Duration = Duration::from_millis(50);
 
-/// Performs tasks against one address.
+/// Performs tasks against one address, or several in turn.
 #[derive(Debug)]
 pub struct Client {
-    to: SocketAddr,
+    to: Vec<SocketAddr>,
+    next: AtomicUsize,
     open: Option<Pushing>,
 }
 
@@ -35,7 +37,7 @@ struct Pushing {
 ///
 /// # Errors
 /// When a standard stream fails or a line is no task.
-pub fn obey(to: SocketAddr) -> anyhow::Result<()> {
+pub fn obey(to: Vec<SocketAddr>) -> anyhow::Result<()> {
     let mut client = Client::new(to);
     for line in io::stdin().lock().lines() {
         let line = line.context("cannot read standard input")?;
@@ -48,10 +50,10 @@ pub fn obey(to: SocketAddr) -> anyhow::Result<()> {
 }
 
 impl Client {
-    /// A client of the server (or service) at `to`.
+    /// A client of the server (or services) at `to`, of which there must be one at least.
     #[must_use]
-    pub fn new(to: SocketAddr) -> Self {
-        Self { to, open: None }
+    pub fn new(to: Vec<SocketAddr>) -> Self {
+        Self { to, next: AtomicUsize::new(0), open: None }
     }
 
     /// Do one task.
@@ -80,12 +82,14 @@ impl Client {
                 self.open = None;
                 Ok(Answer::Done)
             }
-            Task::UdpConnects { to, count } => udp_connects(to, *count),
+            Task::UdpConnects { count } => udp_connects(&self.to, *count),
         }
     }
 
     fn connect(&self) -> anyhow::Result<TcpStream> {
-        let stream = TcpStream::connect(self.to).with_context(|| format!("cannot connect to {}", self.to))?;
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let to = self.to.get(turn % self.to.len().max(1)).context("no address to connect to")?;
+        let stream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         stream.set_write_timeout(Some(ANSWER_LIMIT))?;

@@ -1,6 +1,5 @@
 //! Owns what a client can be told to do and what it answers: command-line and JSON form.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -62,11 +61,8 @@ pub enum Task {
     },
     /// Close the open connection.
     Close,
-    /// Connect one UDP socket again and again, to these addresses in turn.
+    /// Connect one UDP socket again and again; nothing is sent.
     UdpConnects {
-        /// Where; nothing is sent.
-        #[arg(long, required = true)]
-        to: Vec<SocketAddr>,
         /// How often.
         #[arg(long, default_value_t = 200_000)]
         count: u64,

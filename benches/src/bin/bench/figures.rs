@@ -28,6 +28,15 @@ pub(crate) enum Metric {
     RssIdle,
     RssHundredPods,
     RssPerPod,
+    Hook,
+    HookOneService,
+    AllHooksPerConnection,
+    UdpBare,
+    UdpEmptyAdded,
+    UdpMissAdded,
+    UdpServiceAdded,
+    UdpServicesAdded,
+    RunsWhileStreaming,
 }
 
 /// Which way is better.
@@ -55,6 +64,15 @@ impl Metric {
             Self::RssIdle => "rss_idle",
             Self::RssHundredPods => "rss_100_pods",
             Self::RssPerPod => "rss_per_pod",
+            Self::Hook => "hook_ns",
+            Self::HookOneService => "hook_one_service_ns",
+            Self::AllHooksPerConnection => "all_hooks_ns_per_connection",
+            Self::UdpBare => "udp_connect_bare_ns",
+            Self::UdpEmptyAdded => "udp_empty_program_added_ns",
+            Self::UdpMissAdded => "udp_unmeshed_pod_added_ns",
+            Self::UdpServiceAdded => "udp_one_service_added_ns",
+            Self::UdpServicesAdded => "udp_all_services_added_ns",
+            Self::RunsWhileStreaming => "program_runs_while_streaming",
         }
     }
 
@@ -67,6 +85,8 @@ impl Metric {
             Self::CpuPerGib | Self::CpuPerGib1k | Self::CpuPer10kRequests | Self::CpuPer10kExchanges => "s",
             Self::Rss | Self::RssIdle | Self::RssHundredPods => "MiB",
             Self::RssPerPod => "KiB",
+            Self::RunsWhileStreaming => "runs",
+            _ => "ns",
         }
     }
 
@@ -98,6 +118,8 @@ pub(crate) fn target(path: &str, metric: Metric) -> Option<Target> {
         ("agent", Metric::RssIdle) => Some(Target::AtMost(25.0)),
         ("agent", Metric::RssHundredPods) => Some(Target::AtMost(25.0 + 100.0 * 64.0 / KIB)),
         ("agent", Metric::RssPerPod) => Some(Target::AtMost(64.0)),
+        ("hook", Metric::Hook) => Some(Target::AtMost(300.0)),
+        ("hook", Metric::RunsWhileStreaming) => Some(Target::AtMost(0.0)),
         (_, Metric::Rss) => None,
         ("direct", _) => Some(Target::Share(0.95)),
         ("proxy-local", Metric::RttP50) => Some(Target::Above(30.0)),

@@ -3,9 +3,11 @@
 mod agents;
 mod cost;
 mod figures;
+mod hook;
 mod memory;
 mod net;
 mod paths;
+mod programs;
 mod rows;
 mod session;
 
@@ -24,6 +26,8 @@ struct Arguments {
 enum Bench {
     /// What the mesh costs a connection: latency, throughput, rate, CPU and memory by path.
     Net(net::Options),
+    /// What the connect hook costs with ten thousand services, and that packets cost nothing.
+    Hook(hook::Options),
     /// The load program itself, as this program starts it in pods.
     #[command(hide = true)]
     Load(load::Args),
@@ -32,6 +36,7 @@ enum Bench {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().bench {
         Bench::Net(options) => net::run(&options),
+        Bench::Hook(options) => hook::run(&options),
         Bench::Load(arguments) => load::run(arguments),
     }
 }

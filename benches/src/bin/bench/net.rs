@@ -223,7 +223,7 @@ impl Runner {
 
 impl<'a> Running<'a> {
     fn start(lab: &'a Lab, route: &'a Route, pinned: bool) -> anyhow::Result<Self> {
-        let mut session = Session::start(&route.client, &route.server, route.to, pinned)?;
+        let mut session = Session::start(&route.client, &route.server, &[route.to], pinned)?;
         // The first connections of a pair go through the agent, which fills the verdict cache.
         let settle = Timing { warm_up_ms: 0, window_ms: 100 };
         session.perform(&Task::Requests { connections: 1, timing: settle })?;

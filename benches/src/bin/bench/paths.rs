@@ -89,7 +89,7 @@ const PLAIN: &str = "plain";
 const PLAIN_FAR: &str = "plain-far";
 const MESH: &str = "mesh";
 const MESH_FAR: &str = "mesh-far";
-/// Its agent never fills the verdict cache, so that the kernel never takes the Direct path.
+/// Its agent admits no pair to the Direct path.
 const PROXIED: &str = "proxied";
 
 /// Everything a path needs.
@@ -131,7 +131,7 @@ impl Lab {
             .into_iter()
             .filter(|node| ![PLAIN, PLAIN_FAR].contains(node))
             .map(|node| {
-                let arguments: &[&str] = if node == PROXIED { &["--no-direct"] } else { &[] };
+                let arguments: &[&str] = if node == PROXIED { &["--direct=false"] } else { &[] };
                 (node, MeshNode::new(arguments))
             })
             .collect();

@@ -25,7 +25,7 @@ const SELF: &str = "/proc/self/exe";
 /// A load server and a load client that talk over one path.
 #[derive(Debug)]
 pub(crate) struct Session {
-    _server: Process,
+    _server: Option<Process>,
     client: Process,
     stdin: ChildStdin,
 }
@@ -39,15 +39,16 @@ struct Process {
 }
 
 impl Session {
-    /// Start both processes. The server listens on all addresses of its place.
+    /// Start both processes; `pinned` keeps the client on CPU 0 and the server on CPU 1. The server listens on
+    /// all addresses of its place.
     pub(crate) fn start(
         client: &Place,
         server: &Place,
-        to: SocketAddr,
+        to: &[SocketAddr],
         pinned: bool,
     ) -> anyhow::Result<Self> {
         let mut command = Command::new(SELF);
-        command.args(["load", "server", "--listen", &format!("[::]:{PORT}")]);
+        command.args(["load", "server", "--listen", &format!("[::]:{PORT}")]).stdin(Stdio::null());
         if pinned {
             command.args(["--cpu", "1"]);
         }
@@ -56,8 +57,23 @@ impl Session {
         if first != "listening" {
             bail!("the load server said {first:?}");
         }
+        Self::join(client, to, pinned, Some(server))
+    }
+
+    /// Start a client alone, of a server that another session has started or of none.
+    pub(crate) fn client_only(client: &Place, to: &[SocketAddr], pinned: bool) -> anyhow::Result<Self> {
+        Self::join(client, to, pinned, None)
+    }
+
+    fn join(
+        client: &Place,
+        to: &[SocketAddr],
+        pinned: bool,
+        server: Option<Process>,
+    ) -> anyhow::Result<Self> {
+        let to: Vec<String> = to.iter().map(ToString::to_string).collect();
         let mut command = Command::new(SELF);
-        command.args(["load", "client", "--to", &to.to_string()]).stdin(Stdio::piped());
+        command.args(["load", "client", "--to", &to.join(",")]).stdin(Stdio::piped());
         if pinned {
             command.args(["--cpu", "0"]);
         }
@@ -86,9 +102,6 @@ impl Session {
 impl Process {
     fn start(place: &Place, mut command: Command) -> anyhow::Result<Self> {
         command.stdout(Stdio::piped());
-        if command.get_args().any(|arg| arg == "server") {
-            command.stdin(Stdio::null());
-        }
         if let Ok(log) = place.log_file() {
             command.stderr(log);
         }
