@@ -25,6 +25,7 @@ use crate::{
     kernel::PodHandle,
     metrics::{Metrics, edges::Edge},
     relay::Meter,
+    server::ServerRequest,
 };
 
 /// One live connection, as `meshctl connections` shows it.
@@ -71,6 +72,8 @@ pub(crate) struct Live {
     upstream: Cell<Option<SocketAddr>>,
     names: RefCell<Names>,
     edges: RefCell<Vec<EdgeShare>>,
+    /// What the server's side allowed here; judged again when policy changes.
+    admitted: Cell<Option<ServerRequest>>,
 }
 
 /// Whom a connection is between.
@@ -93,6 +96,16 @@ impl Live {
     /// Notes what the client dialled.
     pub(crate) fn set_original_dst(&self, addr: SocketAddr) {
         self.original_dst.set(Some(addr));
+    }
+
+    /// Notes what the server's side allowed. Before the app is dialled, so that no policy change falls in between.
+    pub(crate) fn set_admitted(&self, request: ServerRequest) {
+        self.admitted.set(Some(request));
+    }
+
+    /// What the server's side allowed, if that was decided here.
+    pub(crate) fn admitted(&self) -> Option<ServerRequest> {
+        self.admitted.get()
     }
 
     /// Notes where it is taken, and whom it is between.
@@ -221,6 +234,7 @@ impl Connections {
             upstream: Cell::new(None),
             names: RefCell::default(),
             edges: RefCell::default(),
+            admitted: Cell::new(None),
         });
         live.meter.touch(now);
         self.live.borrow_mut().insert(id, Rc::clone(&live));

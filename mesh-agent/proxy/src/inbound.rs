@@ -52,6 +52,7 @@ pub(crate) async fn open<'a>(
         }
         return Err(CloseReason::PolicyDenied);
     }
+    live.set_admitted(request);
     // By address only: good enough to name a peer in views, never to trust it.
     let source = snapshot.workload_at(live.client.ip());
     let tags = UpstreamTags {

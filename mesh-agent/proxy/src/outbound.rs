@@ -181,6 +181,7 @@ fn admit_local(
     );
     match verdict {
         Verdict::Allow => {
+            live.set_admitted(request);
             Ok(Some(TicketRequest { incarnation: peer.incarnation, policy_gen: peer.policy_gen }))
         }
         Verdict::Deny(reason) => Err(ConnectError::Denied { addr: choice.addr, reason }),

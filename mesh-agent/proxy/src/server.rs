@@ -12,7 +12,7 @@ use mesh_core::{
 };
 
 /// What a peer wants of a local workload.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ServerRequest {
     /// Who asks, as far as that is proved.
     pub(crate) peer: Peer,
@@ -20,6 +20,15 @@ pub(crate) struct ServerRequest {
     pub(crate) destination: WorkloadId,
     /// Its own port.
     pub(crate) port: u16,
+}
+
+/// Whether a connection that was allowed once is denied now. A workload that has left the mesh has no policy any more:
+/// its connections live on.
+pub(crate) fn is_denied_now(snapshot: &Snapshot, request: ServerRequest) -> bool {
+    let meshed = snapshot
+        .workload(request.destination)
+        .is_some_and(|workload| workload.meshed && !workload.terminated);
+    meshed && !server_stage(snapshot, request).is_allow()
 }
 
 /// Judges a connection to a local workload. Read the destination's policy generation *before* loading `snapshot`

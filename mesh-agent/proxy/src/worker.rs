@@ -47,6 +47,7 @@ use crate::{
     outbound,
     random::Random,
     relay::{RelayEnv, relay},
+    server::is_denied_now,
     settings::Settings,
     stream::{self, Stream},
 };
@@ -147,6 +148,8 @@ pub(crate) struct Worker {
     loads: RefCell<HashMap<SocketAddr, u32>>,
     listeners: RefCell<HashMap<u32, Vec<listener::Serving>>>,
     logged: Cell<(u32, u32)>,
+    /// Version of the snapshot that established connections were last judged by.
+    judged: Cell<u64>,
 }
 
 /// Counts a connection at its endpoint until dropped.
@@ -192,6 +195,7 @@ impl Worker {
             loads: RefCell::default(),
             listeners: RefCell::default(),
             logged: Cell::new((0, 0)),
+            judged: Cell::new(0),
             shared,
         }
     }
@@ -354,6 +358,7 @@ impl Worker {
             let stamps = self.shared.links.iter().map(|link| link.stamp_ns.load(Ordering::Relaxed));
             (self.shared.alive)(stamps.min().unwrap_or(0));
         }
+        self.judge_again();
         if tick.is_multiple_of(SWEEP_TICKS) {
             self.sweep(tick);
         }
@@ -368,6 +373,22 @@ impl Worker {
                 self.shared.metrics.edges.retain(&self.snapshot());
             }
         }
+    }
+
+    /// Closes the connections that the newest policy denies: within one tick of its arrival.
+    fn judge_again(&self) {
+        let snapshot = self.snapshot();
+        if self.judged.replace(snapshot.version()) == snapshot.version() {
+            return;
+        }
+        self.connections.each(|live| {
+            if live.admitted().is_some_and(|request| is_denied_now(&snapshot, request)) {
+                if self.may_log() {
+                    tracing::info!(pod = %live.pod.name, client = %live.client, "connection closed: a policy now denies it");
+                }
+                live.meter.stop(CloseReason::PolicyDenied);
+            }
+        });
     }
 
     fn sweep(&self, tick: u32) {
