@@ -111,7 +111,8 @@ fn command(guest: &Guest<'_>, accelerator: Accelerator, more: &str) -> Command {
         Accelerator::Kvm => ("kvm", "host"),
         // Multi-threaded, with room for the translated code of the tests. A plain processor: vector units are slow
         // to emulate. Without CMPXCHG16B: qemu 7.2 returns with broken flags from it now and then, which the
-        // kernel's allocator answers with a double fault.
+        // kernel's allocator answers with a double fault. Newer kernels (7.2) make socket storage with an allocator that needs
+        // that instruction or a debugged slab, hence `slab_debug` below (red zones are the cheapest kind).
         Accelerator::Tcg => ("tcg,thread=multi,tb-size=512", "Nehalem,cx16=off,rdrand=on"),
     };
     qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
@@ -121,7 +122,10 @@ fn command(guest: &Guest<'_>, accelerator: Accelerator, more: &str) -> Command {
         .arg("-initrd")
         .arg(guest.initramfs)
         // A panic ends the guest at once.
-        .args(["-append", &format!("console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off {more}")])
+        .args([
+            "-append",
+            &format!("console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off slab_debug=Z {more}"),
+        ])
         .arg("-serial")
         .arg(format!("file:{}", guest.folder.join("console.log").display()))
         .args(["-chardev", "stdio,id=tests,signal=off", "-serial", "chardev:tests"])
