@@ -32,6 +32,9 @@ pub struct KernelError {
     source: io::Error,
 }
 
+/// Key and value of a map's entry, as the kernel holds them.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
 /// The pins of one node.
 #[derive(Debug, Clone)]
 pub struct Kernel {
@@ -86,7 +89,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn entries(&self, name: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, KernelError> {
+    pub fn entries(&self, name: &str) -> Result<Vec<Entry>, KernelError> {
         let (map, path) = self.map(name)?;
         let failed = |source| KernelError { doing: "read", path: path.clone(), source };
         let info = bpf::map_info(map.as_fd()).map_err(failed)?;
