@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_tests::protocol::Serve;
+use mesh_tests::protocol::{How, Open, Serve};
 use mesh_tests::tool::ServerOptions;
 use mesh_tests::{
     Connection, Failure, Pod, Server, Shop, TestResult, ToolError, eventually, require_agent, test_name,
@@ -11,7 +11,7 @@ use mesh_tests::{
 use nix::errno::Errno;
 
 /// Enough to leave every buffer on the way full many times.
-const BULK: u64 = 32 << 20;
+const BULK: u64 = 16 << 20;
 
 /// A client and a server on different nodes, so that every byte crosses both agents.
 struct Scene {
@@ -127,7 +127,10 @@ fn a_receiver_that_does_not_read_stops_the_sender() -> TestResult {
     require_agent!();
     let scene = Scene::set(test_name!())?;
     let _server = scene.serve(Serve::Stall)?;
-    let connection = scene.dial(scene.targets[0])?;
+    let to = scene.targets[0];
+    let connection = scene.client.tool()?.open(Open::tcp_to(to))?;
+    // The time-out of the connect is also that of each send.
+    connection.dial_within(to, How::Blocking, Duration::from_secs(1))?;
     // With unbounded buffers in between this much would be taken.
     const FAR_TOO_MUCH: u64 = 512 << 20;
     std::thread::scope(|scope| -> TestResult {
