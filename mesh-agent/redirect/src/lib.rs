@@ -13,6 +13,7 @@
 #![deny(missing_docs)]
 
 mod arrival;
+mod bpffs;
 mod cgroup;
 mod cleanup;
 mod clock;
@@ -23,6 +24,7 @@ mod folders;
 mod heartbeat;
 mod links;
 mod listeners;
+mod logger;
 mod map;
 mod maps;
 mod netns;
@@ -47,10 +49,11 @@ pub use explain::{Explanation, LiveTables};
 pub use heartbeat::Heartbeat;
 pub use links::AttachError;
 pub use listeners::Listeners;
+pub use logger::Logger;
 pub use map::{KernelMap, MapError, OpenMapError, PerCpuMap};
 pub use maps::Maps;
 pub use netns::{Netns, NetnsError};
-pub use node::{Logger, Node, NodeOptions, OpenError};
+pub use node::{Node, NodeOptions, OpenError};
 pub use precheck::{KERNEL_MIN, PrecheckError};
 pub use sockets::{Dialled, LocalPeer, LocalPeers, Origins, PodSockets, SocketTags, TicketTag};
 pub use stats::{

@@ -7,9 +7,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs, io,
+    io,
     os::fd::{AsFd as _, OwnedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -23,15 +23,16 @@ use mesh_common::{
     maps,
     pod::{POD_NODE, PodCfg},
 };
-use nix::mount::MsFlags;
 
 use crate::{
     arrival::{Template, TemplateError},
+    bpffs,
     cgroup::{self, CgroupError, CgroupRoot},
     cleanup,
     enrol::Enrolled,
     folders::{self, Folders},
     links::{self, AttachError, Attachment},
+    logger::Logger,
     map::{MapError, OpenMapError},
     maps::Maps,
     netns,
@@ -209,20 +210,12 @@ pub struct Node {
     logger: Mutex<Option<Logger>>,
 }
 
-/// Reads the programs' log records; readable when its descriptor is.
-pub struct Logger(EbpfLogger<&'static dyn log::Log>);
-
-impl std::fmt::Debug for Logger {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Logger")
-    }
-}
-
 impl Node {
     /// Loads the programs and attaches them, taking over whatever an earlier agent of this node left pinned.
     pub fn open(options: NodeOptions) -> Result<Self, OpenError> {
         let mount = precheck::check().map_err(|source| OpenError::Precheck { source })?;
-        mount_bpffs(&options.bpffs)?;
+        bpffs::mount(&options.bpffs)
+            .map_err(|source| OpenError::Mount { path: options.bpffs.clone(), source })?;
         let cgroup = |source| OpenError::Cgroup { source };
         let root = CgroupRoot::open(&mount, options.cgroup_root.as_deref()).map_err(cgroup)?;
         let prober_cgroup =
@@ -331,38 +324,6 @@ impl Node {
         }
         found
     }
-}
-
-impl Logger {
-    /// Hands all waiting records to the `log` crate.
-    pub fn flush(&mut self) {
-        self.0.flush();
-    }
-}
-
-impl std::os::fd::AsFd for Logger {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl std::os::fd::AsRawFd for Logger {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-/// Mounts the BPF file system unless it is there.
-fn mount_bpffs(path: &Path) -> Result<(), OpenError> {
-    const MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::BPF_FS_MAGIC;
-    let failed = |source: io::Error| OpenError::Mount { path: path.to_owned(), source };
-    fs::create_dir_all(path).map_err(failed)?;
-    let kind = nix::sys::statfs::statfs(path).map_err(|errno| failed(errno.into()))?;
-    if kind.filesystem_type() == MAGIC {
-        return Ok(());
-    }
-    nix::mount::mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-        .map_err(|errno| failed(errno.into()))
 }
 
 /// Loads the object with its maps taken from or put into the pin folder, then its cgroup programs.

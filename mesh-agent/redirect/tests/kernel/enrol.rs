@@ -94,7 +94,8 @@ fn a_hundred_pods_are_enrolled_in_parallel() {
         .collect();
     let took = started.elapsed();
     eprintln!("100 pods enrolled in {took:?}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    // Natively 0.1 s; the bound leaves room for an emulated guest on a busy machine.
+    assert!(took < Duration::from_secs(60), "{took:?}");
     assert_eq!(node.actual().unwrap().len(), 100);
     for (pod, enrolled) in pods.iter().zip(&enrolled) {
         assert_eq!(enrolled.sockets.netns().cookie(), pod.netns().cookie(), "results keep their order");
