@@ -2,8 +2,8 @@
 //!
 //! `relay serve ADDR` runs the server; `relay [ADDR]` runs client and proxy (and the server too when no address is given).
 //! `MEASURE_S` (a measurement), `ROUNDS` and `WORKERS` are read from the environment. Run the server in another network namespace to have a real hop behind the proxy. Prints one line per row:
-//! path, round trip p50 and p99, 64 KiB and 1 KiB writes, connects with one request, and the processor time of the
-//! proxy's process per GiB.
+//! path, round trip p50 and p99, 64 KiB and 1 KiB writes, connects with one request, the processor time of the
+//! proxy's process per GiB, and the memory of an idle connection.
 
 use std::{
     io::{self, Read, Write},
@@ -100,6 +100,7 @@ fn compare(server: SocketAddr) -> io::Result<()> {
         for (name, splice) in [("copy", false), ("splice", true)] {
             let (proxy, addr) = proxy(server, splice)?;
             row(&format!("{name} {round}"), addr, seconds)?;
+            println!("{name:8} {round} {} bytes of memory for an idle connection", idle(addr)?);
             drop(proxy);
             thread::sleep(Duration::from_millis(300));
         }
@@ -215,6 +216,34 @@ fn connects(addr: SocketAddr, time: Duration) -> io::Result<f64> {
         count += 1.0;
     }
     Ok(count / begun.elapsed().as_secs_f64())
+}
+
+/// Resident bytes that one more idle connection costs this process: the proxy's part, as clients are bare sockets.
+fn idle(addr: SocketAddr) -> io::Result<u64> {
+    const COUNT: u64 = 400;
+    let open = || -> io::Result<Vec<TcpStream>> {
+        (0..COUNT)
+            .map(|_| {
+                let mut stream = dial(addr, b'e')?;
+                stream.write_all(b"x")?;
+                stream.read_exact(&mut [0])?;
+                Ok(stream)
+            })
+            .collect()
+    };
+    // The first ones pay for tables that the next ones find.
+    let first = open()?;
+    let before = resident()?;
+    let second = open()?;
+    let cost = resident()?.saturating_sub(before) / COUNT;
+    drop((first, second));
+    Ok(cost)
+}
+
+fn resident() -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    Ok(pages.unwrap_or(0) * 4096)
 }
 
 fn cpu_s() -> f64 {
