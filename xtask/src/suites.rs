@@ -23,9 +23,16 @@ pub(crate) enum Place {
     Unit,
     /// On a kernel with our programs loaded, without a mesh around.
     Bpf,
-    /// In network namespaces that stand for nodes and pods.
+    /// In network namespaces that stand for nodes and pods, about what the kernel does: worth another kernel.
     Netns,
+    /// In the same namespaces, about what the agent does on any kernel.
+    Agent,
 }
+
+/// Netns test programs about the agent alone. Every other one runs on all kernels of a default run: under
+/// emulation a test takes some ten times as long, and these would find nothing new there.
+const AGENT_SUITES: [&str; 8] =
+    ["balance", "config", "dns", "lifecycle", "meshctl", "plain", "relay", "scale"];
 
 /// One test program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +152,7 @@ fn parse(workspace: &Workspace, messages: &str) -> anyhow::Result<Built> {
             continue;
         }
         let folder = manifest.parent().unwrap_or(&workspace.root).to_path_buf();
-        let place = place(workspace.relative(&folder), &target.kind);
+        let place = place(workspace.relative(&folder), &target.kind, &target.name);
         let package = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // Two packages may have programs of one name; unit tests of a library carry the package's alone.
         let name = if target.kind.iter().any(|kind| kind == "lib") {
@@ -160,12 +167,13 @@ fn parse(workspace: &Workspace, messages: &str) -> anyhow::Result<Built> {
 }
 
 /// Integration tests of the kernel side and of the harness need a kernel; all else is a unit test.
-fn place(package: &Path, kind: &[String]) -> Place {
+fn place(package: &Path, kind: &[String], name: &str) -> Place {
     if !kind.iter().any(|kind| kind == "test") {
         return Place::Unit;
     }
     match package.to_str() {
         Some("mesh-agent/redirect") => Place::Bpf,
+        Some("tests") if AGENT_SUITES.contains(&name) => Place::Agent,
         Some("tests") => Place::Netns,
         _ => Place::Unit,
     }
@@ -189,6 +197,7 @@ mod tests {
     fn test_programs_are_sorted_into_places_by_package_and_kind() {
         let messages = [
             artifact("tests", "test", "connect", true),
+            artifact("tests", "test", "dns", true),
             artifact("mesh-agent/redirect", "test", "hooks", true),
             artifact("mesh-agent/redirect", "lib", "mesh_redirect", true),
             artifact("mesh-agent/proxy", "test", "copy", true),
@@ -200,6 +209,7 @@ mod tests {
         assert_eq!(names(Place::Unit), ["proxy/copy", "redirect"]);
         assert_eq!(names(Place::Bpf), ["redirect/hooks"]);
         assert_eq!(names(Place::Netns), ["tests/connect"]);
+        assert_eq!(names(Place::Agent), ["tests/dns"]);
         assert_eq!(built.programs.keys().collect::<Vec<_>>(), ["mesh-agent"]);
     }
 

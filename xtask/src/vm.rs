@@ -40,6 +40,9 @@ pub(crate) struct VmArguments {
     /// Run the tests of this tier only: unit, bpf or netns.
     #[arg(long = "tier", value_name = "NAME")]
     tiers: Vec<GuestTier>,
+    /// Also run what says nothing about a kernel: see the line about what was left out.
+    #[arg(long)]
+    all: bool,
     /// Run this test program alone, without building the workspace.
     #[arg(long, value_name = "PATH", conflicts_with = "tiers")]
     program: Option<PathBuf>,
@@ -83,14 +86,22 @@ enum GuestTier {
 }
 
 impl GuestTier {
-    fn place(self) -> Place {
+    fn places(self) -> &'static [Place] {
         match self {
-            Self::Unit => Place::Unit,
-            Self::Bpf => Place::Bpf,
-            Self::Netns => Place::Netns,
+            Self::Unit => &[Place::Unit],
+            Self::Bpf => &[Place::Bpf],
+            Self::Netns => &[Place::Netns, Place::Agent],
         }
     }
 }
+
+/// Programs left out of a guest unless asked for: they cost minutes under emulation, and what they find does
+/// not depend on the kernel.
+const LEFT_OUT: [(&str, &str); 3] = [
+    ("tests/plain", "tests the harness"),
+    ("tests/config", "reads manifests"),
+    ("tests/scale", "is about volume"),
+];
 
 /// Which tests a guest runs.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +109,8 @@ pub(crate) struct Selection<'a> {
     pub(crate) places: &'a [Place],
     /// Part of a test's name.
     pub(crate) filter: Option<&'a str>,
+    /// Nothing is left out.
+    pub(crate) all: bool,
     /// More arguments for every test program.
     pub(crate) extra: &'a [String],
 }
@@ -113,11 +126,11 @@ pub(crate) fn run(workspace: &Workspace, arguments: &VmArguments) -> anyhow::Res
         }
     };
     let places: Vec<Place> = match &arguments.tiers[..] {
-        [] => vec![Place::Bpf, Place::Netns],
-        tiers => tiers.iter().map(|tier| tier.place()).collect(),
+        [] => vec![Place::Bpf, Place::Netns, Place::Agent],
+        tiers => tiers.iter().flat_map(|tier| tier.places()).copied().collect(),
     };
-    let selection =
-        Selection { places: &places, filter: arguments.filter.as_deref(), extra: &arguments.arguments };
+    let filter = arguments.filter.as_deref();
+    let selection = Selection { places: &places, filter, all: arguments.all, extra: &arguments.arguments };
     let deadline = Instant::now() + Duration::from_mins(arguments.minutes);
     let tally = run_tests(workspace, arguments.kernel, &built, &selection, deadline)?;
     for failure in &tally.failures {
@@ -155,7 +168,17 @@ pub(crate) fn run_tests(
     selection: &Selection<'_>,
     deadline: Instant,
 ) -> anyhow::Result<Tally> {
-    let suites: Vec<&Suite> = selection.places.iter().flat_map(|&place| built.at(place)).collect();
+    // Whoever names tests wants them wherever they are.
+    let keep_all = selection.all || selection.filter.is_some();
+    let left_out = |suite: &Suite| LEFT_OUT.iter().find(|(name, _)| !keep_all && *name == suite.name);
+    let mut suites: Vec<&Suite> = selection.places.iter().flat_map(|&place| built.at(place)).collect();
+    suites.retain(|suite| match left_out(suite) {
+        Some((name, why)) => {
+            println!("left out: {name} ({why})");
+            false
+        }
+        None => true,
+    });
     ensure!(!suites.is_empty(), "there is no test program to run in a guest");
     let folder = folder(workspace, kernel);
     let files = kernel::obtain(kernel, &folder)?;

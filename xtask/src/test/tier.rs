@@ -21,13 +21,13 @@ pub(super) enum Tier {
     Bpf,
     /// Nodes and pods as network namespaces on this kernel.
     Netns,
-    /// `bpf` and `netns` on Debian's 6.1.
+    /// `bpf`, and of `netns` what depends on the kernel, on Debian's 6.1.
     #[value(name = "vm-6.1")]
     Vm61,
-    /// `bpf` and `netns` on Debian's 6.12 (on demand).
+    /// The same on Debian's 6.12 (on demand).
     #[value(name = "vm-6.12")]
     Vm612,
-    /// `bpf` and `netns` on Debian's 7.2.
+    /// The same on Debian's 7.2.
     #[value(name = "vm-7.2")]
     Vm72,
 }
@@ -58,7 +58,7 @@ impl Tier {
             Self::Tidy => &[],
             Self::Unit => &[Place::Unit],
             Self::Bpf => &[Place::Bpf],
-            Self::Netns => &[Place::Netns],
+            Self::Netns => &[Place::Netns, Place::Agent],
             Self::Vm61 | Self::Vm612 | Self::Vm72 => &[Place::Bpf, Place::Netns],
         }
     }
