@@ -5,9 +5,11 @@ use crate::{
     layout::fnv1a,
     limits, maps,
     pod::{InboundCfg, PodCfg, PortKey, ProbeKey},
-    service::{Affinity, AffinityKey, Backend, BackendIndexKey, BackendKey, ServiceKey, ServiceVal, WorkloadVal},
+    service::{
+        Affinity, AffinityKey, Backend, BackendIndexKey, BackendKey, ServiceKey, ServiceVal, WorkloadVal,
+    },
     sock::{ClientAddr, DnsKey, OrigDst, OrigKey, SockState, UdpPeer, UdpPeerKey},
-    stats::{EdgeKey, EdgeVal, HIST_LEN, COUNTERS_LEN},
+    stats::{COUNTERS_LEN, EdgeKey, EdgeVal, HIST_LEN},
     ticket::{Ticket, TupleKey},
     verdict::{Verdict, VerdictKey},
 };

@@ -90,7 +90,8 @@ impl From<core::net::IpAddr> for Addr {
         let mut words = [0; 4];
         let mut i = 0;
         while i < 4 {
-            words[i] = u32::from_ne_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]);
+            words[i] =
+                u32::from_ne_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]);
             i += 1;
         }
         Self { words }

@@ -10,13 +10,14 @@
 use crate::{
     Addr,
     pod::{
-        DIR_INBOUND, DIR_OUTBOUND, INBOUND_FAIL_CLOSED, INBOUND_PORTS, InboundCfg, POD_EXCLUDED, POD_FAIL_CLOSED,
-        POD_PORTS, POD_PROXY_UNKNOWN, PORT_EXCLUDED, PORT_FAIL_CLOSED, PORT_FAIL_OPEN, PodCfg, PortKey,
+        DIR_INBOUND, DIR_OUTBOUND, INBOUND_FAIL_CLOSED, INBOUND_PORTS, InboundCfg, POD_EXCLUDED,
+        POD_FAIL_CLOSED, POD_PORTS, POD_PROXY_UNKNOWN, PORT_EXCLUDED, PORT_FAIL_CLOSED, PORT_FAIL_OPEN,
+        PodCfg, PortKey,
     },
     ports,
     service::{
-        Affinity, AffinityKey, Backend, BackendIndexKey, BackendKey, PEER_LOCAL, PEER_MESHED, PEER_PLAIN, SERVICE_L7,
-        ServiceKey, ServiceVal, WorkloadVal,
+        Affinity, AffinityKey, Backend, BackendIndexKey, BackendKey, PEER_LOCAL, PEER_MESHED, PEER_PLAIN,
+        SERVICE_L7, ServiceKey, ServiceVal, WorkloadVal,
     },
     stats::{Outcome, Reason},
     ticket::Ticket,

@@ -60,9 +60,33 @@ pub const LOG_LEVEL_GLOBAL: &str = "AYA_LOG_LEVEL";
 
 /// Every map that is pinned and shared by all program instances.
 pub const ALL: [&str; 27] = [
-    PODS, INBOUND, PORT_CFGS, LISTENERS, PROBES, EXCLUDED, SERVICES, BACKENDS, BACKEND_INDEX, WORKLOADS, AFFINITY,
-    VERDICTS, POLICY_GEN, TICKETS, TICKETS_USED, ORIG_DST, CLIENT_ADDR, SOCKS, DNS_ORIG, UDP_PEERS, DIRECT_CONNS,
-    HEARTBEAT, COUNTERS, HISTS, EDGES, EVENTS, LOGS,
+    PODS,
+    INBOUND,
+    PORT_CFGS,
+    LISTENERS,
+    PROBES,
+    EXCLUDED,
+    SERVICES,
+    BACKENDS,
+    BACKEND_INDEX,
+    WORKLOADS,
+    AFFINITY,
+    VERDICTS,
+    POLICY_GEN,
+    TICKETS,
+    TICKETS_USED,
+    ORIG_DST,
+    CLIENT_ADDR,
+    SOCKS,
+    DNS_ORIG,
+    UDP_PEERS,
+    DIRECT_CONNS,
+    HEARTBEAT,
+    COUNTERS,
+    HISTS,
+    EDGES,
+    EVENTS,
+    LOGS,
 ];
 
 /// Read-only global of the `sk_lookup` program: the local pod id of the namespace it is attached to.

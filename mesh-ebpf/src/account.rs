@@ -104,7 +104,15 @@ pub fn tcp_event(ops: &SockOps, state: &SockState, kind: u8, totals: &Totals) {
 #[inline(always)]
 pub fn denied_connect(pod: &PodCfg, dial: &Dial, sock_cookie: u64, reason: Reason) {
     let src = if dial.dst.is_v4() { &pod.addr4 } else { &pod.addr6 };
-    denied(dial.now_ns, sock_cookie, dial.netns_cookie, (pod.workload, 0), (src, 0), (&dial.dst, dial.port), reason);
+    denied(
+        dial.now_ns,
+        sock_cookie,
+        dial.netns_cookie,
+        (pod.workload, 0),
+        (src, 0),
+        (&dial.dst, dial.port),
+        reason,
+    );
 }
 
 /// Reports an arrival that was refused.

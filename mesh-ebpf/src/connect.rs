@@ -18,8 +18,8 @@ use mesh_common::{
     ports,
     service::{Affinity, AffinityKey, PROTO_TCP, PROTO_UDP},
     sock::{
-        ClientAddr, DnsKey, ROLE_AGENT_LISTENER, ROLE_AGENT_UPSTREAM, ROLE_CLIENT_DIRECT, ROLE_CLIENT_PROXY, ROLE_NONE,
-        ROLE_PROBE, SOCK_BACKEND, SOCK_EDGE, SOCK_SHOW, SOCK_TICKET, SockState,
+        ClientAddr, DnsKey, ROLE_AGENT_LISTENER, ROLE_AGENT_UPSTREAM, ROLE_CLIENT_DIRECT, ROLE_CLIENT_PROXY,
+        ROLE_NONE, ROLE_PROBE, SOCK_BACKEND, SOCK_EDGE, SOCK_SHOW, SOCK_TICKET, SockState,
     },
     stats::{Hook, Outcome, Reason},
 };
@@ -102,7 +102,10 @@ fn tcp<const V6: bool>(
         return dns_over_tcp::<V6>(ctx, hook, pod, dial);
     }
     let decision = decide::connect(&Kernel, pod, dial);
-    debug!(raw, "connect port {} outcome {} reason {}", dial.port, decision.outcome as u8, decision.reason as u8);
+    debug!(
+        raw,
+        "connect port {} outcome {} reason {}", dial.port, decision.outcome as u8, decision.reason as u8
+    );
     match decision.outcome {
         Outcome::Direct => direct::<V6>(ctx, hook, pod, dial, &decision),
         Outcome::Proxy => proxy::<V6>(ctx, hook, pod, dial, &decision),

@@ -57,11 +57,9 @@ fn balanced(ctx: &SockAddr, pod: &PodCfg, dial: &Dial) -> Target {
     let mixed = (cookie as u32 ^ (cookie >> 32) as u32).wrapping_mul(0x9e37_79b1);
     let decision = decide::datagram(&Kernel, pod, &Dial { draw: mixed ^ (mixed >> 16), ..*dial });
     match decision.outcome {
-        Outcome::Direct => Target::Send {
-            addr: decision.backend.addr,
-            port: decision.backend.port,
-            reason: decision.reason,
-        },
+        Outcome::Direct => {
+            Target::Send { addr: decision.backend.addr, port: decision.backend.port, reason: decision.reason }
+        }
         Outcome::Deny => Target::Refuse(decision.reason),
         _ => Target::Leave(decision.reason),
     }

@@ -4,7 +4,10 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE, bpf_map_type::BPF_MAP_TYPE_SOCKHASH},
+    bindings::{
+        BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
+        bpf_map_type::BPF_MAP_TYPE_SOCKHASH,
+    },
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
@@ -13,7 +16,9 @@ use mesh_common::{
     event::Event,
     limits,
     pod::{ExcludedKey, InboundCfg, PodCfg, PortKey, ProbeKey},
-    service::{Affinity, AffinityKey, Backend, BackendIndexKey, BackendKey, ServiceKey, ServiceVal, WorkloadVal},
+    service::{
+        Affinity, AffinityKey, Backend, BackendIndexKey, BackendKey, ServiceKey, ServiceVal, WorkloadVal,
+    },
     sock::{ClientAddr, DnsKey, OrigDst, OrigKey, SockState, UdpPeer, UdpPeerKey},
     stats::{COUNTERS_LEN, EdgeKey, EdgeVal, HIST_LEN},
     ticket::{Ticket, TupleKey},

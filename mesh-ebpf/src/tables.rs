@@ -12,14 +12,16 @@ use mesh_common::{
     decide::Tables,
     limits::HEARTBEAT_STALE_NS,
     pod::{ExcludedKey, PortKey, listener_key},
-    service::{Affinity, AffinityKey, Backend, BackendIndexKey, BackendKey, ServiceKey, ServiceVal, WorkloadVal},
+    service::{
+        Affinity, AffinityKey, Backend, BackendIndexKey, BackendKey, ServiceKey, ServiceVal, WorkloadVal,
+    },
     sock::SockState,
     verdict::{Verdict, VerdictKey},
 };
 
 use crate::maps::{
-    AFFINITY, BACKEND_INDEX, BACKENDS, EXCLUDED, HEARTBEAT, LISTENERS, POLICY_GEN, PORT_CFGS, SERVICES, SOCKS,
-    VERDICTS, WORKLOADS,
+    AFFINITY, BACKEND_INDEX, BACKENDS, EXCLUDED, HEARTBEAT, LISTENERS, POLICY_GEN, PORT_CFGS, SERVICES,
+    SOCKS, VERDICTS, WORKLOADS,
 };
 
 /// The node's tables, read in the kernel.
@@ -116,6 +118,7 @@ pub fn sock_state_or_new(sk: *mut bpf_sock) -> Option<*mut SockState> {
 #[inline(always)]
 fn storage(sk: *mut bpf_sock, flags: u64) -> Option<*mut SockState> {
     // SAFETY: `sk` comes from a context; the helper checks its type and returns the storage or null.
-    let state = unsafe { bpf_sk_storage_get(SOCKS.as_ptr(), sk.cast::<c_void>(), core::ptr::null_mut(), flags) };
+    let state =
+        unsafe { bpf_sk_storage_get(SOCKS.as_ptr(), sk.cast::<c_void>(), core::ptr::null_mut(), flags) };
     if state.is_null() { None } else { Some(state.cast()) }
 }

@@ -16,8 +16,8 @@ use mesh_common::{
     ports,
     sock::{
         ClientAddr, OrigDst, OrigKey, ROLE_AGENT_ACCEPTED, ROLE_AGENT_LISTENER, ROLE_AGENT_UPSTREAM,
-        ROLE_APP_ACCEPTED, ROLE_CLIENT_DIRECT, ROLE_CLIENT_PROXY, ROLE_NONE, SOCK_CLIENT_ADDR, SOCK_SHOW, SOCK_TICKET,
-        SockState,
+        ROLE_APP_ACCEPTED, ROLE_CLIENT_DIRECT, ROLE_CLIENT_PROXY, ROLE_NONE, SOCK_CLIENT_ADDR, SOCK_SHOW,
+        SOCK_TICKET, SockState,
     },
     stats::{Hist, Hook, Outcome, Reason},
     ticket::{Ticket, TupleKey},
@@ -163,7 +163,9 @@ fn write_ticket(ops: &SockOps, state: &SockState) {
 fn tickets_used(cookie: u64, change: i64) {
     if let Some(used) = TICKETS_USED.get_ptr_mut(cookie) {
         // SAFETY: an aligned word of a live map value. `core` offers no read-modify-write for this target.
-        unsafe { asm!("lock *(u64 *)({word} + 0) += {change}", word = in(reg) used, change = in(reg) change, options(nostack)) };
+        unsafe {
+            asm!("lock *(u64 *)({word} + 0) += {change}", word = in(reg) used, change = in(reg) change, options(nostack))
+        };
     }
 }
 
@@ -213,7 +215,9 @@ fn connected(ops: &SockOps) {
         edge.connect_ns_sum += latency_ns;
         edge.last_ns = now_ns;
     }
-    if state.role == ROLE_CLIENT_DIRECT && DIRECT_CONNS.insert(client_tuple(ops), &*state, BPF_ANY as u64).is_err() {
+    if state.role == ROLE_CLIENT_DIRECT
+        && DIRECT_CONNS.insert(client_tuple(ops), &*state, BPF_ANY as u64).is_err()
+    {
         count(Hook::SockOps, Outcome::Error, Reason::MapFull);
     }
     let totals = Totals { bytes_tx: 0, bytes_rx: 0, duration_ns: 0, srtt_us: 0, retrans: 0 };
