@@ -123,7 +123,7 @@ fn run_tier(
         (_, None) => return Outcome::NotRun("the workspace does not build".to_owned()),
         (_, Some(built)) => match tier.kernel() {
             Some(kernel) => {
-                let selection = vm::Selection { places: tier.places(), filter, extra: &[] };
+                let selection = vm::Selection { places: tier.places(), filter, all: false, extra: &[] };
                 vm::run_tests(workspace, kernel, built, &selection, deadline)
             }
             None => run_here(built, tier, filter, deadline),

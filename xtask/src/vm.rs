@@ -8,6 +8,7 @@
 mod guest;
 mod initramfs;
 mod kernel;
+mod run_folder;
 
 use std::{
     fmt,
@@ -24,6 +25,7 @@ use crate::{
     suites::{self, Built, Place, Suite},
     workspace::Workspace,
 };
+use run_folder::RunFolder;
 
 /// Arguments of `cargo xtask vm`.
 #[derive(Debug, Args)]
@@ -32,7 +34,7 @@ use crate::{
   cargo xtask vm --kernel 7.2 --tier bpf sk_lookup    some of them
   cargo xtask vm --kernel 6.12 reconnect -- --nocapture --test-threads=1
 
-The guest's own console is in target/vm/KERNEL/console.log.")]
+The guest's own console is in target/vm/KERNEL/latest/console.log.")]
 pub(crate) struct VmArguments {
     /// The kernel line; the newest Debian cloud kernel of that line is used.
     #[arg(long, value_name = "VERSION")]
@@ -182,8 +184,10 @@ pub(crate) fn run_tests(
     ensure!(!suites.is_empty(), "there is no test program to run in a guest");
     let folder = folder(workspace, kernel);
     let files = kernel::obtain(kernel, &folder)?;
-    let initramfs = initramfs::make(&folder, &files, built, &suites, selection)?;
-    let guest = guest::Guest { folder: &folder, kernel: &files.image, initramfs: &initramfs };
+    let run = RunFolder::begin(&folder)?;
+    initramfs::make(&run, &files, built, &suites, selection)?;
+    let initramfs = run.initramfs();
+    let guest = guest::Guest { folder: run.path(), kernel: &files.image, initramfs: &initramfs };
     let accelerator = guest::accelerator(workspace, &guest)?;
     println!("Linux {} under {accelerator}, {} test programs", files.version, suites.len());
     guest::run(&guest, accelerator, &suites, deadline)

@@ -111,8 +111,9 @@ fn command(guest: &Guest<'_>, accelerator: Accelerator, more: &str) -> Command {
         Accelerator::Kvm => ("kvm", "host"),
         // Multi-threaded, with room for the translated code of the tests. A plain processor: vector units are slow
         // to emulate. Without CMPXCHG16B: qemu 7.2 returns with broken flags from it now and then, which the
-        // kernel's allocator answers with a double fault. Newer kernels (7.2) make socket storage with an allocator that needs
-        // that instruction or a debugged slab, hence `slab_debug` below (red zones are the cheapest kind).
+        // kernel's allocator answers with a double fault. Newer kernels (7.2) make socket storage with an
+        // allocator that needs that instruction or a debugged slab: hence `slab_debug` below, with red zones, the
+        // cheapest kind.
         Accelerator::Tcg => ("tcg,thread=multi,tb-size=512", "Nehalem,cx16=off,rdrand=on"),
     };
     qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
@@ -198,9 +199,6 @@ impl Reading<'_> {
 fn unpack_artefacts(guest: &Guest<'_>) -> anyhow::Result<()> {
     let archive = guest.artefacts();
     let target = guest.folder.join("test-artifacts");
-    if target.exists() {
-        fs::remove_dir_all(&target).with_context(|| format!("remove {}", target.display()))?;
-    }
     if archive.metadata().is_ok_and(|meta| meta.len() > 0) {
         fs::create_dir_all(&target).with_context(|| format!("create {}", target.display()))?;
         let mut tar = Command::new("tar");

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use super::{Selection, kernel::KernelFiles};
+use super::{Selection, kernel::KernelFiles, run_folder::RunFolder};
 use crate::{
     process::{capture, shown},
     setup::find_program,
@@ -50,15 +50,15 @@ const MODULES: [&str; 24] = [
 /// Real programs preferred to busybox's; those the host lacks are left out.
 const PROGRAMS: [&str; 6] = ["ip", "ss", "tc", "bridge", "nft", "bpftool"];
 
-/// Builds the root file system in `folder/root` and packs it to the returned path.
+/// Builds the root file system and packs it.
 pub(super) fn make(
-    folder: &Path,
+    run: &RunFolder,
     kernel: &KernelFiles,
     built: &Built,
     suites: &[&Suite],
     selection: &Selection<'_>,
-) -> anyhow::Result<PathBuf> {
-    let root = Root::empty(folder.join("root"))?;
+) -> anyhow::Result<()> {
+    let root = Root::empty(run.root())?;
     for below in ["dev", "proc", "sys", "tmp", "run", "root", "var", "etc", "usr/sbin", "usr/bin"] {
         root.folder(below)?;
     }
@@ -93,7 +93,7 @@ pub(super) fn make(
         }
     }
     root.text("run-tests.sh", &script(built, suites, selection))?;
-    pack(&root, &folder.join("initramfs"))
+    pack(&root, &run.initramfs())
 }
 
 /// A suite's place below the guest's root.
@@ -132,9 +132,6 @@ struct Root(PathBuf);
 
 impl Root {
     fn empty(path: PathBuf) -> anyhow::Result<Self> {
-        if path.exists() {
-            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
-        }
         fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         Ok(Self(path))
     }
@@ -254,7 +251,7 @@ fn module_name(path: &str) -> String {
 }
 
 /// Packs the root uncompressed: unpacking costs more under emulation than reading.
-fn pack(root: &Root, target: &Path) -> anyhow::Result<PathBuf> {
+fn pack(root: &Root, target: &Path) -> anyhow::Result<()> {
     let names = capture(Command::new("find").args([".", "-print0"]).current_dir(&root.0))?;
     let archive = fs::File::create(target).with_context(|| format!("create {}", target.display()))?;
     let mut cpio = Command::new("cpio");
@@ -265,7 +262,7 @@ fn pack(root: &Root, target: &Path) -> anyhow::Result<PathBuf> {
     drop(stdin);
     let status = packing.wait().context("wait for cpio")?;
     ensure!(status.success(), "`{}` failed with {status}", shown(&cpio));
-    Ok(target.to_path_buf())
+    Ok(())
 }
 
 #[cfg(test)]

@@ -48,6 +48,12 @@ pub(super) fn obtain(kernel: Kernel, folder: &Path) -> anyhow::Result<KernelFile
     if let Some(files) = find_unpacked(&unpacked) {
         return Ok(files);
     }
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    let lock = fs::File::create(folder.join("lock")).context("create a lock")?;
+    lock.lock().context("wait for another run that fetches this kernel")?;
+    if let Some(files) = find_unpacked(&unpacked) {
+        return Ok(files);
+    }
     println!("fetching Debian's {kernel} cloud kernel");
     let download = folder.join("download");
     let fresh = folder.join("kernel.new");
