@@ -19,6 +19,7 @@ mod dns;
 mod inbound;
 pub mod kernel;
 mod listener;
+mod loads;
 mod metrics;
 mod outbound;
 mod proxy;

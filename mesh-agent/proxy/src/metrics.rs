@@ -5,6 +5,7 @@
 
 mod direct;
 pub(crate) mod edges;
+mod labels;
 
 use std::{
     fmt,

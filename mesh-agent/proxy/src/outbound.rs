@@ -22,11 +22,12 @@ use crate::{
     connect::{ConnectError, dial, report},
     connections::{Live, Names},
     kernel::{TicketRequest, UpstreamTags, VerdictEntry},
+    loads::LoadGuard,
     metrics::edges::{EdgeKey, Parties, Reporter, Security},
     server::{ServerRequest, server_stage},
     stream::Stream,
     target::{Choice, Target, canonical},
-    worker::{LoadGuard, Worker},
+    worker::Worker,
 };
 
 /// An open way to the server.
@@ -76,7 +77,7 @@ async fn connect<'a>(
     let mut last = ConnectError::NoEndpoint;
     for attempt in 1..=settings.attempts_max.max(1) {
         let choose = |tried: &[SocketAddr]| {
-            target.choose(snapshot, &settings.node, tried, worker.random(), |addr| worker.load(addr))
+            target.choose(snapshot, &settings.node, tried, worker.random(), |addr| worker.loads().of(addr))
         };
         let Some(choice) = choose(&tried) else { break };
         if attempt > 1 {
@@ -90,7 +91,7 @@ async fn connect<'a>(
         } else {
             settings.attempt_timeout.min(settings.connect_timeout)
         };
-        let load = worker.count_load(choice.addr);
+        let load = worker.loads().count(choice.addr);
         match open_transport(worker, live, snapshot, target, choice, limit).await {
             Ok(stream) => return Ok(Upstream { stream, load: Some(load) }),
             Err(error) if error.is_endpoints_fault() => last = error,

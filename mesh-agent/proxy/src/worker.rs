@@ -10,25 +10,23 @@
 //! Not here: what is done with a connection ([`crate::outbound`], [`crate::inbound`]); accepting
 //! ([`crate::listener`]).
 
+mod link;
+mod sweep;
+
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     future::poll_fn,
-    net::{SocketAddr, TcpStream},
     pin::Pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::Poll,
     time::Duration,
 };
 
 use mesh_core::snapshot::Snapshot;
-use nix::time::{ClockId, clock_gettime};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     task::spawn_local,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
@@ -36,10 +34,11 @@ use tokio::{
 use crate::{
     buffers::Buffers,
     close::{CloseReason, Direction},
-    connections::{Admission, ConnectionView, Connections, Live},
+    connections::{Connections, Live},
     inbound,
-    kernel::{Kernel, PodHandle, Sockets},
+    kernel::{Kernel, Sockets},
     listener,
+    loads::Loads,
     metrics::{
         Metrics,
         edges::{EDGES_MAX, Edge, EdgeKey, Parties},
@@ -51,6 +50,9 @@ use crate::{
     settings::Settings,
     stream::{self, Stream},
 };
+
+use self::link::monotonic_ns;
+pub(crate) use self::link::{Accepted, Command, Link, Pod, Shared};
 
 /// The worker's coarse clock: liveness is stamped, and idle connections are looked for, in these steps.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
@@ -68,72 +70,6 @@ const LOG_LINES_PER_S: u32 = 10;
 /// Commands waiting for a worker; connections handed over are carried by the sender when it is full.
 pub(crate) const COMMANDS_MAX: usize = 1024;
 
-/// What all workers share.
-pub(crate) struct Shared {
-    pub(crate) settings: Settings,
-    pub(crate) sockets: Arc<dyn Sockets>,
-    pub(crate) kernel: Arc<dyn Kernel>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) admission: Arc<Admission>,
-    pub(crate) links: Vec<Link>,
-    /// Called with the oldest stamp (CLOCK_MONOTONIC nanoseconds) over all workers.
-    pub(crate) alive: Box<dyn Fn(u64) + Send + Sync>,
-}
-
-/// What other threads see of a worker.
-#[derive(Debug)]
-pub(crate) struct Link {
-    pub(crate) commands: mpsc::Sender<Command>,
-    /// Connections it carries or is about to.
-    carried: AtomicUsize,
-    /// CLOCK_MONOTONIC nanoseconds of its last tick.
-    stamp_ns: AtomicU64,
-}
-
-impl Link {
-    pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
-        Self { commands, carried: AtomicUsize::new(0), stamp_ns: AtomicU64::new(monotonic_ns()) }
-    }
-}
-
-/// A pod as the workers share it.
-#[derive(Debug)]
-pub(crate) struct Pod {
-    pub(crate) handle: Arc<PodHandle>,
-    /// Its proxied connections.
-    pub(crate) admission: Arc<Admission>,
-    /// Port of its inbound listener.
-    pub(crate) inbound_port: u16,
-    /// Forwarded DNS queries in flight.
-    pub(crate) dns_in_flight: Admission,
-    /// DNS connections over TCP.
-    pub(crate) dns_connections: Admission,
-}
-
-/// A connection fresh from `accept`, not yet known to any event loop.
-#[derive(Debug)]
-pub(crate) struct Accepted {
-    pub(crate) socket: TcpStream,
-    pub(crate) client: SocketAddr,
-    pub(crate) direction: Direction,
-    pub(crate) pod: Arc<Pod>,
-}
-
-/// What other threads ask of a worker.
-#[derive(Debug)]
-pub(crate) enum Command {
-    /// Serve some of a pod's listeners.
-    Serve { pod: Arc<Pod>, listeners: Vec<listener::Listener>, done: oneshot::Sender<std::io::Result<()>> },
-    /// Close a pod's listeners; its connections live on.
-    Remove { pod: u32, done: oneshot::Sender<()> },
-    /// Carry a connection that another worker accepted.
-    Adopt(Accepted),
-    /// Show up to `max` connections.
-    List { max: usize, done: oneshot::Sender<Vec<ConnectionView>> },
-    /// Close all listeners, wait for connections until `deadline`, reset the rest and say how many those were.
-    Drain { deadline: Instant, done: oneshot::Sender<usize> },
-}
-
 /// One worker's own state.
 pub(crate) struct Worker {
     index: usize,
@@ -145,35 +81,11 @@ pub(crate) struct Worker {
     snapshots: RefCell<watch::Receiver<Arc<Snapshot>>>,
     snapshot: RefCell<Arc<Snapshot>>,
     edges: RefCell<(u64, HashMap<EdgeKey, Arc<Edge>>)>,
-    loads: RefCell<HashMap<SocketAddr, u32>>,
+    loads: Loads,
     listeners: RefCell<HashMap<u32, Vec<listener::Serving>>>,
     logged: Cell<(u32, u32)>,
     /// Version of the snapshot that established connections were last judged by.
     judged: Cell<u64>,
-}
-
-/// Counts a connection at its endpoint until dropped.
-pub(crate) struct LoadGuard<'a> {
-    worker: &'a Worker,
-    addr: SocketAddr,
-}
-
-impl std::fmt::Debug for LoadGuard<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LoadGuard").field("addr", &self.addr).finish_non_exhaustive()
-    }
-}
-
-impl Drop for LoadGuard<'_> {
-    fn drop(&mut self) {
-        let mut loads = self.worker.loads.borrow_mut();
-        if let Some(load) = loads.get_mut(&self.addr) {
-            *load -= 1;
-            if *load == 0 {
-                loads.remove(&self.addr);
-            }
-        }
-    }
 }
 
 impl Worker {
@@ -192,7 +104,7 @@ impl Worker {
             snapshots: RefCell::new(snapshots),
             snapshot: RefCell::new(snapshot),
             edges: RefCell::default(),
-            loads: RefCell::default(),
+            loads: Loads::default(),
             listeners: RefCell::default(),
             logged: Cell::new((0, 0)),
             judged: Cell::new(0),
@@ -247,14 +159,9 @@ impl Worker {
         Arc::clone(edges.1.entry(key).or_insert_with(of_all_workers))
     }
 
-    /// Connections that this worker carries to an endpoint.
-    pub(crate) fn load(&self, addr: SocketAddr) -> u32 {
-        self.loads.borrow().get(&addr).copied().unwrap_or(0)
-    }
-
-    pub(crate) fn count_load(&self, addr: SocketAddr) -> LoadGuard<'_> {
-        *self.loads.borrow_mut().entry(addr).or_default() += 1;
-        LoadGuard { worker: self, addr }
+    /// The connections this worker carries, by endpoint.
+    pub(crate) fn loads(&self) -> &Loads {
+        &self.loads
     }
 
     /// Whether another line about a refused connection may be logged this second.
@@ -360,7 +267,7 @@ impl Worker {
         }
         self.judge_again();
         if tick.is_multiple_of(SWEEP_TICKS) {
-            self.sweep(tick);
+            sweep::end_overdue(&self.connections, self.settings(), tick);
         }
         if tick.is_multiple_of(PUBLISH_TICKS) {
             self.connections.each(|live| live.publish_bytes());
@@ -387,16 +294,6 @@ impl Worker {
                     tracing::info!(pod = %live.pod.name, client = %live.client, "connection closed: a policy now denies it");
                 }
                 live.meter.stop(CloseReason::PolicyDenied);
-            }
-        });
-    }
-
-    fn sweep(&self, tick: u32) {
-        let idle_max = ticks(self.settings().idle_timeout);
-        let linger_max = ticks(self.settings().reset_linger);
-        self.connections.each(|live| {
-            if let Some(reason) = overdue(live, tick, idle_max, linger_max) {
-                live.meter.stop(reason);
             }
         });
     }
@@ -502,26 +399,4 @@ async fn stoppable<T>(
         None => work.as_mut().poll(cx),
     })
     .await
-}
-
-/// Why the sweep ends a connection, if it does.
-fn overdue(live: &Live, tick: u32, idle_max: u32, linger_max: u32) -> Option<CloseReason> {
-    if let Some((since, reason)) = live.meter.lingering()
-        && tick.wrapping_sub(since) >= linger_max
-    {
-        return Some(reason);
-    }
-    (tick.wrapping_sub(live.meter.active()) >= idle_max).then_some(CloseReason::IdleTimeout)
-}
-
-fn ticks(duration: Duration) -> u32 {
-    // Rounded up, and one more because the current tick has begun already.
-    u32::try_from(duration.as_millis().div_ceil(u128::from(TICK_MS))).unwrap_or(u32::MAX - 1) + 1
-}
-
-fn monotonic_ns() -> u64 {
-    // CLOCK_MONOTONIC always exists; 0 reads as "long ago", which fails safe.
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-        u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
-    })
 }

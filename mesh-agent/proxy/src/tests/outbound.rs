@@ -163,15 +163,15 @@ fn the_least_loaded_endpoint_is_chosen() {
             for _ in 0..2 {
                 held.push(TcpStream::connect(world.outbound).await.unwrap());
                 eventually(
-                    || world.worker.load(first) + world.worker.load(second),
+                    || world.worker.loads().of(first) + world.worker.loads().of(second),
                     |n| *n == held.len() as u32,
                 )
                 .await;
             }
-            assert_eq!((world.worker.load(first), world.worker.load(second)), (pairs, pairs));
+            assert_eq!((world.worker.loads().of(first), world.worker.loads().of(second)), (pairs, pairs));
         }
         drop((held, one, two));
-        eventually(|| world.worker.load(first) + world.worker.load(second), |n| *n == 0).await;
+        eventually(|| world.worker.loads().of(first) + world.worker.loads().of(second), |n| *n == 0).await;
     });
 }
 

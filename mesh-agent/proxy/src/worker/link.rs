@@ -1,0 +1,98 @@
+//! What a worker shares with other threads: its settings and traits, its commands, and the counters others look at.
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize},
+    },
+};
+
+use nix::time::{ClockId, clock_gettime};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+use crate::{
+    close::Direction,
+    connections::{Admission, ConnectionView},
+    kernel::{Kernel, PodHandle, Sockets},
+    listener,
+    metrics::Metrics,
+    settings::Settings,
+};
+
+/// What all workers share.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) sockets: Arc<dyn Sockets>,
+    pub(crate) kernel: Arc<dyn Kernel>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) links: Vec<Link>,
+    /// Called with the oldest stamp (CLOCK_MONOTONIC nanoseconds) over all workers.
+    pub(crate) alive: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+/// What other threads see of a worker.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) commands: mpsc::Sender<Command>,
+    /// Connections it carries or is about to.
+    pub(super) carried: AtomicUsize,
+    /// CLOCK_MONOTONIC nanoseconds of its last tick.
+    pub(super) stamp_ns: AtomicU64,
+}
+
+impl Link {
+    pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
+        Self { commands, carried: AtomicUsize::new(0), stamp_ns: AtomicU64::new(monotonic_ns()) }
+    }
+}
+
+/// A pod as the workers share it.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    pub(crate) handle: Arc<PodHandle>,
+    /// Its proxied connections.
+    pub(crate) admission: Arc<Admission>,
+    /// Port of its inbound listener.
+    pub(crate) inbound_port: u16,
+    /// Forwarded DNS queries in flight.
+    pub(crate) dns_in_flight: Admission,
+    /// DNS connections over TCP.
+    pub(crate) dns_connections: Admission,
+}
+
+/// A connection fresh from `accept`, not yet known to any event loop.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) socket: TcpStream,
+    pub(crate) client: SocketAddr,
+    pub(crate) direction: Direction,
+    pub(crate) pod: Arc<Pod>,
+}
+
+/// What other threads ask of a worker.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Serve some of a pod's listeners.
+    Serve { pod: Arc<Pod>, listeners: Vec<listener::Listener>, done: oneshot::Sender<std::io::Result<()>> },
+    /// Close a pod's listeners; its connections live on.
+    Remove { pod: u32, done: oneshot::Sender<()> },
+    /// Carry a connection that another worker accepted.
+    Adopt(Accepted),
+    /// Show up to `max` connections.
+    List { max: usize, done: oneshot::Sender<Vec<ConnectionView>> },
+    /// Close all listeners, wait for connections until `deadline`, reset the rest and say how many those were.
+    Drain { deadline: Instant, done: oneshot::Sender<usize> },
+}
+
+/// Now, for liveness stamps.
+pub(super) fn monotonic_ns() -> u64 {
+    // CLOCK_MONOTONIC always exists; 0 reads as "long ago", which fails safe.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+        u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
+    })
+}
