@@ -254,7 +254,7 @@ fn a_load_counts_what_happened() -> TestResult {
         workers: 4,
         duration_ms: 0,
         exchange,
-        timeout_ms: 1000,
+        timeout_ms: u64::try_from(limit(Duration::from_secs(1)).as_millis()).unwrap_or(u64::MAX),
     };
     for exchange in [Exchange::ConnectAndAsk, Exchange::KeepOpen, Exchange::ConnectOnly] {
         let running = client.tool()?.start_load(load(exchange, 80))?;
