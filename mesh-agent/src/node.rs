@@ -21,6 +21,7 @@ mod fixtures;
 mod http;
 mod lock;
 mod logging;
+mod membership;
 mod metrics;
 mod names;
 mod namespaces;
@@ -50,6 +51,7 @@ use self::{
     control::{Control, Serving},
     direct::Direct,
     lock::NodeLock,
+    membership::Membership,
     metrics::AgentMetrics,
     ops::Ops,
     reconcile::Reconciler,
@@ -106,8 +108,9 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("start the control thread's event loop")?;
-    let reconciler = Reconciler::new(&node, &kernel, &bridge, &proxy, runtime.handle())
-        .context("read the tables an earlier agent left")?;
+    let membership = Membership::new(&kernel, &bridge, &proxy, runtime.handle());
+    let reconciler =
+        Reconciler::new(&node, &kernel, membership).context("read the tables an earlier agent left")?;
     let logger = args.kernel_log.then(|| kernel.take_logger()).flatten();
     let shared = Arc::new(Shared::new(Parts {
         node,
@@ -135,7 +138,7 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
 
 /// Opens both servers for operators.
 async fn serving(shared: &Arc<Shared>, registry: Registry, args: &NodeArgs) -> anyhow::Result<Serving> {
-    let (admin_listener, socket_file) = admin::bind(&args.admin_socket)?;
+    let (admin_listener, socket_file) = admin::bind(&args.admin_socket, PREDECESSOR_WAIT).await?;
     let ops_listener = ops::listen(args.metrics, PREDECESSOR_WAIT).await?;
     tracing::info!(admin = %args.admin_socket.display(), metrics = %args.metrics, "answering operators");
     let admin = Arc::new(Admin::new(shared));

@@ -15,7 +15,10 @@ use std::{
 use hyper::StatusCode;
 use mesh_core::{id::WorkloadId, snapshot::Workload};
 use mesh_redirect::{LiveTables, MapError, Stats, monotonic_ns};
-use tokio::net::UnixListener;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    time::{Instant, sleep},
+};
 
 use super::{
     edges,
@@ -31,6 +34,10 @@ use crate::{
     view::{ConnectionsView, EdgesView, ExplainView, StatusView, paths},
 };
 
+/// Live connections whose bytes are added to their edges, per worker; more wait for their end to be counted.
+const LIVE_MAX: usize = 50_000;
+/// Pause between two looks at a socket that is still answered.
+const TRY_EACH: Duration = Duration::from_millis(50);
 /// Longest window of a profile; the client waits all the while.
 const PROFILE_SECONDS_MAX: u64 = 600;
 
@@ -49,6 +56,8 @@ pub(super) enum BindError {
         #[source]
         source: io::Error,
     },
+    #[error("another agent answers at the admin socket {path}; give this one another --admin-socket")]
+    Taken { path: PathBuf },
     #[error("{path} is not a socket; name another place with --admin-socket")]
     NotASocket { path: PathBuf },
     #[error("listen at the admin socket {path}; name another place with --admin-socket")]
@@ -67,8 +76,9 @@ pub(super) struct SocketFile {
     inode: fs::File,
 }
 
-/// Listens, replacing what an earlier agent left. The node lock is held, so nobody else of this node is alive.
-pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
+/// Listens, replacing what an earlier agent left. Waits up to `wait` for a draining predecessor to let go; whoever
+/// answers after that is another node's agent, and keeps its socket.
+pub(super) async fn bind(path: &Path, wait: Duration) -> Result<(UnixListener, SocketFile), BindError> {
     use std::os::unix::fs::FileTypeExt as _;
     let owned = || path.to_owned();
     if let Some(folder) = path.parent() {
@@ -76,7 +86,8 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError>
     }
     match fs::symlink_metadata(path) {
         Ok(meta) if !meta.file_type().is_socket() => return Err(BindError::NotASocket { path: owned() }),
-        Ok(_) => fs::remove_file(path).map_err(|source| BindError::Replace { path: owned(), source })?,
+        Ok(_) if is_answered(path, wait).await => return Err(BindError::Taken { path: owned() }),
+        Ok(_) => remove_if_there(path).map_err(|source| BindError::Replace { path: owned(), source })?,
         Err(_) => {}
     }
     let listen = |source| BindError::Listen { path: owned(), source };
@@ -88,6 +99,25 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError>
         .open(path)
         .map_err(listen)?;
     Ok((listener, SocketFile { path: owned(), inode }))
+}
+
+/// Whether somebody still listens there at the end of `wait`.
+async fn is_answered(path: &Path, wait: Duration) -> bool {
+    let give_up = Instant::now() + wait;
+    while UnixStream::connect(path).await.is_ok() {
+        if Instant::now() >= give_up {
+            return true;
+        }
+        sleep(TRY_EACH).await;
+    }
+    false
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 impl Drop for SocketFile {
@@ -134,7 +164,7 @@ impl Admin {
     }
 
     async fn edges(&self) -> Result<EdgesView, Refusal> {
-        let proxied = self.shared.proxy.connections(usize::MAX).await;
+        let proxied = self.shared.proxy.connections(LIVE_MAX).await;
         let shared = Arc::clone(&self.shared);
         Ok(blocking(move || {
             let kernel = Stats::new(shared.kernel.maps()).edges()?;
@@ -283,16 +313,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stale_socket_is_replaced_and_a_file_is_not() {
+    async fn a_stale_socket_is_replaced_and_one_in_use_or_a_file_is_not() {
         let dir = std::env::temp_dir().join(format!("mesh-agent-admin-{}", std::process::id()));
         let path = dir.join("admin.sock");
-        let (first, first_file) = bind(&path).unwrap();
+        let bind = async |path| bind(path, Duration::ZERO).await;
+        let (first, first_file) = bind(&path).await.unwrap();
+        assert!(matches!(bind(&path).await, Err(BindError::Taken { .. })));
         drop(first);
-        let (_second, _second_file) = bind(&path).unwrap();
+        let (_second, _second_file) = bind(&path).await.unwrap();
         drop(first_file);
         assert!(path.exists(), "the successor's socket stays");
         fs::write(dir.join("file"), "x").unwrap();
-        assert!(matches!(bind(&dir.join("file")), Err(BindError::NotASocket { .. })));
+        assert!(matches!(bind(&dir.join("file")).await, Err(BindError::NotASocket { .. })));
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -19,23 +19,16 @@ use mesh_core::{
     slots::{self, NodeView},
     snapshot::Snapshot,
 };
-use mesh_proxy::{
-    Proxy,
-    kernel::{PodHandle, PodListeners},
-};
-use mesh_redirect::{DesiredTables, EnrolRequest, EnrolledPod, MapError, Netns, Node, TableWriter};
+use mesh_redirect::{DesiredTables, EnrolRequest, MapError, Netns, Node, TableWriter};
 
 use super::{
-    bridge::Bridge,
     failures::Failures,
+    membership::Membership,
     namespaces::Namespaces,
     pods::{self, PodRow},
 };
 use crate::report::report;
 
-/// Pods enrolled at once before their listeners are served: a pod whose connects are redirected should not wait
-/// for a hundred others.
-const BATCH: usize = 16;
 /// Table entries that found no room are tried again after this time.
 const TABLES_PAUSE: Duration = Duration::from_secs(5);
 
@@ -67,10 +60,7 @@ pub(super) struct Outcome {
 pub(super) struct Reconciler {
     node: String,
     kernel: Arc<Node>,
-    bridge: Arc<Bridge>,
-    proxy: Arc<Proxy>,
-    /// The control thread's; a pass waits on it for the workers' answers.
-    runtime: tokio::runtime::Handle,
+    membership: Membership,
     writer: TableWriter,
     slots: slots::Tables,
     /// What the tables were last made from, unless something was refused.
@@ -83,20 +73,12 @@ pub(super) struct Reconciler {
 
 impl Reconciler {
     /// Starts from what the kernel holds.
-    pub(super) fn new(
-        node: &str,
-        kernel: &Arc<Node>,
-        bridge: &Arc<Bridge>,
-        proxy: &Arc<Proxy>,
-        runtime: &tokio::runtime::Handle,
-    ) -> Result<Self, MapError> {
+    pub(super) fn new(node: &str, kernel: &Arc<Node>, membership: Membership) -> Result<Self, MapError> {
         Ok(Self {
             node: node.to_owned(),
             writer: TableWriter::new(kernel.maps())?,
             kernel: Arc::clone(kernel),
-            bridge: Arc::clone(bridge),
-            proxy: Arc::clone(proxy),
-            runtime: runtime.clone(),
+            membership,
             slots: slots::Tables::default(),
             written: None,
             namespaces: Namespaces::default(),
@@ -117,7 +99,7 @@ impl Reconciler {
         let mut steps = plan::plan(&desired, &actual);
         steps.retain(|step| is_due(step, &actual, wanted.complete, &self.failures, now));
         let removed: BTreeSet<u32> = steps.iter().filter_map(removed_pod).collect();
-        self.remove(&removed);
+        self.membership.leave(&removed);
         let mut outcome = Outcome::default();
         let staying = actual.iter().filter(|(id, _)| !removed.contains(id)).map(|(_, pod)| pod);
         self.write_tables(&wanted.snapshot, view_of(staying), &mut outcome);
@@ -171,19 +153,6 @@ impl Reconciler {
         (desired, open)
     }
 
-    /// Redirection ends before the listeners close; established connections live on.
-    fn remove(&mut self, pods: &BTreeSet<u32>) {
-        if pods.is_empty() {
-            return;
-        }
-        self.kernel.remove(&pods.iter().copied().collect::<Vec<_>>());
-        for pod in pods {
-            self.runtime.block_on(self.proxy.remove_pod(*pod));
-            self.bridge.remove(*pod);
-            tracing::info!(id = pod, "pod removed");
-        }
-    }
-
     /// Writes changed configurations. Returns whether a pod was taken out to be enrolled anew: its addresses are
     /// part of everything its listeners know.
     fn update(&mut self, steps: &[Step], actual: &BTreeMap<u32, ActualPod>, now: Instant) -> bool {
@@ -200,7 +169,7 @@ impl Reconciler {
                 Err(error) => self.fail(&spec.config, report(&error), now),
             }
         }
-        self.remove(&moved);
+        self.membership.leave(&moved);
         !moved.is_empty()
     }
 
@@ -219,47 +188,22 @@ impl Reconciler {
                 Some(EnrolRequest { pod, netns, config: spec.config.clone() })
             })
             .collect();
-        for batch in requests.chunks(BATCH) {
-            let results = self.kernel.enrol_all(batch.to_vec());
-            for (request, result) in batch.iter().zip(results) {
-                match result {
-                    Ok(enrolled) => self.serve(request, enrolled, now),
-                    Err(error) => self.fail(&request.config, report(&error), now),
+        let mut joined = self.membership.join(&requests);
+        for EnrolRequest { config, .. } in &requests {
+            self.warnings.remove(&config.workload);
+            match joined.remove(&config.workload) {
+                Some(Ok(warning)) => {
+                    self.failures.clear(config.workload);
+                    if let Some(warning) = warning {
+                        tracing::warn!(pod = %config.name, %warning, "pod enrolled with a limitation");
+                        self.warnings.insert(config.workload, warning);
+                    }
                 }
-            }
-        }
-    }
-
-    /// Hands an enrolled pod's listeners to the data path; without it the pod cannot stay redirected.
-    fn serve(&mut self, request: &EnrolRequest, enrolled: EnrolledPod, now: Instant) {
-        let config = &request.config;
-        match enrolled.warnings.is_empty() {
-            true => drop(self.warnings.remove(&config.workload)),
-            false => {
-                let text = enrolled.warnings.join("; ");
-                tracing::warn!(pod = %config.name, warning = %text, "pod enrolled with a limitation");
-                self.warnings.insert(config.workload, text);
-            }
-        }
-        let handle = PodHandle {
-            pod: enrolled.pod,
-            workload: config.workload,
-            name: config.name.clone(),
-            netns_cookie: request.netns.cookie(),
-            addrs: config.addrs.clone(),
-        };
-        let listeners = PodListeners {
-            outbound: enrolled.listeners.outbound,
-            inbound: enrolled.listeners.inbound,
-            dns_udp: enrolled.listeners.dns_udp,
-            dns_tcp: enrolled.listeners.dns_tcp,
-        };
-        self.bridge.add(enrolled.pod, config.workload, enrolled.sockets);
-        match self.runtime.block_on(self.proxy.add_pod(handle, listeners)) {
-            Ok(()) => self.failures.clear(config.workload),
-            Err(error) => {
-                self.remove(&BTreeSet::from([enrolled.pod]));
-                self.fail(config, report(&error), now);
+                Some(Err(error)) => self.fail(config, error.reason(), now),
+                // Its thread panicked before it was done.
+                None => {
+                    self.fail(config, "the enrolment failed; this is a defect of the agent".to_owned(), now)
+                }
             }
         }
     }
