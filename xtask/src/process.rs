@@ -220,12 +220,20 @@ mod tests {
     #[test]
     fn past_the_deadline_a_child_dies_with_what_it_started() {
         let begun = Instant::now();
-        let (ended, seen) = shell("sh -c 'echo $$; exec sleep 60' & wait", Duration::from_millis(300));
+        let (ended, seen) = shell("sh -c 'echo $$; exec sleep 60' & wait", Duration::from_secs(2));
         assert_eq!(ended, Ended::TimedOut);
         assert!(begun.elapsed() < Duration::from_secs(20));
         let grandchild: u32 = seen.first().unwrap().parse().unwrap();
-        let state = fs::read_to_string(format!("/proc/{grandchild}/stat")).unwrap_or_default();
-        assert!(state.is_empty() || state.contains(") Z "), "still there: {state}");
+        // The signal is on its way when we are told; a busy machine takes its time to deliver it.
+        let patience = Instant::now() + Duration::from_secs(10);
+        loop {
+            let state = fs::read_to_string(format!("/proc/{grandchild}/stat")).unwrap_or_default();
+            if state.is_empty() || state.contains(") Z ") {
+                break;
+            }
+            assert!(Instant::now() < patience, "still there: {state}");
+            thread::sleep(POLL);
+        }
     }
 
     #[test]
