@@ -105,7 +105,7 @@ impl From<Addr> for core::net::IpAddr {
         for (i, word) in addr.words.iter().enumerate() {
             bytes[4 * i..4 * i + 4].copy_from_slice(&word.to_ne_bytes());
         }
-        core::net::Ipv6Addr::from(bytes).to_canonical().into()
+        core::net::Ipv6Addr::from(bytes).to_canonical()
     }
 }
 
