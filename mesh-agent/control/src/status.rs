@@ -28,7 +28,7 @@ pub struct SourceStatus {
     pub by_kind: BTreeMap<Kind, usize>,
     /// Kinds found that the mesh does not read, as `apiVersion/kind`, with how many there are.
     pub ignored: BTreeMap<String, usize>,
-    /// Files with errors: what is in use of them is their last good state.
+    /// Files with errors. In use is their last good state or, of a file that never had one, its good documents.
     pub files_kept_back: Vec<PathBuf>,
     /// What is wrong, by file and document.
     pub errors: Vec<SourceError>,
