@@ -16,6 +16,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// A path that fails so often is broken; its rate would mean nothing.
 const FAILURES_MAX: u64 = 100;
 
+/// Connects of which one time is taken: long enough for the clock, short enough to be undisturbed mostly.
+const UDP_BATCH: u64 = 500;
+
 /// Written after the window, so that the receiver's window surely lies within the sender's time.
 const MARGIN: Duration = Duration::from_millis(50);
 
@@ -239,21 +242,25 @@ impl Pushing {
 }
 
 fn udp_connects(to: &[SocketAddr], count: u64) -> anyhow::Result<Answer> {
-    ensure!(!to.is_empty(), "no address to connect to");
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    let connect = |times: u64| -> io::Result<()> {
-        let mut targets = to.iter().cycle();
-        for _ in 0..times {
-            if let Some(target) = targets.next() {
-                socket.connect(target)?;
-            }
+    let mut targets = to.iter().cycle();
+    let mut batch = || -> anyhow::Result<u64> {
+        let start = Instant::now();
+        for _ in 0..UDP_BATCH {
+            let target = targets.next().context("no address to connect to")?;
+            socket.connect(target).with_context(|| format!("cannot connect to {target} by UDP"))?;
         }
-        Ok(())
+        Ok(nanos(start.elapsed()))
     };
-    connect((count / 10).max(to.len() as u64)).context("cannot connect by UDP")?;
-    let start = Instant::now();
-    connect(count).context("cannot connect by UDP")?;
-    Ok(Answer::UdpConnects { ns_per_connect: start.elapsed().as_nanos() as f64 / count.max(1) as f64 })
+    // Every target once before anything counts.
+    for _ in 0..(to.len() as u64).div_ceil(UDP_BATCH) {
+        batch()?;
+    }
+    let mut times = histogram()?;
+    for _ in 0..count.div_ceil(UDP_BATCH).max(1) {
+        times.saturating_record(batch()?);
+    }
+    Ok(Answer::UdpConnects { ns_per_connect: times.value_at_quantile(0.5) as f64 / UDP_BATCH as f64 })
 }
 
 fn in_parallel<T: Send>(

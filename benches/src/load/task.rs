@@ -132,7 +132,7 @@ pub enum Answer {
     },
     /// Of [`Task::UdpConnects`].
     UdpConnects {
-        /// Mean nanoseconds of one `connect` call.
+        /// Nanoseconds of one `connect` call: the median over batches of calls.
         ns_per_connect: f64,
     },
     /// Of the tasks that only do something.

@@ -1,14 +1,15 @@
 //! Owns `bench hook`: what the connect hook costs with ten thousand services loaded, and that an established
 //! connection runs no program at all.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path as FilePath, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use mesh_benches::load::task::{Answer, Task, Timing};
 use mesh_tests::manifests::{NamespaceManifest, ServiceManifest};
-use mesh_tests::{Link, Place, Pod, World, eventually};
+use mesh_tests::{Link, Pod, World, eventually};
 use serde_json::Value;
 
 use crate::agents::{MeshNode, pins_of};
@@ -28,6 +29,7 @@ const FIRST_SERVICE: u16 = 1000;
 const LOAD_LIMIT: Duration = Duration::from_secs(120);
 
 const NODE: &str = "hook";
+const BARE_NODE: &str = "bare";
 
 /// Bytes pushed over an established connection while no program may run, there and back.
 const PUSHED_BYTES: u64 = 256 << 20;
@@ -66,7 +68,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     rows::print(&rows);
     println!(
         "\n{} rounds with {SERVICES} services of two ports loaded; value is the median, range is min-max.\n\
-         hook_ns and *_run_ns: the kernel's own statistics, less what an empty program shows in the same connects.\n\
+         connect_ns, *_per_connection: the kernel's statistics of real TCP connections, less what an empty program shows in \
+         the same connects; to one service, or to all in turn (cold caches).\n\
          udp_*: wall clock of connect(2) on one UDP socket, statistics off; *_added is less the connect without any program.",
         options.rounds,
     );
@@ -84,19 +87,21 @@ struct Scene {
     server: Pod,
     /// On the node, in no mesh: pays for a miss.
     unmeshed: Pod,
-    /// On the wire, under no agent's cgroup: pays nothing.
-    outsider: Place,
+    /// Two pods of a node without an agent: pay nothing.
+    bare: Pod,
+    bare_server: Pod,
     vips: Vec<SocketAddr>,
     world: World,
 }
 
 impl Scene {
     fn build() -> anyhow::Result<Self> {
-        let world = World::named("bench-hook").nodes(&[NODE]).linked_by(Link::Bridged).start()?;
+        let world = World::named("bench-hook").nodes(&[NODE, BARE_NODE]).linked_by(Link::Bridged).start()?;
         let node = world.node(NODE)?;
         let pod = |name: &str| node.pod(&format!("{NAMESPACE}/{name}"));
         let (client, server, unmeshed) = (pod("client")?, pod("server")?, pod("unmeshed")?);
-        let outsider = world.outsider("outsider")?;
+        let bare_node = world.node(BARE_NODE)?;
+        let (bare, bare_server) = (bare_node.pod("bare")?, bare_node.pod("bare-server")?);
         let numbers = FIRST_SERVICE..FIRST_SERVICE + SERVICES;
         let vip = |number: u16| IpAddr::V4(World::service_ips(number).0);
         let services: Vec<Value> = numbers
@@ -115,7 +120,7 @@ impl Scene {
         world.manifests().apply(server.manifest())?;
         world.manifests().apply_all("services.yaml", &services)?;
         let vips = numbers.map(|number| SocketAddr::new(vip(number), PORT)).collect();
-        Ok(Self { client, server, unmeshed, outsider, vips, world })
+        Ok(Self { client, server, unmeshed, bare, bare_server, vips, world })
     }
 
     /// Frontends' services in the agent's snapshot, once its tables hold them too; else 0.
@@ -140,8 +145,8 @@ struct Sessions {
     /// To all services in turn.
     all: Session,
     unmeshed: Session,
-    outsider: Session,
-    outsider_cgroup: PathBuf,
+    bare: Session,
+    bare_cgroup: PathBuf,
 }
 
 impl Sessions {
@@ -152,8 +157,8 @@ impl Sessions {
             one: Session::start(&scene.client, &scene.server, one, true)?,
             all: Session::client_only(&scene.client, &scene.vips, true)?,
             unmeshed: Session::client_only(&scene.unmeshed, &direct, true)?,
-            outsider: Session::client_only(&scene.outsider, &direct, true)?,
-            outsider_cgroup: scene.outsider.cgroup().path().to_path_buf(),
+            bare: Session::client_only(&scene.bare, &[scene.bare_server.at4(PORT)], true)?,
+            bare_cgroup: scene.bare.cgroup().path().to_path_buf(),
         };
         // Fills the verdict cache.
         sessions.one.perform(&requests(100))?;
@@ -167,10 +172,10 @@ fn requests(window_ms: u32) -> Task {
 
 /// Wall clock of UDP connects without, with an empty and with our program.
 fn udp(sessions: &mut Sessions, count: u64, figures: &mut Figures) -> anyhow::Result<()> {
-    let bare = connect_ns(&mut sessions.outsider, count)?;
+    let bare = connect_ns(&mut sessions.bare, count)?;
     let empty = {
-        let _program = EmptyConnect::attach(&sessions.outsider_cgroup)?;
-        connect_ns(&mut sessions.outsider, count)?
+        let _program = EmptyConnect::attach(&sessions.bare_cgroup)?;
+        connect_ns(&mut sessions.bare, count)?
     };
     let miss = connect_ns(&mut sessions.unmeshed, count)?;
     let one = connect_ns(&mut sessions.one, count)?;
@@ -194,37 +199,60 @@ fn connect_ns(session: &mut Session, count: u64) -> anyhow::Result<f64> {
     }
 }
 
-/// The kernel's statistics of real TCP connects, Direct, to all services in turn.
+/// The kernel's statistics of real TCP connections, Direct: to one service, then to all of them in turn.
 fn tcp(sessions: &mut Sessions, scene: &Scene, figures: &mut Figures) -> anyhow::Result<()> {
+    let one = connection_cost(&mut sessions.one, scene)?;
+    let all = connection_cost(&mut sessions.all, scene)?;
+    for (metric, value) in [
+        (Metric::Connect, one.connect),
+        (Metric::TcpEvents, one.of("tcp_events")),
+        (Metric::Arrival, one.of("arrival")),
+        (Metric::PeerName, one.of("getpeername4") + one.of("getpeername6")),
+        (Metric::AllHooksPerConnection, one.per_connection.values().sum()),
+        (Metric::ConnectAllServices, all.connect),
+        (Metric::AllHooksAllServices, all.per_connection.values().sum()),
+    ] {
+        figures.push("hook", metric, value);
+    }
+    Ok(())
+}
+
+/// What connections cost in programs, less the price of the statistics.
+#[derive(Debug)]
+struct ConnectionCost {
+    /// Nanoseconds of one run of connect4.
+    connect: f64,
+    /// Nanoseconds of all runs of each program for one connection, on both ends.
+    per_connection: BTreeMap<String, f64>,
+}
+
+impl ConnectionCost {
+    fn of(&self, program: &str) -> f64 {
+        self.per_connection.get(program).copied().unwrap_or(0.0)
+    }
+}
+
+fn connection_cost(session: &mut Session, scene: &Scene) -> anyhow::Result<ConnectionCost> {
     let pins = scene.pins()?;
     let _statistics = programs::statistics()?;
     let empty = EmptyConnect::attach(scene.client.cgroup().path())?;
-    for (session, connect, whole) in [
-        (&mut sessions.one, Metric::HookOneService, None),
-        (&mut sessions.all, Metric::Hook, Some(Metric::AllHooksPerConnection)),
-    ] {
-        let before = (programs::of_node(&pins)?, empty.runs()?);
-        let Answer::Requests { total, failed: 0, .. } = session.perform(&requests(1500))? else {
-            bail!("requests failed");
-        };
-        let nothing = mean(empty.runs()?.since(before.1), "the empty program")?;
-        let after = programs::of_node(&pins)?;
-        let runs = |name: &str| {
-            let at = |reading: &std::collections::BTreeMap<String, Runs>| {
-                reading.get(name).copied().unwrap_or_default()
-            };
-            at(&after).since(at(&before.0))
-        };
-        figures.push("hook", connect, mean(runs("connect4"), "connect4")? - nothing);
-        if let Some(metric) = whole {
-            let net = |name: &String| {
-                let runs = runs(name);
-                runs.time.as_nanos() as f64 - nothing * runs.count as f64
-            };
-            figures.push("hook", metric, after.keys().map(net).sum::<f64>() / total.max(1) as f64);
-        }
-    }
-    Ok(())
+    let (before, empty_before) = (programs::of_node(&pins)?, empty.runs()?);
+    let Answer::Requests { total, failed: 0, .. } = session.perform(&requests(1500))? else {
+        bail!("requests failed");
+    };
+    let nothing = mean(empty.runs()?.since(empty_before), "the empty program")?;
+    let runs: BTreeMap<String, Runs> = programs::of_node(&pins)?
+        .into_iter()
+        .map(|(name, now)| {
+            let since = now.since(before.get(&name).copied().unwrap_or_default());
+            (name, since)
+        })
+        .collect();
+    let connect = mean(runs.get("connect4").copied().unwrap_or_default(), "connect4")? - nothing;
+    let net = |runs: Runs| runs.time.as_nanos() as f64 - nothing * runs.count as f64;
+    let per_connection =
+        runs.into_iter().map(|(name, runs)| (name, net(runs) / total.max(1) as f64)).collect();
+    Ok(ConnectionCost { connect, per_connection })
 }
 
 fn mean(runs: Runs, what: &str) -> anyhow::Result<f64> {
@@ -242,17 +270,13 @@ fn packets(sessions: &mut Sessions, scene: &Scene, figures: &mut Figures) -> any
     }
     let after = programs::of_node(&pins)?;
     sessions.one.perform(&Task::Close)?;
-    ensure!(!after.is_empty(), "no program is pinned in {}", shown(&pins));
+    ensure!(!after.is_empty(), "no program is pinned in {}", pins.display());
     let ran: u64 = after
         .iter()
         .map(|(name, runs)| runs.since(before.get(name).copied().unwrap_or_default()).count)
         .sum();
     figures.push("hook", Metric::RunsWhileStreaming, ran as f64);
     Ok(())
-}
-
-fn shown(path: &FilePath) -> std::path::Display<'_> {
-    path.display()
 }
 
 fn report(rows: &[Row]) {

@@ -11,6 +11,8 @@ mod programs;
 mod rows;
 mod session;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 use mesh_benches::load;
 
@@ -33,10 +35,18 @@ enum Bench {
     Load(load::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().bench {
+fn main() -> ExitCode {
+    let done = match Arguments::parse().bench {
         Bench::Net(options) => net::run(&options),
         Bench::Hook(options) => hook::run(&options),
         Bench::Load(arguments) => load::run(arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain, and never a backtrace: what failed is outside of this program.
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -16,6 +16,9 @@ pub(crate) const PORT: u16 = 7000;
 /// How long starting a process may take on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
+/// One argument of a process may be 128 KiB long.
+const ADDRESSES_PER_ARGUMENT: usize = 1000;
+
 /// How long a task may take beyond its own timing.
 const TASK_MARGIN: Duration = Duration::from_secs(30);
 
@@ -73,7 +76,10 @@ impl Session {
     ) -> anyhow::Result<Self> {
         let to: Vec<String> = to.iter().map(ToString::to_string).collect();
         let mut command = Command::new(SELF);
-        command.args(["load", "client", "--to", &to.join(",")]).stdin(Stdio::piped());
+        command.args(["load", "client"]).stdin(Stdio::piped());
+        for part in to.chunks(ADDRESSES_PER_ARGUMENT) {
+            command.arg("--to").arg(part.join(","));
+        }
         if pinned {
             command.args(["--cpu", "0"]);
         }
