@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use super::{Selection, kernel::KernelFiles, run_folder::RunFolder};
+use super::{LEFT_OUT_TESTS, Selection, kernel::KernelFiles, run_folder::RunFolder};
 use crate::{
     process::{capture, shown},
     setup::find_program,
@@ -107,8 +107,11 @@ fn script(built: &Built, suites: &[&Suite], selection: &Selection<'_>) -> String
     for (variable, path) in built.variables(|name, _| OsString::from(format!("/programs/{name}"))) {
         script += &format!("export {variable}={}\n", path.display());
     }
+    let skipped = if selection.keeps_all() { &[][..] } else { &LEFT_OUT_TESTS };
+    let skipped = skipped.iter().flat_map(|&name| ["--skip", name]);
+    let extra = selection.extra.iter().map(String::as_str);
     let arguments: Vec<String> =
-        selection.filter.into_iter().chain(selection.extra.iter().map(String::as_str)).map(quoted).collect();
+        selection.filter.into_iter().chain(skipped).chain(extra).map(quoted).collect();
     for (number, suite) in suites.iter().enumerate() {
         // Programs attached to one cgroup root see each other's sockets; elsewhere two use both processors.
         let threads = if suite.place == Place::Bpf { 1 } else { 2 };
