@@ -11,6 +11,7 @@
 pub mod balance;
 pub mod dns;
 pub mod id;
+pub mod identity;
 pub mod mode;
 pub mod plan;
 pub mod policy;
