@@ -67,6 +67,21 @@ pub struct NodeIdentity {
     pub state_dir: PathBuf,
 }
 
+/// What identities are made of, and where the authority behind them is kept.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TrustArgs {
+    /// Folder of the certificate authority. A plugged-in one is used (`ca-cert.pem`, `ca-key.pem`, `root-cert.pem`,
+    /// `cert-chain.pem`, `ca-crl.pem`), otherwise a self-signed root is made there once and kept.
+    #[arg(long, env = "MESH_CA_DIR", value_name = "DIR", default_value = "/var/lib/nodemesh/ca")]
+    pub ca_dir: PathBuf,
+    /// Trust domain of identities, unless the mesh configuration names another.
+    #[arg(long, env = "MESH_TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Namespace of mesh-wide policies and of the mesh configuration.
+    #[arg(long, env = "MESH_ROOT_NAMESPACE", value_name = "NAMESPACE", default_value = "istio-system")]
+    pub root_namespace: String,
+}
+
 /// Options of `node`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct NodeArgs {
@@ -76,6 +91,9 @@ pub struct NodeArgs {
     /// Which node this is.
     #[command(flatten)]
     pub identity: NodeIdentity,
+    /// What its identities are.
+    #[command(flatten)]
+    pub trust: TrustArgs,
     /// Unix socket that meshctl talks to.
     #[arg(long, env = "MESH_ADMIN_SOCKET", value_name = "PATH", default_value = DEFAULT_ADMIN_SOCKET)]
     pub admin_socket: PathBuf,

@@ -78,7 +78,10 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %node, config = %args.config.display(), "starting");
     let lock = NodeLock::acquire(&args.identity.state_dir, &node, PREDECESSOR_WAIT)?;
 
-    let mesh = MeshSettings { cluster_domain: args.cluster_domain.clone(), ..MeshSettings::default() };
+    let mesh = MeshSettings {
+        cluster_domain: args.cluster_domain.clone(),
+        root_namespace: args.trust.root_namespace.clone(),
+    };
     let (snapshots, sources) = FileSource::start(&args.config, mesh)?;
     let kernel = Arc::new(Node::open(node_options(&node, args))?);
     let events = Events::open(kernel.maps())?;
