@@ -93,6 +93,8 @@ pub(crate) struct AgentSeat {
     pub(crate) cgroup_root: PathBuf,
     pub(crate) prober_cgroup: PathBuf,
     pub(crate) config: PathBuf,
+    /// Shared by all agents of the world.
+    pub(crate) ca_dir: PathBuf,
     /// For the state directory and the admin socket.
     pub(crate) directory: PathBuf,
     pub(crate) logs: PathBuf,
@@ -192,6 +194,8 @@ impl<'a> AgentBuilder<'a> {
             .args(["--node", &seat.node_name])
             .arg("--cgroup-root")
             .arg(&seat.cgroup_root)
+            .arg("--ca-dir")
+            .arg(&seat.ca_dir)
             .arg("--state-dir")
             .arg(seat.directory.join("state"))
             .arg("--admin-socket")

@@ -5,11 +5,13 @@
 
 pub mod agent;
 pub mod artefacts;
+pub mod authority;
 pub mod bookinfo;
 mod bpf;
 pub mod cgroup;
 pub mod clean;
 pub mod foreign;
+pub mod hbone;
 pub mod kernel;
 pub mod manifests;
 pub mod nameserver;
@@ -24,10 +26,12 @@ pub mod shop;
 pub mod tool;
 pub mod verdict;
 pub mod waiting;
+pub mod wiretap;
 pub mod world;
 mod yaml;
 
 pub use agent::{Agent, AgentBuilder};
+pub use authority::{Authority, Credentials, Leaf};
 pub use kernel::{Counters, Kernel};
 pub use manifests::Manifests;
 pub use place::Place;

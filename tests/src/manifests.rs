@@ -1,5 +1,6 @@
 //! The directory of manifests that agents watch, and builders for what tests put there.
 
+mod policies;
 mod resources;
 
 use std::fs;
@@ -10,6 +11,7 @@ use serde_json::Value;
 
 use crate::yaml;
 
+pub use policies::{AuthorizationPolicyManifest, PolicyAction, Rule, mesh_config};
 pub use resources::{
     EndpointSliceManifest, MtlsMode, NamespaceManifest, PeerAuthenticationManifest, PodManifest,
     ServiceAccountManifest, ServiceManifest,

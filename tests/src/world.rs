@@ -19,6 +19,7 @@ use crate::netns::{NetNs, NetNsError};
 use crate::place::{Place, PlaceParts};
 use crate::saying::say;
 use crate::verdict;
+use crate::wiretap::{Wiretap, WiretapError};
 
 pub use node::{Node, PodBuilder};
 pub use plan::{Link, NAMESERVER4, NAMESERVER6};
@@ -223,6 +224,20 @@ impl World {
         self.wire
             .ip(&[format!("link set w{index} {state}")])
             .map_err(|source| WorldError::Network { what: "the wire".to_owned(), source })
+    }
+
+    /// Listen to everything that passes between nodes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn tap_wire(&self) -> Result<Wiretap, WiretapError> {
+        Wiretap::start(&self.wire)
+    }
+
+    /// The folder of the certificate authority that all agents of this world share: their `--ca-dir`.
+    #[must_use]
+    pub fn ca_dir(&self) -> PathBuf {
+        self.directory.join("ca")
     }
 
     /// The name of the test.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::pod::Pod;
 
 /// Set `value` at a JSON pointer, making objects on the way.
-fn set(resource: &mut Value, pointer: &str, value: Value) {
+pub(super) fn set(resource: &mut Value, pointer: &str, value: Value) {
     let mut at = resource;
     for step in pointer.split('/').skip(1) {
         if !at.is_object() {
@@ -20,7 +20,7 @@ fn set(resource: &mut Value, pointer: &str, value: Value) {
 }
 
 /// Append `value` to the array at a JSON pointer.
-fn push(resource: &mut Value, pointer: &str, value: Value) {
+pub(super) fn push(resource: &mut Value, pointer: &str, value: Value) {
     match resource.pointer_mut(pointer) {
         Some(Value::Array(items)) => items.push(value),
         _ => set(resource, pointer, Value::Array(vec![value])),
@@ -28,7 +28,7 @@ fn push(resource: &mut Value, pointer: &str, value: Value) {
 }
 
 /// A name as one step of a JSON pointer.
-fn step(name: &str) -> String {
+pub(super) fn step(name: &str) -> String {
     name.replace('/', "~1")
 }
 
@@ -48,26 +48,30 @@ macro_rules! resource {
             /// Add a label.
             #[must_use]
             pub fn label(mut self, name: &str, value: &str) -> Self {
-                set(&mut self.0, &format!("/metadata/labels/{}", step(name)), value.into());
+                let pointer = format!("/metadata/labels/{}", $crate::manifests::resources::step(name));
+                $crate::manifests::resources::set(&mut self.0, &pointer, value.into());
                 self
             }
 
             /// Add an annotation.
             #[must_use]
             pub fn annotation(mut self, name: &str, value: &str) -> Self {
-                set(&mut self.0, &format!("/metadata/annotations/{}", step(name)), value.into());
+                let pointer = format!("/metadata/annotations/{}", $crate::manifests::resources::step(name));
+                $crate::manifests::resources::set(&mut self.0, &pointer, value.into());
                 self
             }
 
             /// Set any other field by its JSON pointer (`/` in a name is `~1`).
             #[must_use]
             pub fn with(mut self, pointer: &str, value: impl Into<Value>) -> Self {
-                set(&mut self.0, pointer, value.into());
+                $crate::manifests::resources::set(&mut self.0, pointer, value.into());
                 self
             }
         }
     };
 }
+
+pub(super) use resource;
 
 resource! {
     /// A Namespace.
@@ -308,6 +312,8 @@ pub enum MtlsMode {
     Permissive,
     /// Plaintext only.
     Disable,
+    /// As the next wider policy says.
+    Unset,
 }
 
 impl MtlsMode {
@@ -316,6 +322,7 @@ impl MtlsMode {
             Self::Strict => "STRICT",
             Self::Permissive => "PERMISSIVE",
             Self::Disable => "DISABLE",
+            Self::Unset => "UNSET",
         }
     }
 }

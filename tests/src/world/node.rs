@@ -83,6 +83,7 @@ impl Node {
             cgroup_root: cgroup.path().to_path_buf(),
             prober_cgroup: kubelet.cgroup().path().to_path_buf(),
             config: world.manifests().directory().to_path_buf(),
+            ca_dir: world.ca_dir(),
             directory,
             logs: world.logs(),
         };

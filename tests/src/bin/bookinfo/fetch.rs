@@ -39,7 +39,7 @@ pub(crate) enum FetchError {
     #[error("{host}: HTTP failed")]
     Http { host: String, source: hyper::Error },
     #[error("{host}: not a request")]
-    Request { host: String, source: hyper::http::Error },
+    Request { host: String, source: http::Error },
     #[error("{host}: nothing within {LIMIT:?}")]
     Late { host: String },
     #[error("{host}: answered {status}: {body}")]
