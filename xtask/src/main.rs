@@ -4,6 +4,7 @@
 
 mod bench;
 mod build_ebpf;
+mod codegen;
 mod demo;
 mod ebpf;
 mod libtest;
@@ -46,6 +47,8 @@ enum Task {
     Tidy,
     /// Install what is missing: eBPF toolchain, iproute2, qemu, …
     Setup,
+    /// Generate Rust from the protobuf files; the result is checked in.
+    Codegen(codegen::CodegenArguments),
     /// Build the eBPF programs alone and print the object's path and size.
     BuildEbpf,
 }
@@ -70,6 +73,7 @@ fn run() -> anyhow::Result<()> {
         Task::Bench(arguments) => bench::run(&workspace, &arguments),
         Task::Tidy => tidy::run(&workspace),
         Task::Setup => setup::run(&workspace),
+        Task::Codegen(arguments) => codegen::run(&workspace, &arguments),
         Task::BuildEbpf => build_ebpf::run(&workspace),
     }
 }
