@@ -81,6 +81,7 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
     let mesh = MeshSettings {
         cluster_domain: args.cluster_domain.clone(),
         root_namespace: args.trust.root_namespace.clone(),
+        trust_domain: args.trust.trust_domain.clone(),
     };
     let (snapshots, sources) = FileSource::start(&args.config, mesh)?;
     let kernel = Arc::new(Node::open(node_options(&node, args))?);

@@ -15,7 +15,7 @@ use std::{
 
 use mesh_core::{
     policy,
-    snapshot::{Protocol, Service, Snapshot, Workload},
+    snapshot::{Mesh, Parts, Protocol, Service, Snapshot, Tunnel, Workload},
 };
 
 use crate::{
@@ -31,11 +31,17 @@ pub struct MeshSettings {
     pub cluster_domain: String,
     /// Namespace of mesh-wide policies.
     pub root_namespace: String,
+    /// Trust domain of identities, unless the MeshConfig names one.
+    pub trust_domain: String,
 }
 
 impl Default for MeshSettings {
     fn default() -> Self {
-        Self { cluster_domain: "cluster.local".to_owned(), root_namespace: "istio-system".to_owned() }
+        Self {
+            cluster_domain: "cluster.local".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+            trust_domain: "cluster.local".to_owned(),
+        }
     }
 }
 
@@ -98,8 +104,14 @@ impl Compiler {
         problems.extend(self.namespaces.values().flat_map(|n| &n.problems).cloned());
 
         let version = self.snapshot.version() + 1;
-        let snapshot =
-            Snapshot::new(version, workloads, services, &self.settings.cluster_domain.to_ascii_lowercase());
+        let mesh = Mesh {
+            trust_domain: self.settings.trust_domain.as_str().into(),
+            trust_domain_aliases: Vec::new(),
+            root_namespace: self.settings.root_namespace.as_str().into(),
+            cluster_domain: self.settings.cluster_domain.to_ascii_lowercase().into(),
+        };
+        let parts = Parts { workloads, services, policies: Vec::new(), mesh: Arc::new(mesh) };
+        let snapshot = Snapshot::new(version, parts);
         // The first compilation is published even if it is empty: "nothing configured" is an answer.
         if version == 1 || !snapshot.same_world(&self.snapshot) {
             self.snapshot = Arc::new(snapshot);
@@ -194,12 +206,15 @@ fn compile_namespace(
     let mut workloads = Vec::with_capacity(pods.len());
     for pod in &pods {
         let wanted = pod.opt_in.unwrap_or(opt_in);
-        let modes = policies.modes(&pod.workload.labels);
+        let (modes, mode_sources) = policies.modes(&pod.workload.labels);
+        let meshed = wanted && !pod.host_network;
         let workload = Workload {
-            meshed: wanted && !pod.host_network,
+            meshed,
             skipped: (wanted && pod.host_network).then(|| "it runs on the host network".into()),
-            policy_hash: policy::policy_hash(&modes),
+            tunnel: if meshed { Tunnel::Hbone } else { Tunnel::None },
+            policy_hash: policy::policy_hash(&modes, &Mesh::default(), &[]),
             modes,
+            mode_sources,
             ..pod.workload.clone()
         };
         let known = before.workloads.binary_search_by(|w| w.name.cmp(&workload.name)).ok();

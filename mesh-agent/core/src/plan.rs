@@ -60,17 +60,17 @@ pub struct PortRule {
 
 impl PodConfig {
     /// What `workload` wants, or why it cannot be enrolled although it is meshed.
-    fn of(workload: &Workload) -> Result<Self, Obstacle> {
+    fn of(snapshot: &Snapshot, workload: &Workload) -> Result<Self, Obstacle> {
         let netns = workload.netns.clone().ok_or(Obstacle::NoNetns)?;
         if workload.addrs.is_empty() {
             return Err(Obstacle::NoAddress);
         }
         let mut addrs = workload.addrs.clone();
         addrs.sort_unstable();
-        let inbound_fail_closed = policy::fail_closed_inbound_default(workload);
+        let inbound_fail_closed = policy::fail_closed_inbound_default(snapshot, workload);
         let mut inbound_ports: BTreeMap<u16, PortRule> = BTreeMap::new();
         for port in workload.modes.ports.keys() {
-            let closed = policy::fail_closed_inbound(workload, *port);
+            let closed = policy::fail_closed_inbound(snapshot, workload, *port);
             if closed != inbound_fail_closed {
                 inbound_ports.entry(*port).or_default().fail_closed = Some(closed);
             }
@@ -137,7 +137,7 @@ pub fn local_pods(snapshot: &Snapshot, node: &str) -> LocalPods {
         if let Some(why) = &workload.skipped {
             pods.blocked.insert(workload.name.clone(), Obstacle::Skipped(Arc::clone(why)));
         } else if workload.meshed {
-            match PodConfig::of(workload) {
+            match PodConfig::of(snapshot, workload) {
                 Ok(config) => {
                     pods.wanted.insert(workload.id, config);
                 }

@@ -1,23 +1,56 @@
 //! Policy evaluation: may this peer talk to this port of this workload?
 //!
+//! Order: the port's mutual TLS mode, then DENY policies, then ALLOW policies (S74). Dry-run policies are evaluated beside
+//! them and decide nothing (S89).
+//!
 //! Invariants:
 //! - [`admit`] is the only place that answers; the kernel only caches its answers or follows
 //!   [`fail_closed_inbound`], which comes from the same inputs.
 //! - Everything evaluation reads of a workload is covered by [`policy_hash`].
+//! - What is not known grants nothing: an unknown workload, policy or peer is refused.
 
+mod evaluate;
+mod hash;
+mod matchers;
+mod model;
+
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
+
+pub use self::{
+    hash::{content_hash, policy_hash},
+    matchers::StringMatch,
+    model::{Action, AuthorizationPolicy, Match, Rule, Scope, ServiceAccountMatch},
+};
 use crate::{
-    id::{WorkloadId, hash},
-    mode::{Mode, PortModes},
-    snapshot::{Snapshot, Workload},
+    id::WorkloadId,
+    identity::Identity,
+    mode::Mode,
+    snapshot::{Name, Snapshot, Tunnel, Workload},
 };
 
 /// Who is on the other side of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// A meshed pod of this node; the kernel says which one (socket → network namespace → pod).
     Kernel(WorkloadId),
+    /// Proved by a certificate that was verified.
+    Tls(Arc<Identity>),
     /// Nothing is proved: plaintext from anywhere.
     Unauthenticated,
+}
+
+/// A connection to be judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt<'a> {
+    /// Who asks.
+    pub peer: &'a Peer,
+    /// The address it comes from: of kernel and HBONE peers the client pod's own. `None` if nobody knows; then
+    /// rules about it do not let anybody in, and keep out.
+    pub source: Option<IpAddr>,
+    /// The workload's own address that is dialled.
+    pub destination: IpAddr,
+    /// The workload's own port, not the service's.
+    pub port: u16,
 }
 
 /// What a peer gets.
@@ -44,157 +77,212 @@ pub enum DenyReason {
     StrictPlaintext,
     /// The destination is not in the snapshot: nothing is known of its policy, so nothing passes.
     UnknownWorkload,
+    /// A DENY policy matches.
+    PolicyDenied,
+    /// There are ALLOW policies and none of them matches.
+    NoPolicyAllows,
+    /// The peer's identity is of a trust domain that is neither the mesh's nor an alias.
+    PeerTrustDomain,
+    /// A policy applies, and the peer that the kernel names is not in the snapshot.
+    UnknownPeer,
+    /// A policy applies that is not in the snapshot.
+    UnknownPolicy,
 }
 
 impl DenyReason {
+    /// Every reason, in the order of the declaration.
+    pub const ALL: [Self; 7] = [
+        Self::StrictPlaintext,
+        Self::UnknownWorkload,
+        Self::PolicyDenied,
+        Self::NoPolicyAllows,
+        Self::PeerTrustDomain,
+        Self::UnknownPeer,
+        Self::UnknownPolicy,
+    ];
+
     /// Stable text for metric labels and logs.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::StrictPlaintext => "strict_plaintext",
             Self::UnknownWorkload => "unknown_workload",
+            Self::PolicyDenied => "policy_denied",
+            Self::NoPolicyAllows => "no_policy_allows",
+            Self::PeerTrustDomain => "peer_trust_domain",
+            Self::UnknownPeer => "unknown_peer",
+            Self::UnknownPolicy => "unknown_policy",
         }
     }
 }
 
-/// Judges a connection to `port` (the workload's own port, not the service's) of `dest`.
-pub fn admit(peer: Peer, dest: &Workload, port: u16) -> Verdict {
-    match (peer, dest.modes.of(port)) {
-        (Peer::Unauthenticated, Mode::Strict) => Verdict::Deny(DenyReason::StrictPlaintext),
-        (Peer::Kernel(_) | Peer::Unauthenticated, Mode::Disable | Mode::Permissive)
-        | (Peer::Kernel(_), Mode::Strict) => Verdict::Allow,
+/// A verdict with what led to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// What the peer gets.
+    pub verdict: Verdict,
+    /// The AuthorizationPolicy that decided; `None` when none did: the mode, or no policy applies, or several ALLOW
+    /// policies apply of which none matches.
+    pub decided_by: Option<DecidedBy>,
+    /// What the dry-run policies of the workload say, by name. Empty if no policy was looked at.
+    pub dry_run: Vec<DryRun>,
+}
+
+/// The policy that decided.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DecidedBy {
+    /// Its name.
+    pub policy: Name,
+    /// Index of the rule that matched; `None` for the only ALLOW policy, none of whose rules matched.
+    pub rule: Option<usize>,
+}
+
+/// What a dry-run policy says.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DryRun {
+    /// Its name.
+    pub policy: Name,
+    /// What it would do to what it matches.
+    pub action: Action,
+    /// Index of the rule that matched, if one did.
+    pub rule: Option<usize>,
+}
+
+impl DryRun {
+    /// Whether this policy alone, enforced, would refuse the connection.
+    pub fn would_deny(&self) -> bool {
+        match self.action {
+            Action::Allow => self.rule.is_none(),
+            Action::Deny => self.rule.is_some(),
+        }
     }
 }
 
+impl Judgement {
+    fn deny(reason: DenyReason) -> Self {
+        Self { verdict: Verdict::Deny(reason), decided_by: None, dry_run: Vec::new() }
+    }
+
+    /// Whether the peer may go on.
+    pub fn is_allow(&self) -> bool {
+        self.verdict.is_allow()
+    }
+}
+
+/// Judges a connection to `dest`.
+pub fn admit(snapshot: &Snapshot, attempt: &Attempt<'_>, dest: &Workload) -> Judgement {
+    let identity = match attempt.peer {
+        Peer::Unauthenticated if dest.modes.of(attempt.port) == Mode::Strict => {
+            return Judgement::deny(DenyReason::StrictPlaintext);
+        }
+        Peer::Unauthenticated => None,
+        Peer::Tls(identity) if !snapshot.mesh().is_own_trust_domain(&identity.trust_domain) => {
+            return Judgement::deny(DenyReason::PeerTrustDomain);
+        }
+        Peer::Tls(identity) => Some(Cow::Borrowed(&**identity)),
+        Peer::Kernel(id) => match snapshot.workload(*id) {
+            Some(workload) => Some(Cow::Owned(workload.identity())),
+            None if !is_policed(snapshot, dest) => None,
+            None => return Judgement::deny(DenyReason::UnknownPeer),
+        },
+    };
+    let subject = evaluate::Subject {
+        mesh: snapshot.mesh(),
+        identity: identity.as_deref(),
+        source: attempt.source,
+        destination: attempt.destination,
+        port: attempt.port,
+    };
+    judge(snapshot, &subject, &dest.policies)
+}
+
+/// What the policies of these names say.
+fn judge(snapshot: &Snapshot, subject: &evaluate::Subject<'_>, names: &[Name]) -> Judgement {
+    let (mut denied, mut allowed, mut unknown) = (None, None, None);
+    let mut allowing: Vec<&Name> = Vec::new();
+    let mut dry_run = Vec::new();
+    for name in names {
+        let Some(policy) = snapshot.policy(name) else {
+            unknown = unknown.or(Some(name));
+            continue;
+        };
+        let decided = |rule| DecidedBy { policy: name.clone(), rule: Some(rule) };
+        match policy.action {
+            action if policy.dry_run => {
+                let rule = evaluate::matching_rule(policy, subject);
+                dry_run.push(DryRun { policy: name.clone(), action, rule });
+            }
+            // The first one that matches is named; further ones change nothing.
+            Action::Deny if denied.is_none() => {
+                denied = evaluate::matching_rule(policy, subject).map(decided);
+            }
+            Action::Allow => {
+                allowing.push(name);
+                if allowed.is_none() {
+                    allowed = evaluate::matching_rule(policy, subject).map(decided);
+                }
+            }
+            Action::Deny => {}
+        }
+    }
+    let (verdict, decided_by) = if let Some(name) = unknown {
+        let by = DecidedBy { policy: name.clone(), rule: None };
+        (Verdict::Deny(DenyReason::UnknownPolicy), Some(by))
+    } else if denied.is_some() {
+        (Verdict::Deny(DenyReason::PolicyDenied), denied)
+    } else if allowed.is_some() || allowing.is_empty() {
+        (Verdict::Allow, allowed)
+    } else {
+        let only = match allowing.as_slice() {
+            [only] => Some(DecidedBy { policy: (*only).clone(), rule: None }),
+            _ => None,
+        };
+        (Verdict::Deny(DenyReason::NoPolicyAllows), only)
+    };
+    Judgement { verdict, decided_by, dry_run }
+}
+
 /// [`admit`] for a destination by id; one that the snapshot does not know is refused.
-pub fn admit_in(snapshot: &Snapshot, peer: Peer, dest: WorkloadId, port: u16) -> Verdict {
+pub fn admit_in(snapshot: &Snapshot, attempt: &Attempt<'_>, dest: WorkloadId) -> Judgement {
     match snapshot.workload(dest) {
-        Some(dest) => admit(peer, dest, port),
-        None => Verdict::Deny(DenyReason::UnknownWorkload),
+        Some(dest) => admit(snapshot, attempt, dest),
+        None => Judgement::deny(DenyReason::UnknownWorkload),
     }
 }
 
 /// Whether plaintext arrivals at this port are dropped while the agent is down.
 ///
-/// True exactly where a live agent might refuse an unauthenticated peer.
-pub fn fail_closed_inbound(dest: &Workload, port: u16) -> bool {
-    mode_fails_closed(dest.modes.of(port))
+/// True wherever a live agent might refuse an unauthenticated peer: the mode is STRICT, or an AuthorizationPolicy is
+/// enforced.
+pub fn fail_closed_inbound(snapshot: &Snapshot, dest: &Workload, port: u16) -> bool {
+    dest.modes.of(port) == Mode::Strict || is_policed(snapshot, dest)
 }
 
 /// [`fail_closed_inbound`] for ports without a mode of their own.
-pub fn fail_closed_inbound_default(dest: &Workload) -> bool {
-    mode_fails_closed(dest.modes.default)
+pub fn fail_closed_inbound_default(snapshot: &Snapshot, dest: &Workload) -> bool {
+    dest.modes.default == Mode::Strict || is_policed(snapshot, dest)
 }
 
-fn mode_fails_closed(mode: Mode) -> bool {
-    mode == Mode::Strict
+/// Whether an AuthorizationPolicy is enforced on a workload.
+pub fn is_policed(snapshot: &Snapshot, dest: &Workload) -> bool {
+    dest.policies.iter().any(|name| snapshot.policy(name).is_none_or(|policy| !policy.dry_run))
 }
 
-/// Hash of everything [`admit`] reads of a workload; equal hashes mean equal verdicts for every peer and port.
-///
-/// Stable across restarts. Overrides equal to the default change nothing and do not count.
-pub fn policy_hash(modes: &PortModes) -> u64 {
-    let text = |mode: Mode| match mode {
-        Mode::Disable => "disable",
-        Mode::Permissive => "permissive",
-        Mode::Strict => "strict",
-    };
-    let overrides: Vec<(String, &str)> = modes
-        .ports
-        .iter()
-        .filter(|(_, mode)| **mode != modes.default)
-        .map(|(port, mode)| (port.to_string(), text(*mode)))
-        .collect();
-    let mut parts = vec!["modes", text(modes.default)];
-    for (port, mode) in &overrides {
-        parts.extend([port.as_str(), mode]);
+/// How a client reaches a workload of another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// TCP to its port.
+    Plaintext,
+    /// HTTP/2 CONNECT over mutual TLS; there is no way back to plaintext.
+    Hbone,
+}
+
+/// How a client of another node reaches `port` of `dest`; on the same node nothing is encrypted.
+pub fn transport(dest: &Workload, port: u16) -> Transport {
+    match dest.tunnel {
+        Tunnel::Hbone if dest.meshed && dest.modes.of(port) != Mode::Disable => Transport::Hbone,
+        Tunnel::Hbone | Tunnel::None => Transport::Plaintext,
     }
-    hash(&parts)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::snapshot::Name;
-
-    fn workload(default: Mode, ports: &[(u16, Mode)]) -> Workload {
-        let modes = PortModes { default, ports: ports.iter().copied().collect() };
-        Workload { policy_hash: policy_hash(&modes), modes, ..Workload::named(Name::new("default", "web")) }
-    }
-
-    const KERNEL: Peer = Peer::Kernel(WorkloadId(7));
-
-    #[test]
-    fn only_plaintext_to_a_strict_port_is_refused() {
-        let strict = Verdict::Deny(DenyReason::StrictPlaintext);
-        for (mode, peer, wanted) in [
-            (Mode::Disable, KERNEL, Verdict::Allow),
-            (Mode::Disable, Peer::Unauthenticated, Verdict::Allow),
-            (Mode::Permissive, KERNEL, Verdict::Allow),
-            (Mode::Permissive, Peer::Unauthenticated, Verdict::Allow),
-            (Mode::Strict, KERNEL, Verdict::Allow),
-            (Mode::Strict, Peer::Unauthenticated, strict),
-        ] {
-            assert_eq!(admit(peer, &workload(mode, &[]), 80), wanted, "{mode:?} {peer:?}");
-        }
-    }
-
-    #[test]
-    fn a_port_override_beats_the_default_both_ways() {
-        let opened = workload(Mode::Strict, &[(8080, Mode::Permissive)]);
-        assert!(admit(Peer::Unauthenticated, &opened, 8080).is_allow());
-        assert!(!admit(Peer::Unauthenticated, &opened, 8081).is_allow());
-        let closed = workload(Mode::Permissive, &[(8080, Mode::Strict)]);
-        assert!(!admit(Peer::Unauthenticated, &closed, 8080).is_allow());
-        assert!(fail_closed_inbound(&closed, 8080));
-        assert!(!fail_closed_inbound_default(&closed));
-    }
-
-    #[test]
-    fn a_port_fails_closed_exactly_when_plaintext_is_refused_there() {
-        for mode in [Mode::Disable, Mode::Permissive, Mode::Strict] {
-            let dest = workload(mode, &[(1, Mode::Strict), (2, Mode::Disable)]);
-            for port in [1, 2, 3] {
-                assert_eq!(
-                    fail_closed_inbound(&dest, port),
-                    !admit(Peer::Unauthenticated, &dest, port).is_allow()
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn an_unknown_destination_admits_nobody() {
-        let known = Arc::new(workload(Mode::Disable, &[]));
-        let snapshot = Snapshot::new(1, vec![Arc::clone(&known)], Vec::new(), "cluster.local");
-        assert!(admit_in(&snapshot, Peer::Unauthenticated, known.id, 80).is_allow());
-        assert_eq!(
-            admit_in(&snapshot, KERNEL, WorkloadId(1), 80),
-            Verdict::Deny(DenyReason::UnknownWorkload)
-        );
-    }
-
-    #[test]
-    fn the_hash_moves_with_verdicts_and_with_nothing_else() {
-        let base = workload(Mode::Permissive, &[]);
-        let relabelled = Workload { ready: !base.ready, node: "b".into(), ..base.clone() };
-        assert_eq!(policy_hash(&base.modes), policy_hash(&relabelled.modes));
-        assert_eq!(
-            policy_hash(&base.modes),
-            policy_hash(&workload(Mode::Permissive, &[(80, Mode::Permissive)]).modes)
-        );
-        let others = [
-            workload(Mode::Strict, &[]),
-            workload(Mode::Disable, &[]),
-            workload(Mode::Permissive, &[(80, Mode::Strict)]),
-            workload(Mode::Permissive, &[(81, Mode::Strict)]),
-            workload(Mode::Permissive, &[(80, Mode::Strict), (81, Mode::Strict)]),
-        ];
-        let mut hashes: Vec<u64> = others.iter().map(|w| policy_hash(&w.modes)).collect();
-        hashes.push(policy_hash(&base.modes));
-        hashes.sort_unstable();
-        hashes.dedup();
-        assert_eq!(hashes.len(), others.len() + 1);
-    }
-}
+mod tests;

@@ -9,7 +9,9 @@ use std::{
 
 use crate::{
     id::{ServiceId, WorkloadId},
-    mode::PortModes,
+    identity::Identity,
+    mode::{ModeSources, PortModes},
+    policy::AuthorizationPolicy,
 };
 
 /// Namespace and name of a resource.
@@ -41,6 +43,8 @@ pub struct Workload {
     pub id: WorkloadId,
     /// Namespace and name.
     pub name: Name,
+    /// Trust domain of its identity.
+    pub trust_domain: Arc<str>,
     /// Service account, `default` when the manifest names none.
     pub service_account: Arc<str>,
     /// `spec.nodeName`; empty while unscheduled.
@@ -63,6 +67,12 @@ pub struct Workload {
     pub named_ports: BTreeMap<Arc<str>, u16>,
     /// Effective mutual TLS modes.
     pub modes: PortModes,
+    /// Which PeerAuthentications the modes come from.
+    pub mode_sources: ModeSources,
+    /// The AuthorizationPolicies that apply, sorted; those of [`Snapshot::policies`] with these names.
+    pub policies: Vec<Name>,
+    /// What peers of other nodes can reach it through.
+    pub tunnel: Tunnel,
     /// Settings from annotations.
     pub settings: PodSettings,
     /// TCP ports of HTTP, TCP and gRPC probes.
@@ -78,6 +88,7 @@ impl Workload {
         Self {
             id: WorkloadId::of_pod(&name.namespace, &name.name, ""),
             name,
+            trust_domain: Mesh::default().trust_domain,
             service_account: "default".into(),
             node: "".into(),
             addrs: Vec::new(),
@@ -89,11 +100,34 @@ impl Workload {
             labels: BTreeMap::new(),
             named_ports: BTreeMap::new(),
             modes: PortModes::default(),
+            mode_sources: ModeSources::default(),
+            policies: Vec::new(),
+            tunnel: Tunnel::None,
             settings: PodSettings::default(),
             probe_ports: BTreeSet::new(),
-            policy_hash: crate::policy::policy_hash(&PortModes::default()),
+            policy_hash: crate::policy::policy_hash(&PortModes::default(), &Mesh::default(), &[]),
         }
     }
+
+    /// Who it is to its peers.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            trust_domain: Arc::clone(&self.trust_domain),
+            namespace: Arc::clone(&self.name.namespace),
+            service_account: Arc::clone(&self.service_account),
+        }
+    }
+}
+
+/// What peers of other nodes can reach a workload through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tunnel {
+    /// Its own ports only.
+    #[default]
+    None,
+    /// HTTP/2 CONNECT over mutual TLS at port 15008.
+    Hbone,
 }
 
 /// Per-pod settings taken from annotations.
@@ -196,15 +230,65 @@ pub struct Endpoint {
     pub hostname: Option<Arc<str>>,
 }
 
+/// What holds for the mesh as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Mesh {
+    /// Trust domain of its identities.
+    pub trust_domain: Arc<str>,
+    /// Trust domains whose identities count as this one's.
+    pub trust_domain_aliases: Vec<Arc<str>>,
+    /// Namespace of mesh-wide policies.
+    pub root_namespace: Arc<str>,
+    /// DNS suffix of services, lower case.
+    pub cluster_domain: Arc<str>,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".into(),
+            trust_domain_aliases: Vec::new(),
+            root_namespace: "istio-system".into(),
+            cluster_domain: "cluster.local".into(),
+        }
+    }
+}
+
+impl Mesh {
+    /// The trust domain, then its aliases.
+    pub fn trust_domains(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&*self.trust_domain).chain(self.trust_domain_aliases.iter().map(|alias| &**alias))
+    }
+
+    /// Whether identities of this trust domain count as the mesh's own.
+    pub fn is_own_trust_domain(&self, domain: &str) -> bool {
+        self.trust_domains().any(|own| own == domain)
+    }
+}
+
+/// What a snapshot is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    /// Workloads, in any order.
+    pub workloads: Vec<Arc<Workload>>,
+    /// Services; of two with one frontend the earlier has it.
+    pub services: Vec<Arc<Service>>,
+    /// AuthorizationPolicies that apply to some workload, in any order.
+    pub policies: Vec<Arc<AuthorizationPolicy>>,
+    /// The mesh as a whole.
+    pub mesh: Arc<Mesh>,
+}
+
 /// Immutable world; build with [`Snapshot::new`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     version: u64,
     workloads: HashMap<WorkloadId, Arc<Workload>>,
     services: BTreeMap<Name, Arc<Service>>,
+    policies: BTreeMap<Name, Arc<AuthorizationPolicy>>,
     by_addr: HashMap<IpAddr, WorkloadId>,
     by_vip: HashMap<(IpAddr, u16, Protocol), (Name, usize)>,
-    cluster_domain: Arc<str>,
+    mesh: Arc<Mesh>,
 }
 
 impl Snapshot {
@@ -213,12 +297,8 @@ impl Snapshot {
     /// Two live workloads with one address: the one that is not terminated wins, then the larger name, so that
     /// the outcome does not depend on order. Two services with one address, port and protocol: the earlier in
     /// `services` has it.
-    pub fn new(
-        version: u64,
-        workloads: Vec<Arc<Workload>>,
-        services: Vec<Arc<Service>>,
-        cluster_domain: &str,
-    ) -> Self {
+    pub fn new(version: u64, parts: Parts) -> Self {
+        let Parts { workloads, services, policies, mesh } = parts;
         let mut by_addr: HashMap<IpAddr, WorkloadId> = HashMap::new();
         let mut by_id: HashMap<WorkloadId, Arc<Workload>> = HashMap::with_capacity(workloads.len());
         for workload in &workloads {
@@ -252,9 +332,10 @@ impl Snapshot {
             version,
             workloads: by_id,
             services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
+            policies: policies.into_iter().map(|p| (p.name.clone(), p)).collect(),
             by_addr,
             by_vip,
-            cluster_domain: cluster_domain.into(),
+            mesh,
         }
     }
 
@@ -264,7 +345,8 @@ impl Snapshot {
             && self.workloads == other.workloads
             && self.by_addr == other.by_addr
             && self.by_vip == other.by_vip
-            && self.cluster_domain == other.cluster_domain
+            && self.policies == other.policies
+            && self.mesh == other.mesh
     }
 
     /// Grows with every publication; 0 is "never published".
@@ -272,9 +354,24 @@ impl Snapshot {
         self.version
     }
 
+    /// The mesh as a whole.
+    pub fn mesh(&self) -> &Arc<Mesh> {
+        &self.mesh
+    }
+
     /// DNS suffix of services, usually `cluster.local`.
     pub fn cluster_domain(&self) -> &str {
-        &self.cluster_domain
+        &self.mesh.cluster_domain
+    }
+
+    /// An AuthorizationPolicy by name.
+    pub fn policy(&self, name: &Name) -> Option<&Arc<AuthorizationPolicy>> {
+        self.policies.get(name)
+    }
+
+    /// All AuthorizationPolicies that apply to some workload, by namespace and name.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.policies.values()
     }
 
     /// A workload by id.

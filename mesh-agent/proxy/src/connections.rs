@@ -73,7 +73,7 @@ pub(crate) struct Live {
     names: RefCell<Names>,
     edges: RefCell<Vec<EdgeShare>>,
     /// What the server's side allowed here; judged again when policy changes.
-    admitted: Cell<Option<ServerRequest>>,
+    admitted: RefCell<Option<ServerRequest>>,
 }
 
 /// Whom a connection is between.
@@ -100,12 +100,12 @@ impl Live {
 
     /// Notes what the server's side allowed. Before the app is dialled, so that no policy change falls in between.
     pub(crate) fn set_admitted(&self, request: ServerRequest) {
-        self.admitted.set(Some(request));
+        *self.admitted.borrow_mut() = Some(request);
     }
 
     /// What the server's side allowed, if that was decided here.
     pub(crate) fn admitted(&self) -> Option<ServerRequest> {
-        self.admitted.get()
+        self.admitted.borrow().clone()
     }
 
     /// Notes where it is taken, and whom it is between.
@@ -234,7 +234,7 @@ impl Connections {
             upstream: Cell::new(None),
             names: RefCell::default(),
             edges: RefCell::default(),
-            admitted: Cell::new(None),
+            admitted: RefCell::default(),
         });
         live.meter.touch(now);
         self.live.borrow_mut().insert(id, Rc::clone(&live));

@@ -39,8 +39,9 @@ pub(crate) async fn open<'a>(
     }
     let snapshot = worker.snapshot();
     let destination = live.pod.workload;
-    let request = ServerRequest { peer: Peer::Unauthenticated, destination, port: dst.port() };
-    if let Verdict::Deny(reason) = server_stage(&snapshot, request) {
+    let request =
+        ServerRequest { peer: Peer::Unauthenticated, source: Some(live.client.ip()), destination, addr: dst };
+    if let Verdict::Deny(reason) = server_stage(&snapshot, &request).verdict {
         if worker.may_log() {
             tracing::info!(
                 pod = %live.pod.name,

@@ -165,10 +165,12 @@ fn admit_local(
     let snapshot = worker.snapshot();
     let request = ServerRequest {
         peer: Peer::Kernel(live.pod.workload),
+        // The address that the pod dials from, whatever the client's socket is bound to.
+        source: live.pod.addrs.iter().copied().find(|own| own.is_ipv4() == choice.addr.is_ipv4()),
         destination: workload.id,
-        port: choice.addr.port(),
+        addr: choice.addr,
     };
-    let verdict = server_stage(&snapshot, request);
+    let verdict = server_stage(&snapshot, &request).verdict;
     worker.kernel().put_verdict(
         &live.pod,
         VerdictEntry {

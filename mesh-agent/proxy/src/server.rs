@@ -5,26 +5,30 @@
 //!
 //! Invariant: nothing dials a local app before [`server_stage`] allowed it.
 
+use std::net::{IpAddr, SocketAddr};
+
 use mesh_core::{
     id::WorkloadId,
-    policy::{self, Peer, Verdict},
+    policy::{self, Attempt, Judgement, Peer},
     snapshot::Snapshot,
 };
 
 /// What a peer wants of a local workload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServerRequest {
     /// Who asks, as far as that is proved.
     pub(crate) peer: Peer,
+    /// The client's address, as packets to the server would have it.
+    pub(crate) source: Option<IpAddr>,
     /// The workload asked.
     pub(crate) destination: WorkloadId,
-    /// Its own port.
-    pub(crate) port: u16,
+    /// Its own address and port.
+    pub(crate) addr: SocketAddr,
 }
 
 /// Whether a connection that was allowed once is denied now. A workload that has left the mesh has no policy any more:
 /// its connections live on.
-pub(crate) fn is_denied_now(snapshot: &Snapshot, request: ServerRequest) -> bool {
+pub(crate) fn is_denied_now(snapshot: &Snapshot, request: &ServerRequest) -> bool {
     let meshed = snapshot
         .workload(request.destination)
         .is_some_and(|workload| workload.meshed && !workload.terminated);
@@ -33,6 +37,12 @@ pub(crate) fn is_denied_now(snapshot: &Snapshot, request: ServerRequest) -> bool
 
 /// Judges a connection to a local workload. Read the destination's policy generation *before* loading `snapshot`
 /// when the verdict is to be cached.
-pub(crate) fn server_stage(snapshot: &Snapshot, request: ServerRequest) -> Verdict {
-    policy::admit_in(snapshot, request.peer, request.destination, request.port)
+pub(crate) fn server_stage(snapshot: &Snapshot, request: &ServerRequest) -> Judgement {
+    let attempt = Attempt {
+        peer: &request.peer,
+        source: request.source,
+        destination: request.addr.ip(),
+        port: request.addr.port(),
+    };
+    policy::admit_in(snapshot, &attempt, request.destination)
 }

@@ -119,7 +119,7 @@ mod tests {
 
     use mesh_core::{
         mode::PortModes,
-        snapshot::{Name, ServicePort},
+        snapshot::{Name, Parts, ServicePort},
     };
 
     use super::*;
@@ -149,7 +149,10 @@ mod tests {
             endpoints: workloads.iter().map(|w| endpoint(w)).collect(),
         }];
         shape(&mut service);
-        Snapshot::new(1, workloads.to_vec(), vec![Arc::new(service)], "cluster.local")
+        Snapshot::new(
+            1,
+            Parts { workloads: workloads.to_vec(), services: vec![Arc::new(service)], ..Parts::default() },
+        )
     }
 
     fn dialled(dst: &str, backend: Option<&str>) -> Dialled {

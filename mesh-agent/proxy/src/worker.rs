@@ -289,7 +289,7 @@ impl Worker {
             return;
         }
         self.connections.each(|live| {
-            if live.admitted().is_some_and(|request| is_denied_now(&snapshot, request)) {
+            if live.admitted().is_some_and(|request| is_denied_now(&snapshot, &request)) {
                 if self.may_log() {
                     tracing::info!(pod = %live.pod.name, client = %live.client, "connection closed: a policy now denies it");
                 }

@@ -135,14 +135,14 @@ mod tests {
     use std::sync::Arc;
 
     use mesh_common::Addr;
-    use mesh_core::snapshot::{Name, Service, Snapshot, Workload};
+    use mesh_core::snapshot::{Name, Parts, Service, Snapshot, Workload};
 
     use super::*;
 
     fn snapshot() -> Snapshot {
         let workloads = ["cart", "web-0"].map(|name| Arc::new(Workload::named(Name::new("shop", name))));
         let service = Arc::new(Service::named(Name::new("shop", "web")));
-        Snapshot::new(1, workloads.to_vec(), vec![service], "cluster.local")
+        Snapshot::new(1, Parts { workloads: workloads.to_vec(), services: vec![service], ..Parts::default() })
     }
 
     fn id(name: &str) -> u64 {

@@ -26,7 +26,7 @@ use mesh_core::{
     dns::{self, DnsAnswer, QType, RecordData},
     id::WorkloadId,
     mode::Mode,
-    policy::{self, Peer, Verdict},
+    policy::{self, Attempt, Peer, Verdict},
     snapshot::{Snapshot, Workload},
 };
 
@@ -244,23 +244,33 @@ fn server_view<T: Tables>(
     let local = (backend.flags & PEER_LOCAL != 0).then(|| (world.inbound)(dest.id)).flatten();
     let flags = match &local {
         Some((id, inbound)) => decide::inbound_port_flags(world.tables, *id, inbound, backend.port),
-        None => flags_of(dest, backend.port),
+        None => flags_of(world.snapshot, dest, backend.port),
     };
     let gone = match &local {
         Some((_, inbound)) => decide::agent_gone(inbound, flags),
-        None => decide::agent_gone(&inbound_of(dest), flags),
+        None => decide::agent_gone(&inbound_of(world.snapshot, dest), flags),
     };
     let excluded = flags & PORT_EXCLUDED != 0;
     let ticketed = decision.ticket || (local.is_some() && decision.outcome == Outcome::Proxy);
+    let addr: IpAddr = backend.addr.into();
+    let verdict = |peer: Peer| {
+        let attempt = Attempt {
+            peer: &peer,
+            source: from.addrs.iter().copied().find(|own| own.is_ipv4() == addr.is_ipv4()),
+            destination: addr,
+            port: backend.port,
+        };
+        policy::admit(world.snapshot, &attempt, dest).verdict
+    };
     let arrival = if excluded {
         said(Outcome::Pass, Reason::ExcludedPort)
     } else if decision.ticket {
         said(Outcome::Pass, Reason::Ticket)
     } else if ticketed {
         // The agent judges the client by what the kernel attests, then dials with a ticket.
-        judged(policy::admit(Peer::Kernel(from.id), dest, backend.port), Reason::Ticket, Outcome::Pass)
+        judged(verdict(Peer::Kernel(from.id)), Reason::Ticket, Outcome::Pass)
     } else {
-        judged(policy::admit(Peer::Unauthenticated, dest, backend.port), Reason::Captured, Outcome::Capture)
+        judged(verdict(Peer::Unauthenticated), Reason::Captured, Outcome::Capture)
     };
     let agent_down = match (excluded, decision.ticket) {
         (true, _) => said(Outcome::Pass, Reason::ExcludedPort),
@@ -272,19 +282,20 @@ fn server_view<T: Tables>(
         Mode::Permissive => "PERMISSIVE",
         Mode::Strict => "STRICT",
     };
-    let fail_closed = policy::fail_closed_inbound(dest, backend.port);
+    let fail_closed = policy::fail_closed_inbound(world.snapshot, dest, backend.port);
     Some(ServerView { mode: mode.to_owned(), fail_closed, excluded, arrival, agent_down })
 }
 
 /// What another node's kernel holds about a port of its pod: made of the same snapshot as there.
-fn flags_of(dest: &Workload, port: u16) -> u32 {
+fn flags_of(snapshot: &Snapshot, dest: &Workload, port: u16) -> u32 {
     let excluded = if dest.settings.exclude_inbound_ports.contains(&port) { PORT_EXCLUDED } else { 0 };
-    let closed = if policy::fail_closed_inbound(dest, port) { PORT_FAIL_CLOSED } else { PORT_FAIL_OPEN };
+    let closed =
+        if policy::fail_closed_inbound(snapshot, dest, port) { PORT_FAIL_CLOSED } else { PORT_FAIL_OPEN };
     excluded | closed
 }
 
-fn inbound_of(dest: &Workload) -> InboundCfg {
-    let closed = policy::fail_closed_inbound_default(dest);
+fn inbound_of(snapshot: &Snapshot, dest: &Workload) -> InboundCfg {
+    let closed = policy::fail_closed_inbound_default(snapshot, dest);
     InboundCfg {
         workload: dest.id.0,
         flags: if closed { INBOUND_FAIL_CLOSED } else { 0 },

@@ -72,13 +72,13 @@ impl<'a> Names<'a> {
 
 #[cfg(test)]
 mod tests {
-    use mesh_core::snapshot::Workload;
+    use mesh_core::snapshot::{Parts, Workload};
 
     use super::*;
 
     fn snapshot(pods: &[&str]) -> Snapshot {
         let pods = pods.iter().map(|pod| Arc::new(Workload::named(Name::new("shop", *pod))));
-        Snapshot::new(1, pods.collect(), Vec::new(), "cluster.local")
+        Snapshot::new(1, Parts { workloads: pods.collect(), ..Parts::default() })
     }
 
     #[test]

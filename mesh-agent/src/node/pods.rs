@@ -116,7 +116,7 @@ fn state_of(obstacle: &Obstacle) -> PodState {
 mod tests {
     use std::{sync::Arc, time::Duration};
 
-    use mesh_core::snapshot::Workload;
+    use mesh_core::snapshot::{Parts, Workload};
 
     use super::*;
     use crate::node::fixtures::pod_config;
@@ -169,7 +169,7 @@ mod tests {
         let name = Name::new("shop", "hostnet");
         let workload =
             Arc::new(Workload { addrs: vec!["10.0.0.9".parse().unwrap()], ..Workload::named(name.clone()) });
-        let snapshot = Snapshot::new(1, vec![workload], Vec::new(), "cluster.local");
+        let snapshot = Snapshot::new(1, Parts { workloads: vec![workload], ..Parts::default() });
         let blocked = BTreeMap::from([(name, Obstacle::Skipped("it runs on the host network".into()))]);
         let local = LocalPods { blocked, ..LocalPods::default() };
         let rows = rows(

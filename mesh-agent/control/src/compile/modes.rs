@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_core::mode::{Mode, PortModes};
+use mesh_core::mode::{Mode, ModeSources, PortModes};
 
 use crate::{
     index::{Index, Origin, located},
@@ -62,22 +62,25 @@ impl<'a> NamespacePolicies<'a> {
         Self { mesh, namespace: widest(index, namespace, problems), selecting }
     }
 
-    /// The modes of a workload with these labels.
-    pub(super) fn modes(&self, labels: &Labels) -> PortModes {
+    /// The modes of a workload with these labels, and which policies they come from.
+    pub(super) fn modes(&self, labels: &Labels) -> (PortModes, ModeSources) {
         let own = self
             .selecting
             .iter()
             .find(|policy| policy.selector.iter().all(|(key, value)| labels.get(key) == Some(value)));
-        let default = [own.copied(), self.namespace, self.mesh]
+        let decisive = [own.copied(), self.namespace, self.mesh]
             .into_iter()
             .flatten()
-            .find_map(|policy| policy.mode)
-            .unwrap_or_default();
+            .find_map(|policy| Some((policy.mode?, policy.name.clone())));
+        let (default, source) = decisive.map_or((Mode::default(), None), |(mode, name)| (mode, Some(name)));
+        // A port that is UNSET has the workload's mode, as if it were not there.
         let ports: BTreeMap<u16, Mode> = own
             .into_iter()
             .flat_map(|policy| &policy.ports)
-            .map(|(port, mode)| (*port, mode.unwrap_or(default)))
+            .filter_map(|(port, mode)| Some((*port, (*mode)?)))
             .collect();
-        PortModes { default, ports }
+        let sources =
+            ModeSources { default: source, ports: own.filter(|_| !ports.is_empty()).map(|p| p.name.clone()) };
+        (PortModes { default, ports }, sources)
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::snapshot::Parts;
 
 fn endpoint(addr: &str, ready: bool, hostname: Option<&str>) -> Endpoint {
     Endpoint {
@@ -62,7 +63,7 @@ fn world() -> Snapshot {
         external("alias", "web.default.svc.cluster.local"),
         external("loop", "loop.default.svc.cluster.local"),
     ];
-    Snapshot::new(1, Vec::new(), services.into_iter().map(Arc::new).collect(), "cluster.local")
+    Snapshot::new(1, Parts { services: services.into_iter().map(Arc::new).collect(), ..Parts::default() })
 }
 
 fn ask(qname: &str, qtype: QType) -> DnsAnswer {

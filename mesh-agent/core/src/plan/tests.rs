@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     mode::{Mode, PortModes},
-    snapshot::PodSettings,
+    snapshot::{Parts, PodSettings},
 };
 
 fn meshed(name: &str) -> Workload {
@@ -20,11 +20,11 @@ fn meshed(name: &str) -> Workload {
 
 fn pods_of(workloads: Vec<Workload>) -> LocalPods {
     let workloads = workloads.into_iter().map(Arc::new).collect();
-    local_pods(&Snapshot::new(1, workloads, Vec::new(), "cluster.local"), "n1")
+    local_pods(&Snapshot::new(1, Parts { workloads, ..Parts::default() }), "n1")
 }
 
 fn spec(name: &str, netns_cookie: u64) -> PodSpec {
-    PodSpec { config: PodConfig::of(&meshed(name)).unwrap(), netns_cookie }
+    PodSpec { config: PodConfig::of(&Snapshot::default(), &meshed(name)).unwrap(), netns_cookie }
 }
 
 fn desired(specs: &[PodSpec]) -> BTreeMap<PodKey, PodSpec> {
@@ -94,7 +94,8 @@ fn port_rules_hold_only_what_differs_from_the_default() {
         ports: [(80, Mode::Permissive), (81, Mode::Strict), (82, Mode::Disable)].into(),
     };
     let settings = PodSettings { exclude_inbound_ports: [80, 90].into(), ..PodSettings::default() };
-    let config = PodConfig::of(&Workload { modes, settings, ..meshed("web") }).unwrap();
+    let web = Workload { modes, settings, ..meshed("web") };
+    let config = PodConfig::of(&Snapshot::default(), &web).unwrap();
     assert!(config.inbound_fail_closed);
     let rules: Vec<_> = config.inbound_ports.iter().map(|(p, r)| (*p, r.excluded, r.fail_closed)).collect();
     assert_eq!(rules, [(80, true, Some(false)), (82, false, Some(false)), (90, true, None)]);

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{mode::PortModes, snapshot::Name};
+use crate::{
+    mode::PortModes,
+    snapshot::{Name, Parts},
+};
 
 fn key(last: u8) -> EndpointKey {
     SocketAddr::from(([10, 0, 0, last], 80))
@@ -86,7 +89,7 @@ fn service(vips: &[&str], endpoints: Vec<Endpoint>) -> Service {
 }
 
 fn compute(workloads: &[Arc<Workload>], service: Service, view: &NodeView, previous: &Tables) -> Tables {
-    let snapshot = Snapshot::new(1, workloads.to_vec(), vec![Arc::new(service)], "cluster.local");
+    let snapshot = Snapshot::new(1, Parts { workloads: workloads.to_vec(), services: vec![Arc::new(service)], ..Parts::default() });
     tables(&snapshot, view, previous)
 }
 

@@ -76,7 +76,7 @@ impl Metrics {
 mod tests {
     use std::sync::Arc;
 
-    use mesh_core::snapshot::{Name, Workload};
+    use mesh_core::snapshot::{Name, Parts, Workload};
     use prometheus_client::registry::Registry;
 
     use super::*;
@@ -86,7 +86,7 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let pods = ["client", "server"].map(|name| Arc::new(Workload::named(Name::new("shop", name))));
-        let snapshot = Snapshot::new(1, pods.to_vec(), Vec::new(), "cluster.local");
+        let snapshot = Snapshot::new(1, Parts { workloads: pods.to_vec(), ..Parts::default() });
         let traffic = DirectTraffic {
             source: Some(pods[0].id),
             destination: Some(pods[1].id),

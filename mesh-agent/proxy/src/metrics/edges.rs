@@ -156,7 +156,7 @@ impl Edges {
 
 #[cfg(test)]
 mod tests {
-    use mesh_core::snapshot::Name;
+    use mesh_core::snapshot::{Name, Parts};
 
     use super::*;
 
@@ -217,9 +217,9 @@ mod tests {
         }
 
         let all = [Arc::new(client.clone()), Arc::new(server)];
-        edges.retain(&Snapshot::new(1, all.to_vec(), Vec::new(), "cluster.local"));
+        edges.retain(&Snapshot::new(1, Parts { workloads: all.to_vec(), ..Parts::default() }));
         assert!(text(&registry).contains("source_workload=\"client\""));
-        edges.retain(&Snapshot::new(2, vec![Arc::new(client)], Vec::new(), "cluster.local"));
+        edges.retain(&Snapshot::new(2, Parts { workloads: vec![Arc::new(client)], ..Parts::default() }));
         assert!(!text(&registry).contains("source_workload"));
     }
 

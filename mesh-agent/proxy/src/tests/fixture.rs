@@ -12,7 +12,7 @@ use std::{
 
 use mesh_core::{
     id::WorkloadId,
-    snapshot::{Endpoint, Name, Protocol, Service, ServicePort, Snapshot, Workload},
+    snapshot::{Endpoint, Name, Parts, Protocol, Service, ServicePort, Snapshot, Workload},
 };
 use prometheus_client::registry::Registry;
 use socket2::{Domain, SockRef, Socket, Type};
@@ -179,8 +179,10 @@ impl World {
         let metrics = Arc::new(Metrics::register(&mut registry));
         let (kernel, sockets) = (Arc::new(FakeKernel::default()), Arc::new(FakeSockets::default()));
         let (commands, commands_rx) = mpsc::channel(16);
-        let (snapshots, snapshots_rx) =
-            watch::channel(Arc::new(Snapshot::new(1, vec![Arc::new(client)], Vec::new(), "cluster.local")));
+        let (snapshots, snapshots_rx) = watch::channel(Arc::new(Snapshot::new(
+            1,
+            Parts { workloads: vec![Arc::new(client)], ..Parts::default() },
+        )));
         let shared = Arc::new(Shared {
             admission: Arc::new(Admission::new(settings.connections_max)),
             settings,
@@ -228,7 +230,10 @@ impl World {
         let own = workload("client", "a", IpAddr::V4(Ipv4Addr::LOCALHOST));
         let workloads = workloads.into_iter().chain([own]).map(Arc::new).collect();
         let services = services.into_iter().map(Arc::new).collect();
-        self.snapshots.send_replace(Arc::new(Snapshot::new(version, workloads, services, "cluster.local")));
+        self.snapshots.send_replace(Arc::new(Snapshot::new(
+            version,
+            Parts { workloads, services, ..Parts::default() },
+        )));
     }
 
     /// From now on connections on the outbound port were meant for `dst`.

@@ -281,9 +281,10 @@ fn a_plaintext_arrival_at_a_strict_port_is_reset_and_the_app_sees_nothing() {
         let own = Workload { modes: strict, ..workload("client", "a", addr.ip()) };
         world.snapshots.send_replace(Arc::new(mesh_core::snapshot::Snapshot::new(
             9,
-            vec![Arc::new(own)],
-            Vec::new(),
-            "cluster.local",
+            mesh_core::snapshot::Parts {
+                workloads: vec![Arc::new(own)],
+                ..mesh_core::snapshot::Parts::default()
+            },
         )));
         let client = arrive(&world, &listener, 1).await;
         assert_eq!(end_of(client).await, io::ErrorKind::ConnectionReset);

@@ -8,7 +8,7 @@ use mesh_common::{
     service::{Affinity, AffinityKey, BackendIndexKey, BackendKey, ServiceVal, WorkloadVal},
     verdict::{VERDICT_DENY, Verdict as CachedVerdict},
 };
-use mesh_core::snapshot::{Endpoint, Name, Protocol, Service, ServicePort};
+use mesh_core::snapshot::{Endpoint, Name, Parts, Protocol, Service, ServicePort};
 
 use super::*;
 
@@ -100,7 +100,7 @@ fn scene(mode: Mode) -> (Snapshot, FakeTables) {
         .insert(BackendKey { slots: 1, slot: 0, pad: 0 }, backend(&local, PEER_MESHED | PEER_LOCAL, SERVER));
     tables.backends.insert(BackendKey { slots: 1, slot: 1, pad: 0 }, backend(&remote, PEER_MESHED, 0));
     let workloads = [cart, local, remote].map(Arc::new).to_vec();
-    (Snapshot::new(1, workloads, vec![Arc::new(service)], "cluster.local"), tables)
+    (Snapshot::new(1, Parts { workloads, services: vec![Arc::new(service)], ..Parts::default() }), tables)
 }
 
 fn cache(tables: &mut FakeTables, action: u32, policy_gen: u64) {

@@ -114,5 +114,14 @@ pub(super) fn denied(reason: DenyReason) -> &'static str {
             "the port is STRICT and the client proves no identity: the connection is reset"
         }
         DenyReason::UnknownWorkload => "nothing is known of the server's policy: the connection is reset",
+        DenyReason::PolicyDenied => "an AuthorizationPolicy of the server denies it: the connection is reset",
+        DenyReason::NoPolicyAllows => {
+            "the server has AuthorizationPolicies that allow, and none of them allows this: the connection is reset"
+        }
+        DenyReason::PeerTrustDomain => "the client's trust domain is not the mesh's: the connection is reset",
+        DenyReason::UnknownPeer => "nothing is known of the client's identity: the connection is reset",
+        DenyReason::UnknownPolicy => {
+            "a policy of the server has not arrived yet, so nothing passes: the connection is reset"
+        }
     }
 }
