@@ -132,6 +132,7 @@ fn proxy(server: SocketAddr, splice: bool) -> io::Result<(Proxy, SocketAddr)> {
     let listeners = PodListeners {
         outbound: vec![outbound.into()],
         inbound: listener()?.into(),
+        hbone: listener()?.into(),
         dns_udp: std::net::UdpSocket::bind("127.0.0.1:0")?.into(),
         dns_tcp: listener()?.into(),
     };

@@ -39,6 +39,8 @@ pub struct PodListeners {
     pub outbound: Vec<OwnedFd>,
     /// Inbound plaintext TCP: arrivals keep the address they dialled as the accepted socket's own address.
     pub inbound: OwnedFd,
+    /// HBONE: TLS connections of agents on other nodes, for apps of this pod.
+    pub hbone: OwnedFd,
     /// DNS over UDP.
     pub dns_udp: OwnedFd,
     /// DNS over TCP.

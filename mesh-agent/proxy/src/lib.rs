@@ -16,6 +16,7 @@ mod close;
 mod connect;
 mod connections;
 mod dns;
+mod hbone;
 mod inbound;
 pub mod kernel;
 mod listener;

@@ -33,6 +33,8 @@ pub struct Listeners {
     pub outbound: Vec<OwnedFd>,
     /// On [`ports::INBOUND`]; TCP. Accepted sockets have the original destination as local address.
     pub inbound: OwnedFd,
+    /// On [`ports::HBONE`]; TCP. Peers on other nodes reach it like any port of the pod.
+    pub hbone: OwnedFd,
     /// On [`ports::DNS`]; UDP.
     pub dns_udp: OwnedFd,
     /// On [`ports::DNS`]; TCP.
@@ -56,6 +58,7 @@ pub(crate) fn listen(maps: &Maps, netns_cookie: u64) -> Result<Listeners, Listen
     Ok(Listeners {
         outbound: ports::OUTBOUND.into_iter().map(tcp).collect::<Result<_, _>>()?,
         inbound: tcp(ports::INBOUND)?,
+        hbone: tcp(ports::HBONE)?,
         dns_tcp: tcp(ports::DNS)?,
         dns_udp: bound(maps, netns_cookie, Type::DGRAM, ports::DNS)?,
     })

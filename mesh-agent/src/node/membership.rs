@@ -102,6 +102,7 @@ impl Membership {
         let listeners = PodListeners {
             outbound: listeners.outbound,
             inbound: listeners.inbound,
+            hbone: listeners.hbone,
             dns_udp: listeners.dns_udp,
             dns_tcp: listeners.dns_tcp,
         };

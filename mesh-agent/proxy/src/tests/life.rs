@@ -206,6 +206,7 @@ async fn proxy(
     let listeners = PodListeners {
         outbound: outbound.into_iter().map(Into::into).collect(),
         inbound: StdListener::bind("127.0.0.1:0").unwrap().into(),
+        hbone: StdListener::bind("127.0.0.1:0").unwrap().into(),
         dns_udp: std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(),
         dns_tcp: StdListener::bind("127.0.0.1:0").unwrap().into(),
     };
