@@ -17,3 +17,64 @@ pub struct Mesh {
     #[prost(string, tag = "4")]
     pub cluster_domain: ::prost::alloc::string::String,
 }
+/// What certificates are judged by. Its xDS name is `trust`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Trust {
+    /// Roots of the mesh's own trust domains, DER; the old and the new one during a rotation.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub roots: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Certificate revocation lists, DER.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub crls: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Roots of other trust domains.
+    #[prost(message, repeated, tag = "3")]
+    pub federated: ::prost::alloc::vec::Vec<FederatedRoots>,
+}
+/// Roots of a trust domain that is not ours.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FederatedRoots {
+    /// The trust domain.
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// Its roots, DER.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub roots: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+/// State of the controller's configuration, for people to read on any node. Its xDS name is `source`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Source {
+    /// Where the resources come from.
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    /// What is wrong with them.
+    #[prost(message, repeated, tag = "2")]
+    pub problems: ::prost::alloc::vec::Vec<SourceProblem>,
+}
+/// One thing that is wrong with the configuration.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SourceProblem {
+    /// File.
+    #[prost(string, tag = "1")]
+    pub file: ::prost::alloc::string::String,
+    /// Which document of the file, from 1; 0 for the file as a whole.
+    #[prost(uint32, tag = "2")]
+    pub document: u32,
+    /// Kind of the resource, if known.
+    #[prost(string, tag = "3")]
+    pub kind: ::prost::alloc::string::String,
+    /// Namespace of the resource, if it has one.
+    #[prost(string, tag = "4")]
+    pub namespace: ::prost::alloc::string::String,
+    /// Name of the resource, if known.
+    #[prost(string, tag = "5")]
+    pub name: ::prost::alloc::string::String,
+    /// Used all the same.
+    #[prost(bool, tag = "6")]
+    pub warning: bool,
+    /// Path of the field; empty for the document as a whole.
+    #[prost(string, tag = "7")]
+    pub field: ::prost::alloc::string::String,
+    /// What was found and what is wanted.
+    #[prost(string, tag = "8")]
+    pub message: ::prost::alloc::string::String,
+}
