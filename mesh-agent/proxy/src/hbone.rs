@@ -9,4 +9,5 @@
 
 #![cfg_attr(not(test), allow(dead_code, reason = "taken into use step by step"))]
 
+mod h2;
 mod tls;
