@@ -12,6 +12,7 @@ mod tls;
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -27,6 +28,12 @@ pub use server::{HboneServer, Seen};
 
 /// Where HBONE listens in a pod.
 pub const PORT: u16 = 15008;
+
+/// All addresses of a place, both families, with this port: where a server listens.
+#[must_use]
+pub fn everywhere(port: u16) -> SocketAddr {
+    SocketAddr::from(([0u16; 8], port))
+}
 
 /// No step of a client takes longer.
 const STEP_LIMIT: Duration = Duration::from_secs(5);

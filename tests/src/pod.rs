@@ -28,6 +28,12 @@ impl Pod {
         Self { place, identity }
     }
 
+    /// The place in which its processes run.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place.clone()
+    }
+
     /// Its Kubernetes namespace.
     #[must_use]
     pub fn namespace(&self) -> &str {

@@ -201,6 +201,31 @@ pub fn captured(agent: &Agent, destination: &Pod) -> Result<u64, AgentError> {
     total_opened(agent, |edge| edge["destination"] == destination && edge["direction"] == "inbound")
 }
 
+/// How the live connections from the address `source` to `destination` are secured, as the agent of one of them
+/// shows it: `mutual_tls`, `kernel` or `none` for each.
+///
+/// # Errors
+/// When the admin socket does not answer.
+pub fn security(agent: &Agent, source: IpAddr, destination: &Pod) -> Result<Vec<String>, AgentError> {
+    let rows = live(agent, source, destination)?;
+    Ok(rows.iter().map(|row| row["security"].as_str().unwrap_or_default().to_owned()).collect())
+}
+
+/// The live connections from the address `source` to `destination` that an agent shows.
+///
+/// # Errors
+/// When the admin socket does not answer.
+pub fn live(agent: &Agent, source: IpAddr, destination: &Pod) -> Result<Vec<Value>, AgentError> {
+    let destination = full_name(destination);
+    let view = agent.admin("/connections")?;
+    let rows = view["connections"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let is_from_source = |row: &&Value| {
+        let address = row["source_addr"].as_str().and_then(|text| text.parse::<SocketAddr>().ok());
+        address.is_some_and(|address| address.ip().to_canonical() == source)
+    };
+    Ok(rows.iter().filter(|row| row["destination"] == destination).filter(is_from_source).cloned().collect())
+}
+
 fn total_opened(agent: &Agent, matches: impl Fn(&Value) -> bool) -> Result<u64, AgentError> {
     let edges = agent.admin("/edges")?;
     let rows = edges["edges"].as_array().map(Vec::as_slice).unwrap_or_default();

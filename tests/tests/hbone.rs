@@ -1,15 +1,8 @@
 //! HBONE between nodes, and with others who speak it: what is on the wire, what each side is told, how it ends.
 
-use std::net::SocketAddr;
-
 use mesh_tests::authority::{Authority, Leaf, spiffe_of};
-use mesh_tests::hbone::{Connect, HboneServer, PORT, Session};
+use mesh_tests::hbone::{Connect, HboneServer, PORT, Session, everywhere};
 use mesh_tests::{Shop, TestResult, require_root, test_name};
-
-/// On all addresses.
-fn everywhere(port: u16) -> SocketAddr {
-    SocketAddr::from(([0u16; 8], port))
-}
 
 #[test]
 fn the_harness_understands_itself() -> TestResult {
