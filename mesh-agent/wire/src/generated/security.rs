@@ -22,6 +22,9 @@ pub struct Authorization {
     /// Only reported, never enforced.
     #[prost(bool, tag = "6")]
     pub dry_run: bool,
+    /// What our agents read. Not part of the public definition, whose readers skip it.
+    #[prost(message, optional, tag = "15008")]
+    pub nodemesh: ::core::option::Option<crate::proto::nodemesh::PolicyFacts>,
 }
 /// Matches when all clauses do.
 #[derive(Clone, PartialEq, ::prost::Message)]
