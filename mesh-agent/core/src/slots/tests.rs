@@ -89,7 +89,10 @@ fn service(vips: &[&str], endpoints: Vec<Endpoint>) -> Service {
 }
 
 fn compute(workloads: &[Arc<Workload>], service: Service, view: &NodeView, previous: &Tables) -> Tables {
-    let snapshot = Snapshot::new(1, Parts { workloads: workloads.to_vec(), services: vec![Arc::new(service)], ..Parts::default() });
+    let snapshot = Snapshot::new(
+        1,
+        Parts { workloads: workloads.to_vec(), services: vec![Arc::new(service)], ..Parts::default() },
+    );
     tables(&snapshot, view, previous)
 }
 
