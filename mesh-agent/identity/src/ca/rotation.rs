@@ -1,0 +1,116 @@
+//! Where a rotation of the root stands, and its steps.
+//!
+//! A new root is *announced* (trusted everywhere, signs nothing), after a while signing *switches* to it, and the old one stays
+//! *retired* (trusted, signs nothing) until whatever it signed has ended. The journal is a file; each step is written down before
+//! it is done, so a process that dies in the middle leaves something the next one finishes.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::store::{CA_KEY, JOURNAL, Locked, NEXT_KEY, ROOT_CERT, StoreError};
+use crate::clock::unix_seconds;
+
+/// Most roots kept for the sake of what they once signed; the one to end first gives way.
+const RETIRED_MAX: usize = 32;
+
+/// An announced root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Announced {
+    /// Its certificate, PEM. Its key is in `next-key.pem`.
+    pub(crate) root: String,
+    /// When signing goes over to it, seconds since 1970.
+    pub(crate) switch_at: u64,
+}
+
+/// A retired root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Retired {
+    /// Its certificate, PEM.
+    pub(crate) root: String,
+    /// Until when it is trusted, seconds since 1970.
+    pub(crate) until: u64,
+}
+
+/// The file `rotation.json`. Removing it makes the mesh forget retired roots at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Journal {
+    pub(crate) announced: Option<Announced>,
+    /// A switch to this root (PEM) has begun and may not be complete.
+    pub(crate) switching: Option<String>,
+    pub(crate) retired: Vec<Retired>,
+    /// The roots (PEM) that were in use when the folder was last looked at.
+    pub(crate) known: Vec<String>,
+}
+
+impl Journal {
+    /// Reads the journal. One that does not parse counts as absent, with a warning: it holds nothing the CA could not do without.
+    pub(crate) fn read(folder: &Locked<'_>) -> Result<Self, StoreError> {
+        let Some(content) = folder.read(JOURNAL)? else { return Ok(Self::default()) };
+        Ok(serde_json::from_slice(&content).unwrap_or_else(|error| {
+            tracing::warn!(%error, "{JOURNAL} of the CA is unreadable; an unfinished rotation is forgotten");
+            Self::default()
+        }))
+    }
+
+    /// Writes the journal.
+    pub(crate) fn write(&self, folder: &Locked<'_>) -> Result<(), StoreError> {
+        // Strings and numbers only: serialising cannot fail; an empty journal would be the safe reading of a failure.
+        folder.write(JOURNAL, &serde_json::to_vec_pretty(self).unwrap_or_default())
+    }
+
+    /// Does what is due at `now` to a self-signed CA's folder. Says whether signing went over to another root.
+    pub(crate) fn advance(
+        &mut self,
+        folder: &Locked<'_>,
+        now: SystemTime,
+        retire: Duration,
+    ) -> Result<bool, StoreError> {
+        let mut switched = false;
+        if self.switching.is_none()
+            && let Some(announced) = self.announced.take_if(|next| next.switch_at <= unix_seconds(now))
+        {
+            if let Some(old) = folder.read(ROOT_CERT)? {
+                self.retire(String::from_utf8_lossy(&old).into_owned(), now + retire);
+            }
+            self.known = vec![announced.root.clone()];
+            self.switching = Some(announced.root);
+            self.write(folder)?;
+            switched = true;
+        }
+        if let Some(root) = &self.switching {
+            folder.rename(NEXT_KEY, CA_KEY)?;
+            folder.write(ROOT_CERT, root.as_bytes())?;
+            self.switching = None;
+            self.write(folder)?;
+        }
+        Ok(switched)
+    }
+
+    /// Keeps a root trusted until `until`.
+    pub(crate) fn retire(&mut self, root: String, until: SystemTime) {
+        let until = unix_seconds(until);
+        match self.retired.iter_mut().find(|retired| retired.root == root) {
+            Some(retired) => retired.until = retired.until.max(until),
+            None => self.retired.push(Retired { root, until }),
+        }
+        self.retired.sort_by_key(|retired| retired.until);
+        let excess = self.retired.len().saturating_sub(RETIRED_MAX);
+        self.retired.drain(..excess);
+    }
+
+    /// Notes which roots are in use: those that were and are not any more are retired. Forgets retired ones whose time has
+    /// come. Says whether anything changed.
+    pub(crate) fn note(&mut self, roots: Vec<String>, now: SystemTime, retire: Duration) -> bool {
+        let before = self.clone();
+        for gone in std::mem::take(&mut self.known) {
+            if !roots.contains(&gone) {
+                self.retire(gone, now + retire);
+            }
+        }
+        self.retired.retain(|retired| retired.until > unix_seconds(now) && !roots.contains(&retired.root));
+        self.known = roots;
+        *self != before
+    }
+}

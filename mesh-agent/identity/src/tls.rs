@@ -1,0 +1,129 @@
+//! TLS configurations: 1.3 only, no resumption, no tickets, no early data, keys extractable by the record layer.
+//!
+//! Between agents both sides show a certificate and ALPN is `h2`. The controller's side differs only in whom it expects. Suites
+//! are those of TLS 1.3 with AES-128-GCM first (cheapest in CPU where AES is in hardware); a peer may choose any of them, so
+//! whoever takes a connection's secrets must handle all three.
+
+use std::sync::{Arc, LazyLock};
+
+use mesh_core::identity::Identity;
+use rustls::{
+    ClientConfig, ServerConfig,
+    client::{ResolvesClientCert, Resumption},
+    crypto::{
+        CryptoProvider,
+        aws_lc_rs::{
+            cipher_suite::{
+                TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+            },
+            default_provider, kx_group,
+        },
+    },
+    server::NoServerSessionStorage,
+    sign::SingleCertAndKey,
+    version::TLS13,
+};
+
+use crate::{
+    bundle::Trust,
+    clock::{Clock, TlsTime},
+    svid::Svid,
+    verify::{Expect, PeerVerifier},
+};
+
+/// The application protocol of HBONE and of the controller.
+pub const ALPN_H2: &[u8] = b"h2";
+
+/// Suites and groups. A client sends a key share for the first group only; the post-quantum one is there for peers that offer
+/// nothing else.
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            TLS13_AES_128_GCM_SHA256,
+            TLS13_AES_256_GCM_SHA384,
+            TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1, kx_group::X25519MLKEM768],
+        ..default_provider()
+    })
+});
+
+/// Configurations could not be built.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot build a TLS configuration")]
+pub struct TlsError(#[from] rustls::Error);
+
+/// What every configuration of a process shares.
+#[derive(Clone, Debug)]
+pub struct TlsContext {
+    /// What is trusted.
+    pub trust: Arc<Trust>,
+    /// The time certificates are judged by.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl TlsContext {
+    /// The configuration of a client that shows `own` (nothing, if `None`) and accepts one of the `expected` servers.
+    ///
+    /// # Errors
+    /// Only if aws-lc and rustls disagree about versions.
+    pub fn client(&self, own: Option<&Svid>, expected: &[Identity]) -> Result<ClientConfig, TlsError> {
+        let verifier = self.verifier(Expect::OneOf(expected.into()));
+        let builder = ClientConfig::builder_with_details(
+            Arc::clone(&PROVIDER),
+            Arc::new(TlsTime(Arc::clone(&self.clock))),
+        )
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+        let mut config = match own {
+            Some(svid) => {
+                let resolver = SingleCertAndKey::from(svid.certified_key());
+                builder.with_client_cert_resolver(Arc::new(resolver) as Arc<dyn ResolvesClientCert>)
+            }
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![ALPN_H2.to_vec()];
+        config.resumption = Resumption::disabled();
+        config.enable_early_data = false;
+        config.enable_sni = false;
+        config.enable_secret_extraction = true;
+        Ok(config)
+    }
+
+    /// The configuration of a server that shows `own` and accepts the clients that `expect` says.
+    ///
+    /// # Errors
+    /// As [`Self::client`].
+    pub fn server(&self, own: &Svid, expect: Expect) -> Result<ServerConfig, TlsError> {
+        self.server_with(own, self.verifier(expect))
+    }
+
+    /// As [`Self::server`], but a client may also come without a certificate: it then has to authenticate otherwise.
+    ///
+    /// # Errors
+    /// As [`Self::client`].
+    pub fn server_or_anonymous(&self, own: &Svid, expect: Expect) -> Result<ServerConfig, TlsError> {
+        self.server_with(own, self.verifier(expect).or_anonymous())
+    }
+
+    fn server_with(&self, own: &Svid, verifier: PeerVerifier) -> Result<ServerConfig, TlsError> {
+        let mut config = ServerConfig::builder_with_details(
+            Arc::clone(&PROVIDER),
+            Arc::new(TlsTime(Arc::clone(&self.clock))),
+        )
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(own.certified_key())));
+        config.alpn_protocols = vec![ALPN_H2.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.max_early_data_size = 0;
+        config.enable_secret_extraction = true;
+        Ok(config)
+    }
+
+    fn verifier(&self, expect: Expect) -> PeerVerifier {
+        PeerVerifier::new(Arc::clone(&self.trust), Arc::clone(&self.clock), expect)
+    }
+}
