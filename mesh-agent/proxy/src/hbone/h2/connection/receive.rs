@@ -47,6 +47,14 @@ pub(super) struct Data {
     end: bool,
 }
 
+#[cfg(test)]
+impl Data {
+    /// Bytes of the frame that are neither delivered nor credited; padding is credited once its length is known.
+    pub(super) const fn rest(self) -> u32 {
+        self.left
+    }
+}
+
 impl Reading {
     pub(super) const fn start(preface: bool) -> Self {
         if preface { Self::Preface { seen: 0 } } else { Self::frame() }

@@ -151,7 +151,7 @@ mod tests {
             let (word, length) = word_of(u16::from(byte));
             bits.extend((0..length).rev().map(|bit| word >> bit & 1 == 1));
         }
-        while bits.len() % 8 != 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push(true);
         }
         bits.chunks(8).map(|byte| byte.iter().fold(0, |sum, &bit| sum << 1 | u8::from(bit))).collect()
