@@ -6,6 +6,7 @@
 
 mod endpoints;
 mod modes;
+mod policies;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,7 +15,7 @@ use std::{
 };
 
 use mesh_core::{
-    policy,
+    policy::AuthorizationPolicy,
     snapshot::{Mesh, Parts, Protocol, Service, Snapshot, Tunnel, Workload},
 };
 
@@ -45,10 +46,28 @@ impl Default for MeshSettings {
     }
 }
 
+impl MeshSettings {
+    /// The mesh as a whole: these settings, over which the MeshConfig in `index` wins.
+    fn mesh(&self, index: &Index) -> Mesh {
+        let config = index.mesh_config(&self.root_namespace);
+        Mesh {
+            trust_domain: config
+                .and_then(|config| config.trust_domain.clone())
+                .unwrap_or_else(|| self.trust_domain.as_str().into()),
+            trust_domain_aliases: config
+                .map(|config| config.trust_domain_aliases.clone())
+                .unwrap_or_default(),
+            root_namespace: self.root_namespace.as_str().into(),
+            cluster_domain: self.cluster_domain.to_ascii_lowercase().into(),
+        }
+    }
+}
+
 /// Compiles again and again, keeping what did not change.
 #[derive(Debug)]
 pub struct Compiler {
     settings: MeshSettings,
+    mesh: Arc<Mesh>,
     namespaces: BTreeMap<Arc<str>, CompiledNamespace>,
     snapshot: Arc<Snapshot>,
 }
@@ -60,7 +79,17 @@ struct CompiledNamespace {
     workloads: Vec<Arc<Workload>>,
     /// Sorted by name.
     services: Vec<Placed>,
+    policies: Vec<Arc<AuthorizationPolicy>>,
     problems: Vec<SourceError>,
+}
+
+impl CompiledNamespace {
+    fn is_empty(&self) -> bool {
+        self.workloads.is_empty()
+            && self.services.is_empty()
+            && self.policies.is_empty()
+            && self.problems.is_empty()
+    }
 }
 
 /// A service with what decides who gets a contested address.
@@ -83,19 +112,24 @@ pub struct Compiled {
 impl Compiler {
     /// Starts from an empty world.
     pub fn new(settings: MeshSettings) -> Self {
-        Self { settings, namespaces: BTreeMap::new(), snapshot: Arc::default() }
+        let mesh = Arc::new(settings.mesh(&Index::default()));
+        Self { settings, mesh, namespaces: BTreeMap::new(), snapshot: Arc::default() }
     }
 
     /// Compiles what changed in `index` since the last call, which took the changes.
     pub fn compile(&mut self, index: &mut Index) -> Compiled {
-        let root = &*self.settings.root_namespace;
         let mut problems = Vec::new();
-        let stale = self.stale(index);
-        let mesh_wide = modes::widest(index, root, &mut problems);
+        let mut stale = self.stale(index);
+        let mesh = self.settings.mesh(index);
+        if mesh != *self.mesh {
+            self.mesh = Arc::new(mesh);
+            stale.extend(self.namespaces.keys().cloned());
+        }
+        let mesh_wide = modes::widest(index, &self.mesh.root_namespace, &mut problems);
         for namespace in stale {
             let before = self.namespaces.remove(&namespace).unwrap_or_default();
-            let now = compile_namespace(index, &namespace, root, mesh_wide, &before);
-            if !(now.workloads.is_empty() && now.services.is_empty() && now.problems.is_empty()) {
+            let now = compile_namespace(index, &namespace, &self.mesh, mesh_wide, &before);
+            if !now.is_empty() {
                 self.namespaces.insert(namespace, now);
             }
         }
@@ -104,13 +138,8 @@ impl Compiler {
         problems.extend(self.namespaces.values().flat_map(|n| &n.problems).cloned());
 
         let version = self.snapshot.version() + 1;
-        let mesh = Mesh {
-            trust_domain: self.settings.trust_domain.as_str().into(),
-            trust_domain_aliases: Vec::new(),
-            root_namespace: self.settings.root_namespace.as_str().into(),
-            cluster_domain: self.settings.cluster_domain.to_ascii_lowercase().into(),
-        };
-        let parts = Parts { workloads, services, policies: Vec::new(), mesh: Arc::new(mesh) };
+        let policies = self.namespaces.values().flat_map(|n| &n.policies).cloned().collect();
+        let parts = Parts { workloads, services, policies, mesh: Arc::clone(&self.mesh) };
         let snapshot = Snapshot::new(version, parts);
         // The first compilation is published even if it is empty: "nothing configured" is an answer.
         if version == 1 || !snapshot.same_world(&self.snapshot) {
@@ -127,7 +156,9 @@ impl Compiler {
                 Kind::Namespace => {
                     stale.insert(key.name.name);
                 }
-                Kind::PeerAuthentication if *key.name.namespace == *self.settings.root_namespace => {
+                Kind::PeerAuthentication | Kind::AuthorizationPolicy
+                    if key.name.namespace == self.mesh.root_namespace =>
+                {
                     stale.extend(index.namespaces());
                     stale.extend(self.namespaces.keys().cloned());
                 }
@@ -194,25 +225,30 @@ impl Placed {
 fn compile_namespace(
     index: &Index,
     namespace: &str,
-    root: &str,
+    mesh: &Mesh,
     mesh_wide: Option<&PeerAuthentication>,
     before: &CompiledNamespace,
 ) -> CompiledNamespace {
     let mut problems = Vec::new();
     let opt_in = index.namespace(namespace).and_then(|n| n.opt_in).unwrap_or(false);
-    let policies = modes::NamespacePolicies::of(index, namespace, root, mesh_wide, &mut problems);
+    let modes_of =
+        modes::NamespacePolicies::of(index, namespace, &mesh.root_namespace, mesh_wide, &mut problems);
+    let mut rules = policies::NamespaceRules::of(index, namespace, mesh);
     let pods: Vec<&Pod> = index.pods(namespace).collect();
 
     let mut workloads = Vec::with_capacity(pods.len());
     for pod in &pods {
         let wanted = pod.opt_in.unwrap_or(opt_in);
-        let (modes, mode_sources) = policies.modes(&pod.workload.labels);
+        let (modes, mode_sources) = modes_of.modes(&pod.workload.labels);
+        let (policies, policy_hash) = rules.of_workload(&pod.workload.labels, &modes);
         let meshed = wanted && !pod.host_network;
         let workload = Workload {
             meshed,
             skipped: (wanted && pod.host_network).then(|| "it runs on the host network".into()),
             tunnel: if meshed { Tunnel::Hbone } else { Tunnel::None },
-            policy_hash: policy::policy_hash(&modes, &Mesh::default(), &[]),
+            trust_domain: Arc::clone(&mesh.trust_domain),
+            policies,
+            policy_hash,
             modes,
             mode_sources,
             ..pod.workload.clone()
@@ -229,7 +265,7 @@ fn compile_namespace(
         let service = reuse(known.map(|at| &before.services[at].service), service);
         services.push(Placed { created: declared.created, origin: origin.clone(), service });
     }
-    CompiledNamespace { workloads, services, problems }
+    CompiledNamespace { workloads, services, policies: policies::declared(index, namespace), problems }
 }
 
 /// The old allocation when it holds the same.

@@ -15,7 +15,10 @@ use mesh_core::snapshot::Name;
 
 use crate::{
     problem::{Level, SourceError},
-    resource::{EndpointSlice, Key, Kind, Namespace, PeerAuthentication, Pod, Resource, Service},
+    resource::{
+        AuthorizationPolicy, CONFIG_MAP, EndpointSlice, Key, Kind, MeshConfig, Namespace, PeerAuthentication,
+        Pod, Resource, Service,
+    },
 };
 
 /// Where a resource came from.
@@ -177,6 +180,26 @@ impl Index {
             Resource::PeerAuthentication(policy) => Some((origin, policy)),
             _ => None,
         })
+    }
+
+    /// The authorization policies of a namespace with their origins, by name.
+    pub fn authorization_policies<'a>(
+        &'a self,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&'a Origin, &'a AuthorizationPolicy)> {
+        self.of_kind(Kind::AuthorizationPolicy, namespace).filter_map(|(origin, resource)| match resource {
+            Resource::AuthorizationPolicy(policy) => Some((origin, policy)),
+            _ => None,
+        })
+    }
+
+    /// Settings of the mesh, which lie in its root namespace.
+    pub fn mesh_config(&self, root_namespace: &str) -> Option<&MeshConfig> {
+        let key = Key { kind: Kind::ConfigMap, name: Name::new(root_namespace, CONFIG_MAP) };
+        match &*self.resources.get(&key)?.first()?.1 {
+            Resource::MeshConfig(config) => Some(config),
+            _ => None,
+        }
     }
 
     fn of_kind<'a>(

@@ -5,7 +5,9 @@
 //!   parses or checks again.
 //! - A few hundred bytes each: the agent holds every resource of the mesh.
 
+mod authorization_policy;
 mod endpoint_slice;
+mod mesh_config;
 mod metadata;
 mod peer_authentication;
 mod pod;
@@ -16,14 +18,18 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use mesh_core::snapshot::Name;
 
 pub(crate) use self::{
+    authorization_policy::{read as authorization_policy, wire as authorization_wire},
     endpoint_slice::read as endpoint_slice,
+    mesh_config::{CONFIG_MAP, read as mesh_config},
     metadata::{Scope, namespace, service_account},
     peer_authentication::{read as peer_authentication, wire},
     pod::read as pod,
     service::read as service,
 };
 pub use self::{
+    authorization_policy::{Applied, AuthorizationPolicy},
     endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort},
+    mesh_config::MeshConfig,
     peer_authentication::PeerAuthentication,
     pod::{ContainerPort, Pod},
     service::{Service, TargetPort},
@@ -47,6 +53,10 @@ pub enum Kind {
     EndpointSlice,
     /// security.istio.io/v1 PeerAuthentication.
     PeerAuthentication,
+    /// security.istio.io/v1 AuthorizationPolicy.
+    AuthorizationPolicy,
+    /// v1 ConfigMap; only the mesh's own, `istio` in the root namespace.
+    ConfigMap,
 }
 
 impl Kind {
@@ -58,6 +68,8 @@ impl Kind {
         Self::Service,
         Self::EndpointSlice,
         Self::PeerAuthentication,
+        Self::AuthorizationPolicy,
+        Self::ConfigMap,
     ];
 
     /// `kind` in a manifest.
@@ -69,24 +81,26 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::ConfigMap => "ConfigMap",
         }
     }
 
     /// API group, empty for the core group.
     pub const fn group(self) -> &'static str {
         match self {
-            Self::Namespace | Self::ServiceAccount | Self::Pod | Self::Service => "",
+            Self::Namespace | Self::ServiceAccount | Self::Pod | Self::Service | Self::ConfigMap => "",
             Self::EndpointSlice => "discovery.k8s.io",
-            Self::PeerAuthentication => "security.istio.io",
+            Self::PeerAuthentication | Self::AuthorizationPolicy => "security.istio.io",
         }
     }
 
     /// `apiVersion`s that are understood, the preferred one first.
     pub const fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Self::Namespace | Self::ServiceAccount | Self::Pod | Self::Service => &["v1"],
+            Self::Namespace | Self::ServiceAccount | Self::Pod | Self::Service | Self::ConfigMap => &["v1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
-            Self::PeerAuthentication => &["security.istio.io/v1", "security.istio.io/v1beta1"],
+            Self::PeerAuthentication | Self::AuthorizationPolicy => &["security.istio.io/v1", "security.istio.io/v1beta1"],
         }
     }
 }
@@ -130,6 +144,10 @@ pub enum Resource {
     EndpointSlice(EndpointSlice),
     /// A mutual TLS policy.
     PeerAuthentication(PeerAuthentication),
+    /// A policy of who may talk to whom.
+    AuthorizationPolicy(AuthorizationPolicy),
+    /// Settings of the mesh.
+    MeshConfig(MeshConfig),
 }
 
 impl Resource {
@@ -142,6 +160,8 @@ impl Resource {
             Self::Service(service) => (Kind::Service, service.service.name.clone()),
             Self::EndpointSlice(slice) => (Kind::EndpointSlice, slice.name.clone()),
             Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, policy.name.clone()),
+            Self::AuthorizationPolicy(policy) => (Kind::AuthorizationPolicy, policy.name.clone()),
+            Self::MeshConfig(config) => (Kind::ConfigMap, config.name.clone()),
         };
         Key { kind, name }
     }

@@ -1,5 +1,7 @@
 //! Tests of compilation: from manifests to the snapshot.
 
+mod policies;
+
 use std::{path::Path, time::Duration};
 
 use mesh_core::{
@@ -273,7 +275,8 @@ fn modes_come_from_the_narrowest_policy_that_says_something() {
         (
             vec![own(&ports("{80: {mode: DISABLE}, 81: {mode: UNSET}, 82: {}}"))],
             Strict,
-            &[(80, Disable), (81, Strict), (82, Strict)],
+            // A port that is UNSET has the workload's mode, as every other one.
+            &[(80, Disable)],
         ),
         // Port levels need a selector; a selector in the root namespace has no effect; another namespace neither.
         (
@@ -305,7 +308,8 @@ fn modes_come_from_the_narrowest_policy_that_says_something() {
             (default, ports.iter().copied().collect()),
             "{text}"
         );
-        assert_eq!(workload(&compiled.snapshot, "web").policy_hash, policy::policy_hash(modes));
+        let hash = mesh_core::policy::policy_hash(modes, &Mesh::default(), &[]);
+        assert_eq!(workload(&compiled.snapshot, "web").policy_hash, hash);
     }
 }
 

@@ -85,6 +85,13 @@ pub(crate) fn read(object: &v1::Pod, problems: &mut Problems) -> Pod {
     let uid = object.metadata.uid.as_deref().unwrap_or_default();
     let account =
         spec.service_account_name.as_deref().or(spec.service_account.as_deref()).unwrap_or_default();
+    // It becomes part of an identity.
+    if !account.is_empty() && !metadata::is_subdomain(account) {
+        problems.error(
+            "spec.serviceAccountName",
+            format!("is {account:?}, wanted lower-case letters, digits, '-' and '.', at most 253"),
+        );
+    }
     let workload = Workload {
         id: WorkloadId::of_pod(&name.namespace, &name.name, uid),
         service_account: if account.is_empty() { "default" } else { account }.into(),

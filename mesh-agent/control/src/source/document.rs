@@ -223,7 +223,17 @@ impl Reader<'_> {
             );
             return self.note(&object, [problem]);
         }
+        if known == Kind::ConfigMap && !self.is_mesh_config(&object) {
+            return self.ignore(&api_version, &kind);
+        }
         self.known(known, object, path);
+    }
+
+    /// Of all ConfigMaps one is the mesh's; others may hold anything.
+    fn is_mesh_config(&self, object: &Map<String, Value>) -> bool {
+        let meta =
+            |key| object.get("metadata").and_then(|m| m.get(key)).and_then(Value::as_str).unwrap_or_default();
+        meta("name") == resource::CONFIG_MAP && meta("namespace") == self.rules.root_namespace
     }
 
     /// `kubectl get -o yaml` writes lists; items of a typed list may leave out what the list says.
@@ -245,23 +255,30 @@ impl Reader<'_> {
         let value = Value::Object(object);
         let mut problems = Problems::default();
         let p = &mut problems;
-        let read = match kind {
-            Kind::Namespace => {
-                typed(&value, p).map(|o: v1::Namespace| Resource::Namespace(resource::namespace(&o, p)))
-            }
-            Kind::ServiceAccount => typed(&value, p)
-                .map(|o: v1::ServiceAccount| Resource::ServiceAccount(resource::service_account(&o, p))),
-            Kind::Pod => typed(&value, p).map(|o: v1::Pod| Resource::Pod(Box::new(resource::pod(&o, p)))),
-            Kind::Service => {
-                typed(&value, p).map(|o: v1::Service| Resource::Service(Box::new(resource::service(&o, p))))
-            }
-            Kind::EndpointSlice => typed(&value, p).map(|o: discovery::v1::EndpointSlice| {
-                Resource::EndpointSlice(resource::endpoint_slice(&o, p))
-            }),
-            Kind::PeerAuthentication => typed(&value, p).map(|o: resource::wire::PeerAuthentication| {
-                Resource::PeerAuthentication(resource::peer_authentication(&o, root, p))
-            }),
-        };
+        let read =
+            match kind {
+                Kind::Namespace => {
+                    typed(&value, p).map(|o: v1::Namespace| Resource::Namespace(resource::namespace(&o, p)))
+                }
+                Kind::ServiceAccount => typed(&value, p)
+                    .map(|o: v1::ServiceAccount| Resource::ServiceAccount(resource::service_account(&o, p))),
+                Kind::Pod => typed(&value, p).map(|o: v1::Pod| Resource::Pod(Box::new(resource::pod(&o, p)))),
+                Kind::Service => typed(&value, p)
+                    .map(|o: v1::Service| Resource::Service(Box::new(resource::service(&o, p)))),
+                Kind::EndpointSlice => typed(&value, p).map(|o: discovery::v1::EndpointSlice| {
+                    Resource::EndpointSlice(resource::endpoint_slice(&o, p))
+                }),
+                Kind::PeerAuthentication => typed(&value, p).map(|o: resource::wire::PeerAuthentication| {
+                    Resource::PeerAuthentication(resource::peer_authentication(&o, root, p))
+                }),
+                Kind::AuthorizationPolicy => {
+                    typed(&value, p).map(|o: resource::authorization_wire::AuthorizationPolicy| {
+                        Resource::AuthorizationPolicy(resource::authorization_policy(&o, root, p))
+                    })
+                }
+                Kind::ConfigMap => typed(&value, p)
+                    .map(|o: v1::ConfigMap| Resource::MeshConfig(resource::mesh_config(&o, p))),
+            };
         if !problems.has_errors()
             && let Some(read) = read
         {
