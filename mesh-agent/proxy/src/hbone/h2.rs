@@ -29,6 +29,8 @@ mod streams;
 mod violation;
 
 pub(crate) use connection::Connection;
+#[cfg(fuzzing)]
+pub(crate) use connection::fuzz::run as fuzz;
 pub(crate) use event::{Cause, Event, OpenError, SendError, Stall};
 pub(crate) use frame::ErrorCode;
 pub(crate) use headers::Headers;

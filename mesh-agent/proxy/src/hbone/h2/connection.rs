@@ -8,6 +8,8 @@
 //! - Everything in the output is whole frames, and a header block's frames are adjacent.
 
 mod control;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod headers;
 mod receive;
 mod send;

@@ -162,6 +162,11 @@ impl Streams {
         self.order.last().copied()
     }
 
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn values(&self) -> impl Iterator<Item = &Stream> {
+        self.slots.iter().flatten().map(|(_, stream)| stream)
+    }
+
     pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut Stream> {
         self.slots.iter_mut().flatten().map(|(_, stream)| stream)
     }

@@ -47,10 +47,10 @@ pub(super) struct Data {
     end: bool,
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Data {
     /// Bytes of the frame that are neither delivered nor credited; padding is credited once its length is known.
-    pub(super) const fn rest(self) -> u32 {
+    pub(super) const fn undelivered(self) -> u32 {
         self.left
     }
 }

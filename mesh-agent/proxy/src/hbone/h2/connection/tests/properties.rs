@@ -9,7 +9,7 @@ use super::{
             frame::{Kind, PREFACE},
         },
         Connection,
-        receive::Reading,
+        fuzz::{self, check_windows},
     },
     fixture::{Seen, Side, block, connect, frame, ok, settings},
 };
@@ -69,19 +69,6 @@ fn side(server: bool) -> Side {
     side
 }
 
-/// Whatever was received is either open to the peer, held by a stream, credited, or still in a frame.
-fn check_windows(connection: &mut Connection) {
-    let in_frame = match connection.reading {
-        Reading::Data(data) | Reading::PadLength(data) => data.rest(),
-        _ => 0,
-    };
-    let held: u32 = connection.streams.values_mut().map(|stream| stream.unconsumed).sum();
-    let total =
-        connection.receive_window + i64::from(connection.credit) + i64::from(held) + i64::from(in_frame);
-    assert_eq!(total, i64::from(connection.limits.connection_window));
-    assert!(connection.receive_window >= 0);
-}
-
 /// Hears bytes in pieces of the given sizes.
 fn hear_in_pieces(side: &mut Side, bytes: &[u8], cuts: &[usize]) -> (Vec<Seen>, Option<Violation>) {
     let mut seen = Vec::new();
@@ -93,7 +80,7 @@ fn hear_in_pieces(side: &mut Side, bytes: &[u8], cuts: &[usize]) -> (Vec<Seen>, 
         if let Err(violation) = side.hear_into(piece, &mut seen) {
             return (seen, Some(violation));
         }
-        check_windows(&mut side.connection);
+        check_windows(&side.connection);
         rest = after;
     }
     (seen, None)
@@ -123,6 +110,11 @@ proptest! {
     }
 
     #[test]
+    fn the_fuzz_target_holds(choice: u8, bytes in any_frames()) {
+        fuzz::run(&[&[choice][..], &bytes].concat());
+    }
+
+    #[test]
     fn a_caller_in_any_order_loses_no_window(
         server: bool,
         rounds in prop::collection::vec((any_frames(), any::<u8>(), any::<prop::sample::Index>(), 0_usize..9_000), 1..8),
@@ -146,7 +138,7 @@ proptest! {
                     }
                 }
             }
-            check_windows(&mut side.connection);
+            check_windows(&side.connection);
         }
     }
 }
