@@ -58,3 +58,7 @@ pub const EVENT_CLOSE: u8 = 2;
 pub const EVENT_DENY: u8 = 3;
 /// A connect failed before it was established.
 pub const EVENT_FAIL: u8 = 4;
+
+/// Bit of `SWITCHES`: report openings, closings and failures too. Refusals are always reported. Off unless somebody
+/// reads them: two records cost a connection more than anything else its hooks do.
+pub const SWITCH_CONNECTION_EVENTS: u64 = 1;

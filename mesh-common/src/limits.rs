@@ -24,8 +24,6 @@ pub const EDGES_MAX: usize = 8_192;
 pub const AFFINITY_MAX: usize = 65_536;
 /// Unconnected UDP peers whose replies are translated back.
 pub const UDP_PEERS_MAX: usize = 65_536;
-/// Live Direct connections followed for `meshctl connections` and for closing on policy change.
-pub const DIRECT_CONNS_MAX: usize = 262_144;
 /// Per-pod, per-port settings.
 pub const PORT_CFGS_MAX: usize = 65_536;
 /// Excluded destination prefixes over all pods.
@@ -53,7 +51,6 @@ pub(crate) const HASH: u64 = {
         EDGES_MAX,
         AFFINITY_MAX,
         UDP_PEERS_MAX,
-        DIRECT_CONNS_MAX,
         PORT_CFGS_MAX,
         EXCLUDED_MAX,
         EVENTS_BYTES as usize,

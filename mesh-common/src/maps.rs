@@ -40,8 +40,8 @@ pub const SOCKS: &str = "SOCKS";
 pub const DNS_ORIG: &str = "DNS_ORIG";
 /// Reverse translation of UDP replies: [`crate::sock::UdpPeerKey`] → [`crate::sock::UdpPeer`].
 pub const UDP_PEERS: &str = "UDP_PEERS";
-/// Live Direct connections: [`crate::ticket::TupleKey`] → [`crate::sock::SockState`].
-pub const DIRECT_CONNS: &str = "DIRECT_CONNS";
+/// What the programs do on demand: index 0 → `u64` of [`crate::event`]'s `SWITCH_*` bits.
+pub const SWITCHES: &str = "SWITCHES";
 /// Agent liveness: index 0 → `u64` CLOCK_MONOTONIC nanoseconds of the oldest worker stamp.
 pub const HEARTBEAT: &str = "HEARTBEAT";
 /// Counters by hook × outcome × reason, per CPU: see [`crate::stats::counter_index`].
@@ -80,7 +80,7 @@ pub const ALL: [&str; 27] = [
     SOCKS,
     DNS_ORIG,
     UDP_PEERS,
-    DIRECT_CONNS,
+    SWITCHES,
     HEARTBEAT,
     COUNTERS,
     HISTS,

@@ -3,8 +3,8 @@
 use crate::Addr;
 
 shared! {
-    /// Value of `SOCKS` (socket storage, cloned from a listener to the sockets it accepts), and of
-    /// `DIRECT_CONNS`.
+    /// Value of `SOCKS` (socket storage, cloned from a listener to the sockets it accepts). User space reads it by
+    /// descriptor, and that of other processes' sockets through `sock_diag`.
     ///
     /// The only proof that a socket is the agent's is its `role`, set by fd from user space or by
     /// the connect hook; marks, ports and cgroups are never trusted.

@@ -3,7 +3,7 @@
 use crate::Addr;
 
 shared! {
-    /// Key of `TICKETS`, `CLIENT_ADDR` and `DIRECT_CONNS`: a connection as the client's packets show it.
+    /// Key of `TICKETS` and `CLIENT_ADDR`: a connection as the client's packets show it.
     pub struct TupleKey {
         /// Client address.
         pub src: Addr,

@@ -7,7 +7,7 @@ use aya_ebpf::{
 use mesh_common::{
     Addr,
     decide::{Arrival, Dial},
-    event::EVENT_DENY,
+    event::{EVENT_DENY, SWITCH_CONNECTION_EVENTS},
     pod::{DIR_INBOUND, DIR_OUTBOUND, PodCfg},
     sock::{ROLE_CLIENT_DIRECT, SOCK_EDGE, SOCK_EDGE_INBOUND, SockState},
     stats::{EdgeKey, EdgeVal, Hook, Outcome, Reason},
@@ -16,7 +16,7 @@ use mesh_common::{
 use crate::{
     count::count,
     ctx::SockOps,
-    maps::{EDGES, EVENTS},
+    maps::{EDGES, EVENTS, SWITCHES},
 };
 
 /// The edge a socket's connection belongs to, if it is accounted.
@@ -27,11 +27,12 @@ pub fn edge<'a>(state: &SockState) -> Option<&'a mut EdgeVal> {
     }
     let inbound = state.flags & SOCK_EDGE_INBOUND != 0;
     let direct = state.role == ROLE_CLIENT_DIRECT;
+    // The server's own port on either path, so that one edge does not become two as its connections turn Direct.
     let key = EdgeKey {
         src_workload: state.src_workload,
         dst_workload: state.dst_workload,
         service: state.service,
-        port: if direct { state.shown_port } else { state.backend_port },
+        port: state.backend_port,
         dir: if inbound { DIR_INBOUND } else { DIR_OUTBOUND } as u8,
         path: if direct { Outcome::Direct } else { Outcome::Proxy } as u8,
         pad: 0,
@@ -65,9 +66,12 @@ pub struct Totals {
     pub retrans: u32,
 }
 
-/// Reports an opening, closing or failure of a followed socket.
+/// Reports an opening, closing or failure of a followed socket, if anybody wants to know.
 #[inline(always)]
 pub fn tcp_event(ops: &SockOps, state: &SockState, kind: u8, totals: &Totals) {
+    if SWITCHES.get(0).is_none_or(|switches| *switches & SWITCH_CONNECTION_EVENTS == 0) {
+        return;
+    }
     let Some(mut entry) = EVENTS.reserve(0) else {
         count(Hook::SockOps, Outcome::Error, Reason::EventLost);
         return;

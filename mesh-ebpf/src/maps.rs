@@ -66,9 +66,9 @@ pub static DNS_ORIG: LruHashMap<DnsKey, ClientAddr, { limits::UDP_PEERS_MAX }> =
 #[btf_map]
 pub static UDP_PEERS: LruHashMap<UdpPeerKey, UdpPeer, { limits::UDP_PEERS_MAX }> = LruHashMap::new();
 #[btf_map]
-pub static DIRECT_CONNS: HashMap<TupleKey, SockState, { limits::DIRECT_CONNS_MAX }, LAZY> = HashMap::new();
-#[btf_map]
 pub static HEARTBEAT: Array<u64, 1> = Array::new();
+#[btf_map]
+pub static SWITCHES: Array<u64, 1> = Array::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTERS_LEN as usize }> = PerCpuArray::new();
 #[btf_map]

@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use aya_ebpf::{
     bindings::{
-        BPF_ANY, BPF_EXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+        BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
         BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
     },
     helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_sock_ops_cb_flags_set},
@@ -16,7 +16,7 @@ use mesh_common::{
     ports,
     sock::{
         ClientAddr, OrigDst, OrigKey, ROLE_AGENT_ACCEPTED, ROLE_AGENT_LISTENER, ROLE_AGENT_UPSTREAM,
-        ROLE_APP_ACCEPTED, ROLE_CLIENT_DIRECT, ROLE_CLIENT_PROXY, ROLE_NONE, SOCK_CLIENT_ADDR, SOCK_SHOW,
+        ROLE_APP_ACCEPTED, ROLE_CLIENT_PROXY, ROLE_NONE, SOCK_CLIENT_ADDR, SOCK_SHOW,
         SOCK_TICKET, SockState,
     },
     stats::{Hist, Hook, Outcome, Reason},
@@ -27,7 +27,7 @@ use crate::{
     account::{self, Totals},
     count::{count, observe},
     ctx::SockOps,
-    maps::{CLIENT_ADDR, DIRECT_CONNS, ORIG_DST, PODS, TICKETS, TICKETS_USED},
+    maps::{CLIENT_ADDR, ORIG_DST, PODS, TICKETS, TICKETS_USED},
     tables::{sock_state, sock_state_or_new},
 };
 
@@ -137,8 +137,13 @@ fn write_ticket(ops: &SockOps, state: &SockState) {
         count(Hook::SockOps, Outcome::Error, Reason::ForgedSource);
         return;
     }
-    // SAFETY: a counter of this pod; read once.
-    if unsafe { TICKETS_USED.get(cookie).copied().unwrap_or(0) } >= TICKETS_PER_POD_MAX {
+    // Without a counter nobody could be held to the cap.
+    let Some(used) = TICKETS_USED.get_ptr_mut(cookie) else {
+        count(Hook::SockOps, Outcome::Error, Reason::TicketCap);
+        return;
+    };
+    // SAFETY: a live map value; read once.
+    if unsafe { *used } >= TICKETS_PER_POD_MAX {
         count(Hook::SockOps, Outcome::Error, Reason::TicketCap);
         return;
     }
@@ -155,18 +160,16 @@ fn write_ticket(ops: &SockOps, state: &SockState) {
         count(Hook::SockOps, Outcome::Error, Reason::TicketsFull);
         return;
     }
-    tickets_used(cookie, 1);
+    add(used, 1);
 }
 
 /// Adds to a pod's count of live tickets; the agent's sweep recomputes it, so a lost update does not stay.
 #[inline(always)]
-fn tickets_used(cookie: u64, change: i64) {
-    if let Some(used) = TICKETS_USED.get_ptr_mut(cookie) {
-        // SAFETY: an aligned word of a live map value. `core` offers no read-modify-write for this target.
-        unsafe {
-            asm!("lock *(u64 *)({word} + 0) += {change}", word = in(reg) used, change = in(reg) change, options(nostack))
-        };
-    }
+fn add(used: *mut u64, change: i64) {
+    // SAFETY: an aligned word of a live map value. `core` offers no read-modify-write for this target.
+    unsafe {
+        asm!("lock *(u64 *)({word} + 0) += {change}", word = in(reg) used, change = in(reg) change, options(nostack))
+    };
 }
 
 /// Removes a ticket and gives its place back to the source pod.
@@ -177,8 +180,10 @@ fn drop_ticket(key: &TupleKey) {
         return;
     };
     // Only the one whose removal succeeds gives the place back.
-    if TICKETS.remove(key).is_ok() {
-        tickets_used(owner, -1);
+    if TICKETS.remove(key).is_ok()
+        && let Some(used) = TICKETS_USED.get_ptr_mut(owner)
+    {
+        add(used, -1);
     }
 }
 
@@ -202,23 +207,18 @@ fn connected(ops: &SockOps) {
     observe(Hist::ConnectNs, latency_ns);
     if state.flags & SOCK_TICKET != 0 {
         let key = client_tuple(ops);
-        // SAFETY: copied at once.
-        if let Some(mut ticket) = unsafe { TICKETS.get(key).copied() } {
-            // With SYN cookies the server looks the listener up again at the ACK, so it must outlive now.
-            ticket.expires_ns = now_ns + TICKET_ESTABLISHED_NS;
-            // Gone already: the server's side was quicker.
-            let _ = TICKETS.insert(key, ticket, BPF_EXIST as u64);
+        // Gone already when the server's side was quicker.
+        if let Some(ticket) = TICKETS.get_ptr_mut(key) {
+            // With SYN cookies the server looks the listener up again at the ACK, so it must outlive now. In place:
+            // should the entry be another connection's by now, that one's ticket is as young and its time as good.
+            // SAFETY: one aligned word of a live map value.
+            unsafe { (*ticket).expires_ns = now_ns + TICKET_ESTABLISHED_NS };
         }
     }
     if let Some(edge) = account::edge(state) {
         edge.opened += 1;
         edge.connect_ns_sum += latency_ns;
         edge.last_ns = now_ns;
-    }
-    if state.role == ROLE_CLIENT_DIRECT
-        && DIRECT_CONNS.insert(client_tuple(ops), &*state, BPF_ANY as u64).is_err()
-    {
-        count(Hook::SockOps, Outcome::Error, Reason::MapFull);
     }
     let totals = Totals { bytes_tx: 0, bytes_rx: 0, duration_ns: 0, srtt_us: 0, retrans: 0 };
     account::tcp_event(ops, state, EVENT_OPEN, &totals);
@@ -344,9 +344,6 @@ fn closed(ops: &SockOps) {
         }
         account::tcp_event(ops, state, EVENT_FAIL, &totals);
         return;
-    }
-    if state.role == ROLE_CLIENT_DIRECT {
-        let _ = DIRECT_CONNS.remove(key);
     }
     observe(Hist::SrttUs, totals.srtt_us as u64);
     observe(Hist::DurationNs, totals.duration_ns);

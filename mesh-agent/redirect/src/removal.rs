@@ -165,8 +165,6 @@ pub(crate) fn purge(maps: &Maps, cookies: &HashSet<u64>, addrs: &HashSet<Addr>) 
         maps.affinity.delete_where(|key, _| cookies.contains(&key.netns_cookie)),
         maps.orig_dst.delete_where(|key, _| cookies.contains(&key.netns_cookie)),
         maps.dns_orig.delete_where(|key, _| cookies.contains(&key.netns_cookie)),
-        // Such connections live on; they are no longer this agent's to follow.
-        maps.direct_conns.delete_where(|_, state| cookies.contains(&state.netns_cookie)),
         maps.client_addr.delete_where(|key, _| addrs.contains(&key.src) || addrs.contains(&key.dst)),
     ];
     for error in results.into_iter().filter_map(Result::err) {

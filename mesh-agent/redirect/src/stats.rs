@@ -1,6 +1,6 @@
 //! Owns reading what the programs count: counters, histograms, edges, events and their own run time.
 //!
-//! Invariant: nothing here writes a map; readers never reset what another reader looks at.
+//! Invariant: readers never reset what another reader looks at.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -10,12 +10,10 @@ use std::{
 
 use aya::maps::{Map, MapData, RingBuf};
 use mesh_common::{
-    event::{EVENT_CLOSE, EVENT_DENY, EVENT_FAIL, EVENT_OPEN, Event},
-    sock::SockState,
+    event::{EVENT_CLOSE, EVENT_DENY, EVENT_FAIL, EVENT_OPEN, Event, SWITCH_CONNECTION_EVENTS},
     stats::{
         EdgeKey, EdgeVal, HIST_BUCKETS, HIST_LEN, Hist, Hook, OUTCOMES_MAX, Outcome, REASONS_MAX, Reason,
     },
-    ticket::TupleKey,
 };
 
 use crate::{
@@ -143,11 +141,10 @@ impl Stats {
         Ok(edges)
     }
 
-    /// Live Direct connections of this node's pods, seen from the client.
-    pub fn direct_connections(&self) -> Result<Vec<(TupleKey, SockState)>, MapError> {
-        let mut connections = Vec::new();
-        self.maps.direct_conns.each(|key, state| connections.push((*key, *state)))?;
-        Ok(connections)
+    /// Whether openings, closings and failures of connections are reported to the event ring. They cost each
+    /// connection a few hundred nanoseconds, so only while somebody reads them. Refusals always are.
+    pub fn report_connections(&self, report: bool) -> Result<(), MapError> {
+        self.maps.switches.put(&0, &if report { SWITCH_CONNECTION_EVENTS } else { 0 })
     }
 }
 

@@ -149,7 +149,6 @@ impl Node {
             fill(&m.client_addr)?,
             fill(&m.dns_orig)?,
             fill(&m.udp_peers)?,
-            fill(&m.direct_conns)?,
         ])
     }
 }

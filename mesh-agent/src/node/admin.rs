@@ -151,16 +151,19 @@ impl Admin {
         let proxied = self.shared.proxy.connections(edges::CONNECTIONS_MAX).await;
         let shared = Arc::clone(&self.shared);
         Ok(blocking(move || {
-            let direct = Stats::new(shared.kernel.maps()).direct_connections()?;
+            let (direct, errors) = shared.kernel.direct_connections(true);
+            for error in &errors {
+                tracing::warn!(error = %report(error), "an answer lacks a pod's Direct connections");
+            }
             let snapshot = shared.snapshot();
-            Ok::<_, MapError>(edges::connections(
-                &direct,
+            edges::connections(
+                direct.iter().map(|connection| &connection.flow),
                 &proxied,
                 &Names::new(&snapshot, &shared.departed()),
                 monotonic_ns(),
-            ))
+            )
         })
-        .await??)
+        .await?)
     }
 
     async fn edges(&self) -> Result<EdgesView, Refusal> {

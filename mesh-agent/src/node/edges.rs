@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 
 use mesh_common::{
     pod::DIR_INBOUND,
-    sock::SockState,
     stats::{EdgeKey, EdgeVal, Outcome},
-    ticket::TupleKey,
 };
 use mesh_proxy::Direction;
-use mesh_redirect::socket_addr;
+use mesh_redirect::DirectFlow;
 
 use super::names::Names;
-use crate::view::{ConnectionView, ConnectionsView, EdgeCountersView, EdgeKeyView, EdgeView, Path};
+use crate::view::{ConnectionView, ConnectionsView, EdgeCountersView, EdgeKeyView, EdgeView, Path, Security};
 
 /// Rows of an answer about connections; more are only counted.
 pub(super) const CONNECTIONS_MAX: usize = 20_000;
@@ -83,13 +81,13 @@ fn counters(value: &EdgeVal) -> EdgeCountersView {
 }
 
 /// Live connections, oldest first.
-pub(super) fn connections(
-    direct: &[(TupleKey, SockState)],
+pub(super) fn connections<'a>(
+    direct: impl Iterator<Item = &'a DirectFlow>,
     proxied: &[mesh_proxy::ConnectionView],
     names: &Names<'_>,
     now_ns: u64,
 ) -> ConnectionsView {
-    let direct = direct.iter().map(|(tuple, state)| direct_view(tuple, state, names, now_ns));
+    let direct = direct.map(|flow| direct_view(flow, names, now_ns));
     let mut rows: Vec<ConnectionView> = direct.chain(proxied.iter().map(proxied_view)).collect();
     rows.sort_by(|a, b| b.age_s.total_cmp(&a.age_s).then_with(|| a.source_addr.cmp(&b.source_addr)));
     let left_off = rows.len().saturating_sub(CONNECTIONS_MAX) as u64;
@@ -97,19 +95,24 @@ pub(super) fn connections(
     ConnectionsView { connections: rows, left_off }
 }
 
-fn direct_view(tuple: &TupleKey, state: &SockState, names: &Names<'_>, now_ns: u64) -> ConnectionView {
+fn direct_view(flow: &DirectFlow, names: &Names<'_>, now_ns: u64) -> ConnectionView {
+    // Only a ticket makes the kernel vouch for the client: it is written for pods of this node alone.
+    let attested = flow.ticket;
+    let destination = flow.destination.map_or(0, |id| id.0);
     ConnectionView {
         path: Path::Direct,
         direction: Direction::Outbound.as_str().to_owned(),
-        source: names.workload(state.src_workload),
-        source_addr: socket_addr(tuple.src, tuple.sport),
-        destination: names.workload(state.dst_workload),
-        destination_addr: Some(socket_addr(tuple.dst, tuple.dport)),
-        dialled: Some(socket_addr(state.shown, state.shown_port)),
-        service: names.service(state.service),
-        age_s: now_ns.saturating_sub(state.started_ns) as f64 / 1e9,
-        bytes_tx: None,
-        bytes_rx: None,
+        source: names.workload(flow.source.0),
+        source_addr: flow.client,
+        destination: names.workload(destination),
+        destination_addr: Some(flow.server),
+        dialled: Some(flow.dialled),
+        service: flow.service.and_then(|id| names.service(id.0)),
+        security: if attested { Security::Kernel } else { Security::None },
+        peer: names.identity(destination).filter(|_| attested),
+        age_s: now_ns.saturating_sub(flow.started_ns) as f64 / 1e9,
+        bytes_tx: flow.bytes.map(|bytes| bytes.sent),
+        bytes_rx: flow.bytes.map(|bytes| bytes.received),
     }
 }
 
@@ -124,6 +127,12 @@ fn proxied_view(live: &mesh_proxy::ConnectionView) -> ConnectionView {
         destination_addr: live.upstream,
         dialled: live.original_dst,
         service: name(&live.service),
+        security: match live.security {
+            mesh_proxy::Security::MutualTls => Security::MutualTls,
+            mesh_proxy::Security::Kernel => Security::Kernel,
+            mesh_proxy::Security::Plaintext => Security::None,
+        },
+        peer: live.peer.as_ref().map(ToString::to_string),
         age_s: live.age_ms as f64 / 1e3,
         bytes_tx: Some(live.bytes_to_server),
         bytes_rx: Some(live.bytes_to_client),
@@ -134,8 +143,10 @@ fn proxied_view(live: &mesh_proxy::ConnectionView) -> ConnectionView {
 mod tests {
     use std::sync::Arc;
 
-    use mesh_common::Addr;
+    use mesh_core::id::WorkloadId;
     use mesh_core::snapshot::{Name, Parts, Service, Snapshot, Workload};
+
+    use mesh_redirect::DirectBytes;
 
     use super::*;
 
@@ -160,6 +171,8 @@ mod tests {
             service: Some(Name::new("shop", "web")),
             source: Some(Name::new("shop", "cart")),
             destination: Some(Name::new("shop", "web-0")),
+            security: mesh_proxy::Security::Kernel,
+            peer: None,
             bytes_to_server: bytes,
             bytes_to_client: 0,
             age_ms: 1500,
@@ -200,22 +213,22 @@ mod tests {
     #[test]
     fn direct_and_proxied_connections_stand_in_one_list_by_age() {
         let snapshot = snapshot();
-        let tuple = TupleKey {
-            src: Addr::from("10.1.0.2".parse::<std::net::IpAddr>().unwrap()),
-            dst: Addr::from("10.1.0.3".parse::<std::net::IpAddr>().unwrap()),
-            sport: 41_000,
-            dport: 8080,
-        };
-        let state = SockState {
-            src_workload: id("cart"),
-            dst_workload: id("web-0"),
+        let flow = DirectFlow {
+            pod: 1,
+            source: WorkloadId(id("cart")),
+            destination: Some(WorkloadId(id("web-0"))),
+            service: None,
+            client: "10.1.0.2:41000".parse().unwrap(),
+            server: "10.1.0.3:8080".parse().unwrap(),
+            dialled: "10.1.0.3:80".parse().unwrap(),
+            reason: None,
+            ticket: true,
+            policy_gen: 1,
             started_ns: 1_000_000_000,
-            shown: tuple.dst,
-            shown_port: 80,
-            ..SockState::ZERO
+            bytes: Some(DirectBytes { sent: 5, received: 9 }),
         };
         let view = connections(
-            &[(tuple, state)],
+            [&flow].into_iter(),
             &[live(7)],
             &Names::new(&snapshot, &Arc::default()),
             2_000_000_000,
@@ -223,7 +236,7 @@ mod tests {
         assert_eq!(view.left_off, 0);
         let [old, young] = &view.connections[..] else { panic!("{view:?}") };
         assert_eq!((old.path, old.age_s, old.bytes_tx), (Path::Proxy, 1.5, Some(7)));
-        assert_eq!((young.path, young.age_s, young.bytes_tx), (Path::Direct, 1.0, None));
+        assert_eq!((young.path, young.age_s, young.bytes_tx), (Path::Direct, 1.0, Some(5)));
         assert_eq!(young.destination.as_deref(), Some("shop/web-0"));
         assert_eq!(young.service, None);
     }

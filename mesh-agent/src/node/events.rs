@@ -1,4 +1,4 @@
-//! Owns the kernel's event ring: refusals are logged, everything else is there for `--log` at debug.
+//! Owns the kernel's event ring: refusals are logged, everything else is there when `--log` has `mesh_agent::connection` at debug.
 //!
 //! Invariants:
 //! - The ring is emptied each [`POLL_EACH`], so that it never holds more than that time's events.
@@ -7,10 +7,11 @@
 use std::time::Duration;
 
 use mesh_common::{event::Event, stats::Reason};
-use mesh_redirect::{EventKind, Events, socket_addr};
+use mesh_redirect::{EventKind, Events, Stats, socket_addr};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{names::Names, shared::Shared};
+use crate::report::report;
 
 /// The programs do not wake the reader; the ring holds this time's events at 20 000 connections a second.
 const POLL_EACH: Duration = Duration::from_millis(100);
@@ -21,6 +22,11 @@ const BATCH: usize = 2048;
 
 /// Follows the ring. Runs until it is dropped; cancel safe.
 pub(super) async fn follow(mut events: Events, shared: &Shared) {
+    // Each record costs a connection time, so the programs write those of connections only for somebody who reads them.
+    let wanted = tracing::enabled!(target: "mesh_agent::connection", tracing::Level::DEBUG);
+    if let Err(error) = Stats::new(shared.kernel.maps()).report_connections(wanted) {
+        tracing::warn!(error = %report(&error), "say whether connections are to be reported");
+    }
     let mut tick = interval(POLL_EACH);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut budget = Budget::new(Instant::now());

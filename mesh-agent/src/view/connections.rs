@@ -33,6 +33,29 @@ impl Path {
     }
 }
 
+/// What protects a connection's bytes, and what proves its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Security {
+    /// TLS with certificates of both sides.
+    MutualTls,
+    /// Both pods are on this node: nothing is on a wire, and the kernel says which pods they are.
+    Kernel,
+    /// Nothing.
+    None,
+}
+
+impl Security {
+    /// The word used in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MutualTls => "mutual_tls",
+            Self::Kernel => "kernel",
+            Self::None => "none",
+        }
+    }
+}
+
 /// One live connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConnectionView {
@@ -52,10 +75,15 @@ pub struct ConnectionView {
     pub dialled: Option<SocketAddr>,
     /// `namespace/name` of the service that was dialled.
     pub service: Option<String>,
+    /// What protects it.
+    pub security: Security,
+    /// SPIFFE identity of the other side as far as it is proved: of an inbound connection the client's, of an outbound
+    /// one the server's.
+    pub peer: Option<String>,
     /// Seconds since it was opened.
     pub age_s: f64,
-    /// Bytes from client to server; absent for Direct connections, whose bytes are counted when they close.
+    /// Bytes from client to server so far; of a Direct connection, those the server has acknowledged.
     pub bytes_tx: Option<u64>,
-    /// Bytes from server to client; absent for Direct connections.
+    /// Bytes from server to client so far.
     pub bytes_rx: Option<u64>,
 }

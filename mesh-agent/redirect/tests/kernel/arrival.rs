@@ -85,7 +85,7 @@ fn the_agents_private_ports_are_closed_to_others() {
 }
 
 #[test]
-fn an_excluded_port_and_the_tunnel_port_go_to_whoever_listens() {
+fn an_excluded_port_goes_to_the_app_and_the_tunnel_port_to_the_agent() {
     let bed = bed!();
     let node = bed.node();
     let (outsider, server) = (bed.pod(), bed.pod());
@@ -94,11 +94,11 @@ fn an_excluded_port_and_the_tunnel_port_go_to_whoever_listens() {
     config.inbound_ports.insert(9000, PortRule { excluded: true, fail_closed: None });
     node.update(enrolled.pod, &config).unwrap();
     let _alive = Alive::new(&node);
-    for port in [9000, ports::HBONE] {
-        let app = server.run(|| TcpListener::bind((server.v4, port)).unwrap());
-        let _client = dial(&outsider, (server.v4, port).into()).unwrap();
-        app.accept().unwrap();
-    }
+    let app = server.run(|| TcpListener::bind((server.v4, 9000)).unwrap());
+    let _client = dial(&outsider, (server.v4, 9000).into()).unwrap();
+    app.accept().unwrap();
+    let _client = dial(&outsider, (server.v4, ports::HBONE).into()).unwrap();
+    accept(&enrolled.listeners.hbone).unwrap();
 }
 
 #[test]

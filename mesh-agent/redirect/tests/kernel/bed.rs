@@ -96,6 +96,11 @@ impl Bed {
         Node::open(self.options()).unwrap_or_else(|error| panic!("{}", chain(&error)))
     }
 
+    /// The cgroup the process came from, where no program of the bed's node runs.
+    pub(crate) fn home(&self) -> String {
+        self.home_cgroup.to_string_lossy().into_owned()
+    }
+
     /// The cgroup of the whole tree.
     pub(crate) fn mount(&self) -> &Path {
         &self.mount

@@ -15,6 +15,7 @@ mod adoption;
 mod arrival;
 mod child;
 mod connect;
+mod cost;
 mod enrol;
 mod open;
 mod sockets;

@@ -20,6 +20,7 @@ fn a_connection_shows_in_counters_edges_histograms_events_and_run_times() {
     let _enrolled = client.enrol(&node);
     let _alive = Alive::new(&node);
     let _measuring = RunStats::enable().unwrap();
+    Stats::new(node.maps()).report_connections(true).unwrap();
     let vip: SocketAddr = "10.96.0.1:80".parse().unwrap();
     TableWriter::new(node.maps())
         .unwrap()
@@ -33,9 +34,14 @@ fn a_connection_shows_in_counters_edges_histograms_events_and_run_times() {
     dialled.read_exact(&mut [0; 500]).unwrap();
 
     let stats = Stats::new(node.maps());
-    let live = stats.direct_connections().unwrap();
+    let (live, errors) = node.direct_connections(true);
+    assert!(errors.is_empty(), "{errors:?}");
     assert_eq!(live.len(), 1);
-    assert_eq!(std::net::IpAddr::from(live[0].0.dst), server.v4);
+    let flow = &live[0].flow;
+    assert_eq!((flow.source, flow.server), (client.workload(), (server.v4, 80).into()));
+    assert_eq!((flow.dialled, flow.client), (vip, dialled.local_addr().unwrap()));
+    // The SYN counts as one byte.
+    assert!(flow.bytes.is_some_and(|b| (1000..=1001).contains(&b.sent) && b.received == 500), "{flow:?}");
     drop((dialled, served));
     let deadline = Instant::now() + Duration::from_secs(2);
     while stats.edges().unwrap().iter().all(|(_, edge)| edge.closed == 0) {
@@ -54,7 +60,7 @@ fn a_connection_shows_in_counters_edges_histograms_events_and_run_times() {
     let histograms = stats.histograms().unwrap();
     assert_eq!(histograms.len(), Hist::ALL.len());
     assert!(histograms.iter().all(|h| h.total() == 1 && h.quantile(0.5).is_some()), "{histograms:?}");
-    assert!(stats.direct_connections().unwrap().is_empty());
+    assert!(node.direct_connections(false).0.is_empty());
 
     let mut events = Events::open(node.maps()).unwrap();
     let seen: Vec<_> = std::iter::from_fn(|| events.next_event()).collect();
