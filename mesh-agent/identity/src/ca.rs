@@ -406,7 +406,8 @@ impl Ca {
             other.certificate() == authority.certificate() && other.public_key() == authority.public_key()
         };
         let known = before.trust().roots;
-        let (current, pending) = if is_same(&before.authority) || before.authority.not_after <= now {
+        let at_once = loaded.switched || is_same(&before.authority) || before.authority.not_after <= now;
+        let (current, pending) = if at_once {
             (authority, None)
         } else if let Some((next, at)) = before.pending.as_ref().filter(|(next, _)| is_same(next)) {
             if *at <= now {
@@ -493,24 +494,31 @@ fn load(
     let now = options.clock.now();
     let folder = store.lock()?;
     let mut journal = Journal::read(&folder)?;
-    let mut switched = false;
+    let (mut switched, mut changed, mut rotate_at) = (false, false, None);
     let plugged = match &reload.plugged {
         Some(plugged) => Some(plugged.clone()),
         None => plugged_in_of(&folder)?,
     };
     let authority = match plugged {
-        Some(plugged) => Authority::plugged_in(&plugged, now)?,
+        Some(plugged) => {
+            changed = journal.abandon();
+            Authority::plugged_in(&plugged, now)?
+        }
         None => {
-            switched = journal.advance(&folder, now, options.retire)?;
+            switched = journal.advance(&folder, now)?;
             let authority = self_signed(&folder, options, trust_domain)?;
-            if journal.announced.is_none() && authority.not_after <= now + options.rotate_before {
+            // Never more than half its life, or each root would at once be followed by the next.
+            let ahead = options.rotate_before.min(options.root_life / 2);
+            let at = authority.not_after.checked_sub(ahead).unwrap_or(now);
+            if journal.announced.is_none() && at <= now {
                 announce(&folder, &mut journal, options, trust_domain, None)?;
             }
+            rotate_at = journal.announced.is_none().then_some(at);
             authority
         }
     };
     let roots = authority.roots.iter().map(|root| pem_of(root)).collect();
-    if journal.note(roots, now, options.retire) {
+    if journal.note(roots, now, options.retire) || changed {
         journal.write(&folder)?;
     }
     let announced = journal.announced.iter().map(|next| (&next.root, next.switch_at));
@@ -520,13 +528,8 @@ fn load(
     for (pem, _) in announced.chain(retired) {
         others.extend(certificates(ROOT_CERT, pem.as_bytes())?);
     }
-    reload.due = due.map(|at| SystemTime::UNIX_EPOCH + Duration::from_secs(at));
-    if reload.plugged.is_none() && options.rotate_before > Duration::ZERO {
-        let rotate_at = authority.not_after.checked_sub(options.rotate_before).unwrap_or(now);
-        if journal.announced.is_none() {
-            reload.due = Some(reload.due.map_or(rotate_at, |due| due.min(rotate_at)));
-        }
-    }
+    let due = due.map(|at| SystemTime::UNIX_EPOCH + Duration::from_secs(at));
+    reload.due = due.into_iter().chain(rotate_at).min();
     reload.signature = store.signature();
     Ok(Loaded { authority, others, switched })
 }

@@ -12,6 +12,8 @@ pub mod bundle;
 pub mod ca;
 pub mod clock;
 pub mod csr;
+#[cfg(test)]
+mod fixture;
 pub mod issuer;
 pub mod key;
 pub mod peer;

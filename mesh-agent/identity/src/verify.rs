@@ -329,3 +329,6 @@ impl ClientCertVerifier for PeerVerifier {
         schemes(&self.algorithms)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -131,7 +131,8 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.key_identifier_method = KeyIdMethod::Sha256;
         (params.not_before, params.not_after) = (offset(now - BACKDATE), offset(now + life));
-        Ok(params.self_signed(key).map_err(AuthorityError::Make)?.pem())
+        let root = params.self_signed(key).map_err(AuthorityError::Make)?;
+        Ok(crate::key::pem("CERTIFICATE", root.der()).to_string())
     }
 
     /// A root that signs leaves itself.

@@ -60,32 +60,27 @@ impl Journal {
         folder.write(JOURNAL, &serde_json::to_vec_pretty(self).unwrap_or_default())
     }
 
-    /// Does what is due at `now` to a self-signed CA's folder. Says whether signing went over to another root.
-    pub(crate) fn advance(
-        &mut self,
-        folder: &Locked<'_>,
-        now: SystemTime,
-        retire: Duration,
-    ) -> Result<bool, StoreError> {
-        let mut switched = false;
+    /// Does what is due at `now` to a self-signed CA's folder. Says whether signing went over to another root. The old root is
+    /// still in `known`, so that [`Self::note`] retires it, now or after whoever died here.
+    pub(crate) fn advance(&mut self, folder: &Locked<'_>, now: SystemTime) -> Result<bool, StoreError> {
         if self.switching.is_none()
             && let Some(announced) = self.announced.take_if(|next| next.switch_at <= unix_seconds(now))
         {
-            if let Some(old) = folder.read(ROOT_CERT)? {
-                self.retire(String::from_utf8_lossy(&old).into_owned(), now + retire);
-            }
-            self.known = vec![announced.root.clone()];
             self.switching = Some(announced.root);
             self.write(folder)?;
-            switched = true;
         }
-        if let Some(root) = &self.switching {
-            folder.rename(NEXT_KEY, CA_KEY)?;
-            folder.write(ROOT_CERT, root.as_bytes())?;
-            self.switching = None;
-            self.write(folder)?;
-        }
-        Ok(switched)
+        let Some(root) = &self.switching else { return Ok(false) };
+        folder.rename(NEXT_KEY, CA_KEY)?;
+        folder.write(ROOT_CERT, root.as_bytes())?;
+        self.switching = None;
+        // At once: as long as the journal says "switching", the next key is taken for this root's.
+        self.write(folder)?;
+        Ok(true)
+    }
+
+    /// Gives up a rotation that has not switched: the CA is plugged in now. Says whether there was one.
+    pub(crate) fn abandon(&mut self) -> bool {
+        self.announced.take().is_some() | self.switching.take().is_some()
     }
 
     /// Keeps a root trusted until `until`.
