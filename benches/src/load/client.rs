@@ -28,6 +28,7 @@ pub struct Client {
     to: Vec<SocketAddr>,
     next: AtomicUsize,
     open: Option<Pushing>,
+    held: Vec<TcpStream>,
 }
 
 /// The connection of [`Task::Open`].
@@ -56,7 +57,7 @@ impl Client {
     /// A client of the server (or services) at `to`, of which there must be one at least.
     #[must_use]
     pub fn new(to: Vec<SocketAddr>) -> Self {
-        Self { to, next: AtomicUsize::new(0), open: None }
+        Self { to, next: AtomicUsize::new(0), open: None, held: Vec::new() }
     }
 
     /// Do one task.
@@ -81,8 +82,18 @@ impl Client {
                 self.open.as_mut().context("no connection is open")?.push(*bytes, *write_bytes)?;
                 Ok(Answer::Done)
             }
+            Task::Hold { connections } => {
+                for _ in 0..*connections {
+                    let mut stream = self.connect()?;
+                    stream.write_all(&[ECHO])?;
+                    expect_byte(&mut stream, ECHO)?;
+                    self.held.push(stream);
+                }
+                Ok(Answer::Done)
+            }
             Task::Close => {
                 self.open = None;
+                self.held.clear();
                 Ok(Answer::Done)
             }
             Task::UdpConnects { count } => udp_connects(&self.to, *count),

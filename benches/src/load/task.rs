@@ -59,7 +59,13 @@ pub enum Task {
         #[arg(long, default_value_t = 65_536)]
         write_bytes: usize,
     },
-    /// Close the open connection.
+    /// Open so many connections, exchange a byte on each, and keep them.
+    Hold {
+        /// How many.
+        #[arg(long)]
+        connections: usize,
+    },
+    /// Close the open connections.
     Close,
     /// Connect one UDP socket again and again; nothing is sent.
     UdpConnects {

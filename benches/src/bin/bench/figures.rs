@@ -28,6 +28,7 @@ pub(crate) enum Metric {
     RssIdle,
     RssHundredPods,
     RssPerPod,
+    RssPerTunnelled,
     Connect,
     ConnectAllServices,
     TcpEvents,
@@ -68,6 +69,7 @@ impl Metric {
             Self::RssIdle => "rss_idle",
             Self::RssHundredPods => "rss_100_pods",
             Self::RssPerPod => "rss_per_pod",
+            Self::RssPerTunnelled => "rss_per_idle_tunnelled_connection",
             Self::Connect => "connect_ns",
             Self::ConnectAllServices => "connect_all_services_ns",
             Self::TcpEvents => "tcp_events_ns_per_connection",
@@ -92,7 +94,7 @@ impl Metric {
             Self::ConnectRequestRate => "1/s",
             Self::CpuPerGib | Self::CpuPerGib1k | Self::CpuPer10kRequests | Self::CpuPer10kExchanges => "s",
             Self::Rss | Self::RssIdle | Self::RssHundredPods => "MiB",
-            Self::RssPerPod => "KiB",
+            Self::RssPerPod | Self::RssPerTunnelled => "KiB",
             Self::RunsWhileStreaming => "runs",
             _ => "ns",
         }
@@ -109,7 +111,7 @@ impl Metric {
     }
 }
 
-/// What issue 3 §4 asks of a figure.
+/// What issues 3 and 4 ask of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Target {
     /// At least this share of the baseline's goodness: `value / baseline` where more is better, else its inverse.
@@ -126,6 +128,7 @@ pub(crate) fn target(path: &str, metric: Metric) -> Option<Target> {
         ("agent", Metric::RssIdle) => Some(Target::AtMost(25.0)),
         ("agent", Metric::RssHundredPods) => Some(Target::AtMost(25.0 + 100.0 * 64.0 / KIB)),
         ("agent", Metric::RssPerPod) => Some(Target::AtMost(64.0)),
+        ("agent", Metric::RssPerTunnelled) => Some(Target::AtMost(40.0)),
         ("hook", Metric::Connect | Metric::UdpServiceAdded) => Some(Target::AtMost(300.0)),
         ("hook", Metric::RunsWhileStreaming) => Some(Target::AtMost(0.0)),
         (_, Metric::Rss) => None,
@@ -134,6 +137,22 @@ pub(crate) fn target(path: &str, metric: Metric) -> Option<Target> {
         ("proxy-local", Metric::Throughput64k) => Some(Target::Share(0.55)),
         ("proxy-remote", Metric::RttP50) => Some(Target::Above(50.0)),
         ("proxy-remote", Metric::Throughput64k) => Some(Target::Share(0.5)),
+        ("mtls-remote", Metric::Throughput64k) => Some(Target::Share(0.4)),
+        ("mtls-remote", Metric::Throughput64kC4) => Some(Target::Share(0.25)),
+        ("mtls-remote", Metric::Throughput1k) => Some(Target::Share(1.5)),
+        ("mtls-remote", Metric::ConnectRequestRate) => Some(Target::Share(0.33)),
+        _ => None,
+    }
+}
+
+/// The promise for the tunnelled path beside an Envoy pair of the same run (issue 4).
+pub(crate) fn peer_target(metric: Metric) -> Option<Target> {
+    match metric {
+        Metric::RttP50 => Some(Target::Share(1.0)),
+        Metric::Throughput64k => Some(Target::Share(1.4)),
+        Metric::Throughput64kC4 | Metric::Throughput1k => Some(Target::Share(1.3)),
+        Metric::ConnectRequestRate => Some(Target::Share(3.0)),
+        Metric::CpuPerGib => Some(Target::Share(1.0 / 0.7)),
         _ => None,
     }
 }

@@ -16,7 +16,7 @@ use crate::agents::{MeshNode, pins_of};
 use crate::figures::{Figures, Metric};
 use crate::paths::NAMESPACE;
 use crate::programs::{self, EmptyConnect, Runs};
-use crate::rows::{self, Row};
+use crate::rows::{self, Column, Row};
 use crate::session::{PORT, Session};
 
 /// Services of the file source; each has a TCP and a UDP port.
@@ -64,7 +64,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         tcp(&mut sessions, &scene, &mut figures)?;
         packets(&mut sessions, &scene, &mut figures)?;
     }
-    let rows = rows::rows(&figures, &[("hook", None)]);
+    let rows = rows::rows(&figures, &[Column { path: "hook", baseline: None, peer: None }]);
     rows::print(&rows);
     println!(
         "\n{} rounds with {SERVICES} services of two ports loaded; value is the median, range is min-max.\n\

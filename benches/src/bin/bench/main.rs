@@ -2,6 +2,7 @@
 
 mod agents;
 mod cost;
+mod envoy;
 mod figures;
 mod hook;
 mod memory;

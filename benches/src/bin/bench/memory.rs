@@ -1,15 +1,17 @@
-//! Owns the memory figures: an agent without pods, the same agent with a hundred.
+//! Owns the memory figures: an agent without pods, the same agent with a hundred, and idle tunnelled connections.
 
 use std::time::Duration;
 
 use anyhow::Context as _;
+use mesh_benches::load::task::Task;
 use mesh_tests::manifests::NamespaceManifest;
-use mesh_tests::{Agent, World, eventually};
+use mesh_tests::{Agent, Link, World, eventually};
 use serde_json::Value;
 
 use crate::agents::MeshNode;
 use crate::figures::{Figures, Metric, kib, mib};
-use crate::paths::NAMESPACE;
+use crate::paths::{Lab, NAMESPACE, Path};
+use crate::session::Session;
 
 /// `path` of the rows.
 pub(crate) const PATH: &str = "agent";
@@ -19,6 +21,12 @@ pub(crate) const ROUNDS: usize = 3;
 
 const NODE: &str = "crowd";
 const PODS: usize = 100;
+
+/// Connections before it is measured what more of them cost.
+const FIRST: usize = 50;
+
+/// Idle connections that are measured.
+const HELD: usize = 1000;
 
 /// Enrolling a hundred pods.
 const ENROL_LIMIT: Duration = Duration::from_secs(60);
@@ -47,6 +55,29 @@ pub(crate) fn measure(rounds: usize, figures: &mut Figures) -> anyhow::Result<()
         figures.push(PATH, Metric::RssIdle, mib(idle));
         figures.push(PATH, Metric::RssHundredPods, mib(full));
         figures.push(PATH, Metric::RssPerPod, kib(full.saturating_sub(idle) as f64 / PODS as f64));
+    }
+    Ok(())
+}
+
+/// Measure what an idle connection between two nodes costs the larger of the two agents that carry it.
+pub(crate) fn measure_tunnelled(rounds: usize, figures: &mut Figures) -> anyhow::Result<()> {
+    for round in 0..rounds {
+        eprintln!("idle tunnelled connections {} of {rounds}", round + 1);
+        let mut lab = Lab::build(&[Path::MtlsRemote], Link::Bridged, None)?;
+        lab.restart_proxies()?;
+        let route = lab.routes().first().context("there is no route")?;
+        let mut session = Session::start(&route.client, &route.server, &[route.to], false)?;
+        // What the first connections bring about (certificates, tunnels, buffers) is not a connection's cost.
+        session.perform(&Task::Hold { connections: FIRST })?;
+        std::thread::sleep(SETTLE);
+        let agents = lab.agents_of(route);
+        let before = agents.iter().map(|agent| agent.rss()).collect::<anyhow::Result<Vec<u64>>>()?;
+        session.perform(&Task::Hold { connections: HELD })?;
+        std::thread::sleep(SETTLE);
+        let after = agents.iter().map(|agent| agent.rss()).collect::<anyhow::Result<Vec<u64>>>()?;
+        let grown = after.iter().zip(&before).map(|(after, before)| after.saturating_sub(*before)).max();
+        let per_connection = grown.context("there is no agent")? as f64 / HELD as f64;
+        figures.push(PATH, Metric::RssPerTunnelled, kib(per_connection));
     }
     Ok(())
 }

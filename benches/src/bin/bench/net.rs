@@ -9,10 +9,11 @@ use mesh_tests::Link;
 
 use crate::agents::{Decisions, MeshNode};
 use crate::cost::{Meter, Spent};
+use crate::envoy;
 use crate::figures::{Figures, Metric, metrics_of, mib, tasks};
 use crate::memory;
 use crate::paths::{Expected, Lab, Path, Route};
-use crate::rows::{self, Row};
+use crate::rows::{self, Column, Row};
 use crate::session::Session;
 
 /// More CPUs busy with other things than this during a measurement, and it is repeated.
@@ -54,9 +55,12 @@ pub(crate) struct Options {
     /// Let the scheduler place load client and server, which are otherwise kept on CPU 0 and CPU 1.
     #[arg(long)]
     unpinned: bool,
-    /// Leave out the memory of an agent with 0 and 100 pods.
+    /// Leave out the memory of an agent with 0 and 100 pods, and of idle tunnelled connections.
     #[arg(long)]
     no_memory: bool,
+    /// An Envoy to compare with, as a pair of sidecars with mutual TLS. [default: `envoy` on PATH, if any]
+    #[arg(long, value_name = "PATH")]
+    peer_envoy: Option<PathBuf>,
 }
 
 /// Run it; fails when a path could not be measured, not when a target is missed.
@@ -68,7 +72,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         (options.starts, options.rounds, ms(options.window_ms), ms(options.warm_up_ms))
     };
     ensure!(starts > 0 && rounds > 0, "--starts and --rounds must be at least 1");
-    let paths = with_baselines(&options.paths);
+    let envoy = envoy::find(options.peer_envoy.as_deref())?;
+    let mut paths = with_baselines(&options.paths);
+    if envoy.is_none() && paths.contains(&Path::EnvoyTcpMtls) {
+        eprintln!("no Envoy on PATH and none by --peer-envoy: no peer column");
+        paths.retain(|path| *path != Path::EnvoyTcpMtls);
+    }
     let link = if options.routed { Link::Routed } else { Link::Bridged };
     let mut runner = Runner {
         tasks: tasks(window, warm_up),
@@ -77,10 +86,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         figures: Figures::default(),
     };
     let mut failures = Vec::new();
-    let mut lab = Lab::build(&paths, link)?;
+    let mut lab = Lab::build(&paths, link, envoy.as_deref())?;
     for start in 0..starts {
         eprintln!("start {} of {starts}", start + 1);
-        lab.restart_agents()?;
+        lab.restart_proxies()?;
         for (path, error) in runner.start(&lab, start, rounds) {
             failures.push(format!("{} in start {}: {error:#}", path.name(), start + 1));
         }
@@ -91,12 +100,23 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if with_agents && !options.no_memory {
         let rounds = if options.quick { 1 } else { memory::ROUNDS };
         memory::measure(rounds, &mut figures).context("cannot measure the agent's memory")?;
+        if paths.contains(&Path::MtlsRemote) {
+            memory::measure_tunnelled(rounds, &mut figures)
+                .context("cannot measure the memory of idle tunnelled connections")?;
+        }
     }
-    let mut columns: Vec<_> =
-        paths.iter().map(|path| (path.name(), path.baseline().map(Path::name))).collect();
-    columns.push((memory::PATH, None));
+    let mut columns: Vec<Column> = paths
+        .iter()
+        .map(|path| Column {
+            path: path.name(),
+            baseline: path.baseline().map(Path::name),
+            peer: path.peer().filter(|peer| paths.contains(peer)).map(Path::name),
+        })
+        .collect();
+    columns.push(Column { path: memory::PATH, baseline: None, peer: None });
     let rows = rows::rows(&figures, &columns);
     rows::print(&rows);
+    rows::print_peers(&rows);
     print_notes(
         &figures,
         &format!(
@@ -112,11 +132,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if failures.is_empty() { Ok(()) } else { bail!("not everything was measured:\n{}", failures.join("\n")) }
 }
 
-/// The paths asked for and those they are compared with, each once, in table order.
+/// The paths asked for and those they are compared with, a peer's among them, each once, in table order.
 fn with_baselines(asked: &[Path]) -> Vec<Path> {
+    let compared = |other: &Path, path| other.baseline() == Some(path) || other.peer() == Some(path);
     Path::ALL
         .into_iter()
-        .filter(|path| asked.contains(path) || asked.iter().any(|other| other.baseline() == Some(*path)))
+        .filter(|path| asked.contains(path) || asked.iter().any(|other| compared(other, *path)))
         .collect()
 }
 
@@ -252,9 +273,12 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
-    /// Resident memory of the larger agent on the way, if there is one.
+    /// Resident memory of the larger agent or peer's proxy on the way, if there is one.
     fn rss(&self) -> anyhow::Result<Option<u64>> {
-        let sizes = self.agents.iter().map(|agent| agent.rss()).collect::<anyhow::Result<Vec<u64>>>()?;
+        let mut sizes = self.agents.iter().map(|agent| agent.rss()).collect::<anyhow::Result<Vec<u64>>>()?;
+        if let Some(envoys) = self.route.envoys() {
+            sizes.extend(envoys.rss()?);
+        }
         Ok(sizes.into_iter().max())
     }
 }
@@ -280,10 +304,21 @@ fn print_notes(figures: &Figures, amount: &str, options: &Options) {
 
 fn print_missed(rows: &[Row]) {
     let missed: Vec<_> = rows.iter().filter(|row| row.met == Some(false)).collect();
-    let promised = rows.iter().filter(|row| row.met.is_some()).count();
-    println!("{} of {promised} targets met.", promised - missed.len());
+    let behind: Vec<_> = rows
+        .iter()
+        .filter_map(|row| Some((row, row.peer.as_ref().filter(|peer| peer.met == Some(false))?)))
+        .collect();
+    let promises = |row: &Row| {
+        usize::from(row.met.is_some()) + usize::from(row.peer.as_ref().is_some_and(|peer| peer.met.is_some()))
+    };
+    let promised: usize = rows.iter().map(promises).sum();
+    println!("{} of {promised} targets met.", promised - missed.len() - behind.len());
     for row in missed {
         println!("missed: {} {} (wanted {})", row.path, row.metric, row.target.as_deref().unwrap_or("?"));
+    }
+    for (row, peer) in behind {
+        let wanted = peer.target.as_deref().unwrap_or("?");
+        println!("missed: {} {} (wanted {wanted} of {})", row.path, row.metric, peer.path);
     }
 }
 
@@ -295,5 +330,9 @@ mod tests {
     fn a_path_brings_its_baseline_along() {
         assert_eq!(with_baselines(&[Path::ProxyRemote]), [Path::NoneRemote, Path::ProxyRemote]);
         assert_eq!(with_baselines(&[Path::Direct, Path::None]), [Path::None, Path::Direct]);
+        assert_eq!(
+            with_baselines(&[Path::MtlsRemote]),
+            [Path::NoneRemote, Path::MtlsRemote, Path::EnvoyTcpMtls]
+        );
     }
 }

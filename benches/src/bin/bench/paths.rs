@@ -12,6 +12,7 @@ use mesh_tests::manifests::{NamespaceManifest, ServiceManifest};
 use mesh_tests::{Link, Pod, World};
 
 use crate::agents::MeshNode;
+use crate::envoy::EnvoyPair;
 use crate::session::PORT;
 
 /// The namespace of all meshed pods.
@@ -30,12 +31,23 @@ pub(crate) enum Path {
     NoneRemote,
     /// Meshed pods of two nodes, through both agents, plain TCP between them.
     ProxyRemote,
+    /// Meshed pods of two nodes, through both agents and a tunnel of mutual TLS.
+    MtlsRemote,
+    /// The peer: unmeshed pods of two nodes with an Envoy each, TCP over mutual TLS.
+    EnvoyTcpMtls,
 }
 
 impl Path {
     /// All, in the order of the table.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::None, Self::Direct, Self::ProxyLocal, Self::NoneRemote, Self::ProxyRemote];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::None,
+        Self::Direct,
+        Self::ProxyLocal,
+        Self::NoneRemote,
+        Self::ProxyRemote,
+        Self::MtlsRemote,
+        Self::EnvoyTcpMtls,
+    ];
 
     /// Name in rows.
     pub(crate) fn name(self) -> &'static str {
@@ -45,6 +57,8 @@ impl Path {
             Self::ProxyLocal => "proxy-local",
             Self::NoneRemote => "none-remote",
             Self::ProxyRemote => "proxy-remote",
+            Self::MtlsRemote => "mtls-remote",
+            Self::EnvoyTcpMtls => "envoy-tcp-mtls",
         }
     }
 
@@ -53,16 +67,21 @@ impl Path {
         match self {
             Self::None | Self::NoneRemote => None,
             Self::Direct | Self::ProxyLocal => Some(Self::None),
-            Self::ProxyRemote => Some(Self::NoneRemote),
+            Self::ProxyRemote | Self::MtlsRemote | Self::EnvoyTcpMtls => Some(Self::NoneRemote),
         }
+    }
+
+    /// Another mesh that it is compared with, when that one can be run.
+    pub(crate) fn peer(self) -> Option<Self> {
+        (self == Self::MtlsRemote).then_some(Self::EnvoyTcpMtls)
     }
 
     /// What the connect hook of the client's node must have decided for each connection.
     pub(crate) fn expected(self) -> Option<Expected> {
         match self {
-            Self::None | Self::NoneRemote => None,
+            Self::None | Self::NoneRemote | Self::EnvoyTcpMtls => None,
             Self::Direct => Some(Expected::Direct),
-            Self::ProxyLocal | Self::ProxyRemote => Some(Expected::Proxy),
+            Self::ProxyLocal | Self::ProxyRemote | Self::MtlsRemote => Some(Expected::Proxy),
         }
     }
 
@@ -70,9 +89,9 @@ impl Path {
     fn nodes(self) -> (&'static str, &'static str) {
         match self {
             Self::None => (PLAIN, PLAIN),
-            Self::NoneRemote => (PLAIN, PLAIN_FAR),
+            Self::NoneRemote | Self::EnvoyTcpMtls => (PLAIN, PLAIN_FAR),
             Self::Direct => (MESH, MESH),
-            Self::ProxyRemote => (MESH, MESH_FAR),
+            Self::ProxyRemote | Self::MtlsRemote => (MESH, MESH_FAR),
             Self::ProxyLocal => (PROXIED, PROXIED),
         }
     }
@@ -102,6 +121,8 @@ pub(crate) struct Route {
     pub(crate) to: SocketAddr,
     /// Short names of the nodes it touches: one or two.
     nodes: Vec<&'static str>,
+    /// The proxies that the pods bring along, when it is a peer's path.
+    envoys: Option<EnvoyPair>,
 }
 
 /// The nodes, pods and agents of a run.
@@ -115,7 +136,7 @@ pub(crate) struct Lab {
 
 impl Lab {
     /// Make the world and the pods for these paths; agents are not started yet.
-    pub(crate) fn build(paths: &[Path], link: Link) -> anyhow::Result<Self> {
+    pub(crate) fn build(paths: &[Path], link: Link, envoy: Option<&FilePath>) -> anyhow::Result<Self> {
         let mut nodes: Vec<&'static str> =
             paths.iter().flat_map(|path| [path.nodes().0, path.nodes().1]).collect();
         nodes.sort_unstable();
@@ -125,7 +146,7 @@ impl Lab {
         let routes = paths
             .iter()
             .zip(1..)
-            .map(|(path, number)| Route::build(&world, *path, number))
+            .map(|(path, number)| Route::build(&world, *path, number, envoy))
             .collect::<anyhow::Result<_>>()?;
         let agents = nodes
             .into_iter()
@@ -143,8 +164,14 @@ impl Lab {
         &self.routes
     }
 
-    /// Start every agent, after ending the one before: each start of a run has its own processes.
-    pub(crate) fn restart_agents(&mut self) -> anyhow::Result<()> {
+    /// Start every agent and every peer's proxy, after ending the one before: each start of a run has its own
+    /// processes.
+    pub(crate) fn restart_proxies(&mut self) -> anyhow::Result<()> {
+        for route in &mut self.routes {
+            if let Some(envoys) = &mut route.envoys {
+                envoys.restart(&route.client, &route.server)?;
+            }
+        }
         for (name, agent) in &mut self.agents {
             agent.restart(self.world.node(name)?)?;
         }
@@ -168,30 +195,45 @@ impl Lab {
 }
 
 impl Route {
-    fn build(world: &World, path: Path, number: u16) -> anyhow::Result<Self> {
+    fn build(world: &World, path: Path, number: u16, envoy: Option<&FilePath>) -> anyhow::Result<Self> {
         let (near, far) = path.nodes();
         let pod = |node: &str, part: &str| -> anyhow::Result<Pod> {
             let name = format!("{NAMESPACE}/{}-{part}", path.name());
             world.node(node)?.pod(&name).with_context(|| format!("cannot make pod {name}"))
         };
         let (client, server) = (pod(near, "client")?, pod(far, "server")?);
-        let to = match path.expected() {
-            None => server.at4(PORT),
-            Some(_) => publish(world, &client, &server, number)?,
+        let mut envoys = None;
+        let to = match (path, path.expected()) {
+            (Path::EnvoyTcpMtls, _) => {
+                let program = envoy.context("no Envoy was given")?;
+                let pair = EnvoyPair::new(program, &world.directory().join("envoy"), &server)?;
+                envoys.insert(pair).front()
+            }
+            (_, None) => server.at4(PORT),
+            (_, Some(_)) => publish(world, path, &client, &server, number)?,
         };
         let mut nodes = vec![near, far];
         nodes.dedup();
-        Ok(Self { path, client, server, to, nodes })
+        Ok(Self { path, client, server, to, nodes, envoys })
+    }
+
+    /// The proxies of a peer's path.
+    pub(crate) fn envoys(&self) -> Option<&EnvoyPair> {
+        self.envoys.as_ref()
     }
 }
 
 /// Write the manifests of a meshed pair and return the service's address.
-fn publish(world: &World, client: &Pod, server: &Pod, number: u16) -> anyhow::Result<SocketAddr> {
+fn publish(world: &World, path: Path, client: &Pod, server: &Pod, number: u16) -> anyhow::Result<SocketAddr> {
     // 10.96.0.10 is the name server's.
     let (vip, _) = World::service_ips(100 + number);
     let manifests = world.manifests();
     manifests.apply(client.manifest())?;
-    manifests.apply(server.manifest())?;
+    let server_manifest = server.manifest();
+    manifests.apply(match path {
+        Path::ProxyRemote => server_manifest.annotation("nodemesh.dev/tunnel", "none"),
+        _ => server_manifest,
+    })?;
     manifests.apply(
         ServiceManifest::new(NAMESPACE, server.name())
             .cluster_ip(vip)

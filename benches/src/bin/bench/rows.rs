@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::figures::{Figures, Metric, target};
+use crate::figures::{Figures, Metric, Target, peer_target, target};
 
 /// One figure with its baseline. Fields beyond `ratio` are additions to the fixed six.
 #[derive(Clone, Debug, Serialize)]
@@ -35,24 +35,47 @@ pub(crate) struct Row {
     pub(crate) target: Option<String>,
     /// Whether it is kept.
     pub(crate) met: Option<bool>,
+    /// The same figure of another mesh in the same run.
+    pub(crate) peer: Option<Peer>,
 }
 
-/// The rows of `paths`, each with its baseline path.
-pub(crate) fn rows(figures: &Figures, paths: &[(&'static str, Option<&'static str>)]) -> Vec<Row> {
-    paths
+/// What another mesh did.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Peer {
+    /// Its path.
+    pub(crate) path: String,
+    /// Its median.
+    pub(crate) value: f64,
+    /// Our value divided by it.
+    pub(crate) ratio: f64,
+    /// The promise, as a limit on that ratio.
+    pub(crate) target: Option<String>,
+    /// Whether it is kept.
+    pub(crate) met: Option<bool>,
+}
+
+/// A path of the table and what it is compared with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Column {
+    pub(crate) path: &'static str,
+    /// The same way without a mesh.
+    pub(crate) baseline: Option<&'static str>,
+    /// The same way through another mesh.
+    pub(crate) peer: Option<&'static str>,
+}
+
+/// The rows of `columns`.
+pub(crate) fn rows(figures: &Figures, columns: &[Column]) -> Vec<Row> {
+    columns
         .iter()
-        .flat_map(|(path, baseline)| {
-            figures.metrics(path).filter_map(move |(metric, _)| row(figures, path, *baseline, metric))
+        .flat_map(|column| {
+            figures.metrics(column.path).filter_map(move |(metric, _)| row(figures, *column, metric))
         })
         .collect()
 }
 
-fn row(
-    figures: &Figures,
-    path: &'static str,
-    baseline_path: Option<&'static str>,
-    metric: Metric,
-) -> Option<Row> {
+fn row(figures: &Figures, column: Column, metric: Metric) -> Option<Row> {
+    let Column { path, baseline: baseline_path, peer } = column;
     let series = figures.series(path, metric)?;
     let value = series.median()?;
     let (min, max) = series.range()?;
@@ -71,6 +94,19 @@ fn row(
         starts: series.len(),
         target: promise.map(|promise| promise.text(metric)),
         met: promise.map(|promise| promise.is_met(metric, value, baseline)),
+        peer: peer.and_then(|peer| beside(figures, peer, metric, value)),
+    })
+}
+
+fn beside(figures: &Figures, path: &'static str, metric: Metric, value: f64) -> Option<Peer> {
+    let theirs = figures.series(path, metric)?.median().filter(|theirs| *theirs != 0.0)?;
+    let promise: Option<Target> = peer_target(metric);
+    Some(Peer {
+        path: path.to_owned(),
+        value: theirs,
+        ratio: value / theirs,
+        target: promise.map(|promise| promise.text(metric)),
+        met: promise.map(|promise| promise.is_met(metric, value, Some(theirs))),
     })
 }
 
@@ -124,6 +160,26 @@ pub(crate) fn print(rows: &[Row]) {
     }
 }
 
+/// Print how we compare with other meshes, if one was measured.
+pub(crate) fn print_peers(rows: &[Row]) {
+    for row in rows {
+        let Some(peer) = &row.peer else { continue };
+        println!(
+            "{} {}: {:.2}x of {} ({} {}){}",
+            row.path,
+            row.metric,
+            peer.ratio,
+            peer.path,
+            number(peer.value),
+            row.unit,
+            match (&peer.target, peer.met) {
+                (Some(target), Some(met)) => format!(", wanted {target}: {}", if met { "yes" } else { "NO" }),
+                _ => String::new(),
+            }
+        );
+    }
+}
+
 /// Three significant digits, or all digits of a large number.
 fn number(value: f64) -> String {
     match value.abs() {
@@ -147,9 +203,24 @@ mod tests {
         figures
     }
 
+    fn column(path: &'static str, baseline: Option<&'static str>) -> Column {
+        Column { path, baseline, peer: None }
+    }
+
+    #[test]
+    fn a_peer_stands_beside_and_not_in_place_of_the_baseline() {
+        let mut figures = figures();
+        figures.push("mtls-remote", Metric::ConnectRequestRate, 900.0);
+        figures.push("envoy-tcp-mtls", Metric::ConnectRequestRate, 300.0);
+        let peer = Some("envoy-tcp-mtls");
+        let rows = rows(&figures, &[Column { path: "mtls-remote", baseline: None, peer }]);
+        let peer = rows[0].peer.as_ref().unwrap();
+        assert_eq!((rows[0].ratio, peer.ratio, peer.met), (None, 3.0, Some(true)));
+    }
+
     #[test]
     fn a_row_compares_medians_of_the_same_run() {
-        let rows = rows(&figures(), &[("none", None), ("direct", Some("none"))]);
+        let rows = rows(&figures(), &[column("none", None), column("direct", Some("none"))]);
         assert_eq!(rows.len(), 2);
         assert_eq!((rows[0].value, rows[0].baseline, rows[0].met), (52.0, None, None));
         assert_eq!((rows[1].value, rows[1].baseline), (57.0, Some(52.0)));
@@ -159,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_row_has_the_fixed_fields() {
-        let rows = rows(&figures(), &[("direct", Some("none"))]);
+        let rows = rows(&figures(), &[column("direct", Some("none"))]);
         let json = serde_json::to_value(&rows).unwrap();
         for field in ["path", "metric", "value", "unit", "baseline", "ratio"] {
             assert!(json[0].get(field).is_some(), "{field}");
