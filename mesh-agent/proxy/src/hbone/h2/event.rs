@@ -34,7 +34,8 @@ pub(crate) enum Event {
     },
     /// The peer's half of a stream ended without more data (an empty DATA frame, or trailers).
     Ended { stream: StreamKey },
-    /// The stream is gone in both directions; its key is dead, and what was not consumed counts as consumed.
+    /// The stream is over in both directions. What was not consumed still counts against the connection's window: consume
+    /// it, or `reset` the stream, which only forgets it now.
     Reset { stream: StreamKey, cause: Cause },
     /// A request of the peer was refused before there was a stream; nothing to do but count it.
     Refused { violation: Violation },

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - A key is dead once its stream is removed; a dead key finds nothing, even when its slot is in use again.
 //! - Ids only grow, so the index of ids is a sorted list: no hash a peer could aim at.
+//! - A stream that was reset is found by its key only, for as long as its bytes are not consumed.
 
 /// Handle of a stream. Small slots are used again, so [`StreamKey::slot`] can index a caller's own table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,7 +63,7 @@ impl Stream {
 pub(super) struct Streams {
     slots: Vec<Option<(u32, Stream)>>,
     free: Vec<u32>,
-    /// Keys by id.
+    /// Keys by id, without those that were reset.
     order: Vec<StreamKey>,
     /// The key found last: DATA of one stream comes in runs.
     recent: Option<StreamKey>,
@@ -73,7 +74,7 @@ pub(super) struct Streams {
 impl Streams {
     /// Streams in the table, those among them that are closed and hold bytes not consumed.
     pub(super) fn len(&self) -> usize {
-        self.order.len()
+        self.slots.len() - self.free.len()
     }
 
     /// Streams that are not closed in both directions.
@@ -141,23 +142,34 @@ impl Streams {
     /// Forgets a stream.
     pub(super) fn remove(&mut self, key: StreamKey) -> Option<Stream> {
         self.get(key)?;
+        self.unlist(key);
         let (_, stream) = self.slots[key.slot()].take()?;
         self.free.push(key.slot);
-        if let Ok(place) = self.order.binary_search_by_key(&key.id, |key| key.id) {
-            self.order.remove(place);
-        }
-        if self.recent == Some(key) {
-            self.recent = None;
-        }
         self.active -= u32::from(!stream.is_closed());
-        if self.order.is_empty() {
+        if self.len() == 0 {
             // A burst of streams leaves no table behind.
             *self = Self::default();
         }
         Some(stream)
     }
 
-    /// The stream with the largest id.
+    /// Ends both halves at once: the id means nothing any more, the key lives until everything is consumed.
+    pub(super) fn reset(&mut self, key: StreamKey) {
+        self.end(key, |stream| &mut stream.local);
+        self.end(key, |stream| &mut stream.remote);
+        self.unlist(key);
+    }
+
+    fn unlist(&mut self, key: StreamKey) {
+        if let Ok(place) = self.order.binary_search_by_key(&key.id, |key| key.id) {
+            self.order.remove(place);
+        }
+        if self.recent == Some(key) {
+            self.recent = None;
+        }
+    }
+
+    /// The stream with the largest id that was not reset.
     pub(super) fn newest(&self) -> Option<StreamKey> {
         self.order.last().copied()
     }
@@ -202,6 +214,20 @@ mod tests {
         assert_eq!(streams.find(3), Some(other));
         assert_eq!(streams.newest(), Some(second));
         assert_eq!(streams.active(), 2);
+    }
+
+    #[test]
+    fn a_reset_stream_is_found_by_its_key_until_its_bytes_are_consumed() {
+        let mut streams = Streams::default();
+        let (idle, holding) = (streams.insert(1, stream()), streams.insert(3, stream()));
+        streams.get_mut(holding).unwrap().unconsumed = 5;
+        streams.reset(idle);
+        streams.reset(holding);
+        assert_eq!((streams.find(1), streams.find(3), streams.newest()), (None, None, None));
+        assert!(streams.get(idle).is_none() && streams.get(holding).is_some());
+        assert_eq!((streams.active(), streams.len()), (0, 1));
+        assert!(streams.remove(holding).is_some());
+        assert_eq!(streams.len(), 0);
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Connection {
         if change == 0 {
             return Ok(());
         }
-        for stream in self.streams.values_mut() {
+        for stream in self.streams.values_mut().filter(|stream| stream.local != Half::Ended) {
             stream.send_window += change;
             if stream.send_window > i64::from(MAX_WINDOW) {
                 return Err(Violation::WindowOverflow);
@@ -171,7 +171,7 @@ impl Connection {
         } else {
             Cause::Peer(code)
         };
-        self.drop_stream(key);
+        self.streams.reset(key);
         Ok(Some(Event::Reset { stream: key, cause }))
     }
 
@@ -222,7 +222,7 @@ impl Connection {
         now: Instant,
     ) -> Result<Event, Violation> {
         self.refuse_id(stream.id(), violation, now)?;
-        self.drop_stream(stream);
+        self.streams.reset(stream);
         Ok(Event::Reset { stream, cause: Cause::Violation(violation) })
     }
 
@@ -232,13 +232,6 @@ impl Connection {
         self.reply()?;
         self.output.reset(id, violation.code());
         Ok(())
-    }
-
-    /// Forgets a stream; what it holds goes back to the connection's window.
-    pub(super) fn drop_stream(&mut self, key: StreamKey) {
-        if let Some(stream) = self.streams.remove(key) {
-            self.credit_connection(stream.unconsumed);
-        }
     }
 
     /// Bytes that nobody holds any more, for the connection's window.

@@ -10,7 +10,7 @@ use super::{
     super::{
         Event, StreamKey, Violation,
         frame::{END_STREAM, HEADER, Head, Kind, PADDED, PREFACE},
-        streams::Half,
+        streams::{Half, Stream},
     },
     Connection, Role,
 };
@@ -294,7 +294,8 @@ impl Connection {
             Self::spend(self.allowances.control.take(1, now), Violation::EmptyDataFlood)?;
             return Ok(None);
         }
-        let living = data.stream.filter(|&key| self.streams.get(key).is_some());
+        let open = |stream: &Stream| stream.remote == Half::Open;
+        let living = data.stream.filter(|&key| self.streams.get(key).is_some_and(open));
         Ok(living.map(|stream| {
             self.streams.end(stream, |stream| &mut stream.remote);
             Event::Ended { stream }
@@ -305,7 +306,7 @@ impl Connection {
     fn deliver(&mut self, data: Data, range: Range<usize>) -> Option<Event> {
         let size = range.len() as u32;
         let living = data.stream.and_then(|key| Some((key, self.streams.get_mut(key)?)));
-        let Some((key, stream)) = living else {
+        let Some((key, stream)) = living.filter(|(_, stream)| stream.remote == Half::Open) else {
             self.credit_connection(size);
             return None;
         };
@@ -347,7 +348,7 @@ impl Connection {
             return None;
         }
         let stream = self.streams.newest().filter(|key| key.id() > self.peer_takes)?;
-        self.drop_stream(stream);
+        self.streams.reset(stream);
         Some(Event::Reset { stream, cause: super::super::Cause::Unprocessed })
     }
 }

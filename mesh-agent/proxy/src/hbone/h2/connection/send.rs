@@ -131,17 +131,19 @@ impl Connection {
     }
 
     /// Ends a stream in both directions and forgets it; what was not consumed counts as consumed. One that has ended in
-    /// both directions is only forgotten.
+    /// both directions, or was reset, is only forgotten.
     pub(crate) fn reset(&mut self, key: StreamKey, code: ErrorCode) {
         let Some(stream) = self.streams.get(key) else { return };
         if !stream.is_closed() {
             self.output.reset(key.id(), code);
         }
-        self.drop_stream(key);
+        if let Some(stream) = self.streams.remove(key) {
+            self.credit_connection(stream.unconsumed);
+        }
     }
 
     /// The caller has passed on `size` bytes of a stream: the peer may send as many more. May put WINDOW_UPDATEs into
-    /// the output. Nothing happens if the stream is gone: its bytes were credited then.
+    /// the output. Nothing happens if the stream is gone.
     pub(crate) fn consumed(&mut self, key: StreamKey, size: usize) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         let size = u32::try_from(size).unwrap_or(u32::MAX).min(stream.unconsumed);

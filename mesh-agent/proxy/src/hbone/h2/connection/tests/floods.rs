@@ -121,8 +121,24 @@ fn streams_that_worked_may_be_reset_without_end() {
         side.connection.respond(key, 200, &[], false).unwrap();
         side.connection.clear_output();
         side.hear(&[data(id, b"x", false), reset(id, 8)].concat()).unwrap();
+        side.connection.consumed(key, 1);
     }
     assert_eq!(side.connection.streams(), 1);
+}
+
+#[test]
+fn resets_do_not_free_what_the_caller_holds() {
+    let mut side = server();
+    let mut held = 0;
+    let (_, violation) = flood_read(&mut side, |side, n| {
+        side.connection.respond(*side.keys.last().unwrap(), 200, &[], false).ok();
+        side.connection.clear_output();
+        held += if n == 0 { 0 } else { 10_000 };
+        let id = 2 * n + 3;
+        [connect(id), data(id, &[0; 10_000], false), reset(id, 8)].concat()
+    });
+    assert!(matches!(violation, Violation::WindowExceeded | Violation::RapidReset), "{violation}");
+    assert!(held <= side.connection.limits.connection_window, "{held}");
 }
 
 #[test]

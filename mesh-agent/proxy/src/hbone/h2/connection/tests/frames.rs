@@ -331,15 +331,19 @@ fn ids_of_the_wrong_side_or_of_the_past_are_refused() {
 }
 
 #[test]
-fn a_reset_ends_both_halves_and_gives_the_window_back() {
+fn a_reset_ends_both_halves_and_what_is_held_counts_until_it_is_consumed() {
     let mut side = tunnel(Limits::default());
     side.hear(&data(1, &[7; 1_000], false)).unwrap();
     assert_eq!(side.hear(&reset(1, 8)), Ok(vec![Seen::Reset(1, Cause::Peer(ErrorCode::CANCEL))]));
-    assert_eq!(side.connection.credit, 1_000);
-    assert_eq!(side.connection.streams(), 0);
+    assert_eq!((side.connection.credit, side.connection.streams()), (0, 1), "somebody holds the bytes");
+    side.connection.consumed(side.keys[0], 400);
+    assert_eq!(side.connection.credit, 400);
+    side.connection.reset(side.keys[0], ErrorCode::CANCEL);
+    assert!(side.said().is_empty(), "the peer knows");
+    assert_eq!((side.connection.credit, side.connection.streams()), (1_000, 0));
     side.connection.consumed(side.keys[0], 1_000);
     assert_eq!(side.connection.credit, 1_000, "not twice");
-    assert_eq!(side.hear(&reset(1, 8)), Ok(vec![]));
+    assert_eq!(side.hear(&[reset(1, 8), data(1, b"late", false)].concat()), Ok(vec![]));
     let mut side = client();
     assert_eq!(side.hear(&reset(1, 7)), Ok(vec![Seen::Reset(1, Cause::Unprocessed)]));
 }

@@ -106,6 +106,7 @@ async fn serve_echo(mut io: DuplexStream, limits: Limits, read: usize, drain_aft
                 }
                 Event::Reset { stream, cause } => {
                     outcome.resets.push(cause);
+                    connection.reset(stream, ErrorCode::NO_ERROR);
                     echoes.retain(|echo| echo.key != stream);
                 }
                 Event::WindowOpened { .. } | Event::SettingsChanged | Event::GoAway { .. } => {}
