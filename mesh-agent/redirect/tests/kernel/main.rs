@@ -16,6 +16,7 @@ mod arrival;
 mod child;
 mod connect;
 mod cost;
+mod direct;
 mod enrol;
 mod open;
 mod sockets;
