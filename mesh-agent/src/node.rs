@@ -30,6 +30,7 @@ mod pods;
 mod profile;
 mod readiness;
 mod reconcile;
+mod revoke;
 mod shared;
 mod status;
 
@@ -87,7 +88,8 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
     let kernel = Arc::new(Node::open(node_options(&node, args))?);
     let events = Events::open(kernel.maps())?;
     let beat = Arc::new(Beat::new(Heartbeat::new(kernel.maps())));
-    let bridge = Arc::new(Bridge::new(kernel.maps(), args.dns_upstream.clone(), args.direct));
+    let direct = args.direct && can_revoke_direct();
+    let bridge = Arc::new(Bridge::new(kernel.maps(), args.dns_upstream.clone(), direct));
     let mut registry = Registry::default();
     let metrics = Arc::new(mesh_proxy::Metrics::register(&mut registry));
     let direct = Direct::new(&Stats::new(kernel.maps()).edges()?);
@@ -172,6 +174,18 @@ fn node_name(identity: &NodeIdentity) -> anyhow::Result<String> {
     }
     let host = nix::unistd::gethostname().context("read the host name; name the node with --node")?;
     host.into_string().map_err(|_| anyhow::anyhow!("the host name is not UTF-8; name the node with --node"))
+}
+
+/// Without a way to close Direct connections a policy could not reach established ones, so there must be none.
+fn can_revoke_direct() -> bool {
+    let can = mesh_redirect::can_close_connections();
+    if let Err(error) = &can {
+        tracing::error!(
+            %error,
+            "the kernel does not let the agent close connections (module tcp_diag, CONFIG_INET_DIAG_DESTROY); all traffic goes through the proxy"
+        );
+    }
+    can.is_ok()
 }
 
 fn node_options(node: &str, args: &NodeArgs) -> NodeOptions {

@@ -20,6 +20,7 @@ use super::{
     events,
     lock::NodeLock,
     reconcile::{Outcome, Reconciler, Wanted},
+    revoke,
     shared::Shared,
 };
 use crate::report::report;
@@ -61,7 +62,12 @@ impl Control {
         let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
         let ended = {
             let background = async {
-                tokio::join!(events::follow(events, &shared), follow_kernel_log(logger), sweep(&shared));
+                tokio::join!(
+                    events::follow(events, &shared),
+                    follow_kernel_log(logger),
+                    revoke::follow(&shared),
+                    sweep(&shared)
+                );
             };
             tokio::select! {
                 outcome = reconcile(&shared, &reconciler) => outcome,
@@ -109,6 +115,7 @@ async fn reconcile(shared: &Shared, reconciler: &Arc<Mutex<Reconciler>>) -> anyh
             Ok(outcome) => {
                 let retry_at = outcome.retry_at.map(Instant::from_std);
                 publish(shared, outcome);
+                shared.revocations.note_applied();
                 if !retired {
                     retired = true;
                     shared.kernel.retire_old_versions();

@@ -71,7 +71,13 @@ impl AgentMetrics {
         }
         let (unreadable, lost) = self.shared.bridge.failures();
         counter(encoder, "mesh_kernel_reads_failed", "Socket origins that could not be read", unreadable)?;
-        counter(encoder, "mesh_verdicts_lost", "Verdicts that found no room in the kernel", lost)
+        counter(encoder, "mesh_verdicts_lost", "Verdicts that found no room in the kernel", lost)?;
+        let help = "Established Direct connections closed because a new policy denies them, by reason";
+        let mut closed = family(encoder, "mesh_direct_connections_revoked", help, MetricType::Counter)?;
+        for (reason, count) in self.shared.revocations.closed() {
+            sample(&mut closed, &[("reason", reason)], &ConstCounter::new(count))?;
+        }
+        Ok(())
     }
 
     fn hooks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

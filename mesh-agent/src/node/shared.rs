@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::{
     beat::Beat, bridge::Bridge, direct::Direct, names::Departed, readiness::Readiness, reconcile::Outcome,
+    revoke::Revocations,
 };
 
 /// The running parts and the latest findings.
@@ -39,6 +40,8 @@ pub(super) struct Shared {
     metrics: Arc<Metrics>,
     /// Locked while it is brought up to date, on the blocking pool.
     direct: Mutex<Direct>,
+    /// Direct connections that policy ended.
+    pub(super) revocations: Revocations,
 }
 
 /// What a [`Shared`] is made of.
@@ -87,6 +90,7 @@ impl Shared {
             departed: Mutex::default(),
             metrics,
             direct: Mutex::new(direct),
+            revocations: Revocations::default(),
         }
     }
 
