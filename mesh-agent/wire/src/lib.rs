@@ -3,4 +3,6 @@
 //! Invariant: decoders are total. Whatever bytes arrive, they return a value or an error, in bounded memory.
 #![deny(missing_docs)]
 
+pub mod hbone;
 pub mod proto;
+pub mod wds;

@@ -1,0 +1,178 @@
+//! Services: Istio's form for foreign clients, our facts inside for our agents.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use mesh_core::{
+    id::ServiceId,
+    snapshot::{Mesh, Name, Protocol, Service, ServicePort, Snapshot},
+};
+
+use super::value::{self, Located, Problem, each, text_at};
+use crate::proto::{
+    nodemesh,
+    workload::{self, load_balancing},
+};
+
+/// A decoded service, without endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Decoded {
+    /// Its ports have no endpoints yet.
+    pub(super) service: Service,
+    /// Services that keep what this one claims as well.
+    pub(super) yields_to: BTreeSet<Name>,
+    /// Target ports where a workload names none, by port (foreign servers only).
+    pub(super) targets: Vec<(u16, u16)>,
+}
+
+/// Full DNS name of a service.
+pub(super) fn hostname(name: &Name, mesh: &Mesh) -> String {
+    format!("{}.{}.svc.{}", name.name, name.namespace, mesh.cluster_domain)
+}
+
+/// xDS name of a service.
+pub(super) fn resource_name(name: &Name, mesh: &Mesh) -> String {
+    format!("{}/{}", name.namespace, hostname(name, mesh))
+}
+
+/// Encodes a service; also the other names it can be asked for.
+pub(super) fn encode(service: &Service, snapshot: &Snapshot) -> (workload::Service, Vec<String>) {
+    let mesh = snapshot.mesh();
+    let mut yields_to = BTreeSet::new();
+    let mut addresses = Vec::new();
+    for addr in service.frontend_addrs() {
+        let mut has_any = service.ports.is_empty();
+        for port in &service.ports {
+            match snapshot.service_at(addr, port.port, port.protocol) {
+                Some((owner, _)) if owner.name == service.name => has_any = true,
+                Some((owner, _)) => drop(yields_to.insert(owner.name.clone())),
+                None => {}
+            }
+        }
+        if has_any && !addresses.contains(&addr) {
+            addresses.push(addr);
+        }
+    }
+    let facts = nodemesh::ServiceFacts {
+        id: service.id.0,
+        vips: service.vips.iter().copied().map(value::address_bytes).collect(),
+        external_addresses: service.external_ips.iter().copied().map(value::address_bytes).collect(),
+        headless: service.headless,
+        external_name: service.external_name.as_deref().map(str::to_owned),
+        affinity: service
+            .affinity
+            .map(|d| nodemesh::Affinity { seconds: d.as_secs(), nanos: d.subsec_nanos() }),
+        publish_not_ready: service.publish_not_ready,
+        ports: service.ports.iter().map(port_value).collect(),
+        yields_to: yields_to.iter().map(value::name_value).collect(),
+    };
+    let network_address =
+        |addr| workload::NetworkAddress { network: String::new(), address: value::address_bytes(addr) };
+    let load_balancing = service.publish_not_ready.then(|| workload::LoadBalancing {
+        health_policy: load_balancing::HealthPolicy::AllowAll.into(),
+        ..Default::default()
+    });
+    let tcp = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp && port.port != 0);
+    let message = workload::Service {
+        name: service.name.name.to_string(),
+        namespace: service.name.namespace.to_string(),
+        // One that stands for another name must not answer for its own: clients forward what they do not know.
+        hostname: match service.external_name {
+            Some(_) => String::new(),
+            None => hostname(&service.name, mesh),
+        },
+        addresses: addresses.iter().copied().map(network_address).collect(),
+        // Each workload names its own target port.
+        ports: tcp.map(|port| workload::Port { service_port: port.port.into(), target_port: 0 }).collect(),
+        load_balancing,
+        extensions: vec![value::facts_value("ServiceFacts", &facts)],
+        ..Default::default()
+    };
+    (message, addresses.into_iter().map(|addr| format!("/{addr}")).collect())
+}
+
+fn port_value(port: &ServicePort) -> nodemesh::ServicePort {
+    nodemesh::ServicePort {
+        name: port.name.to_string(),
+        port: port.port.into(),
+        protocol: value::protocol_value(port.protocol),
+        app_protocol: port.app_protocol.as_deref().map(str::to_owned),
+    }
+}
+
+/// Decodes a service, ours or a foreign server's.
+pub(super) fn decode(message: &workload::Service) -> Result<Decoded, Located> {
+    let namespace = text_at("service.namespace", &message.namespace)?;
+    match value::facts::<nodemesh::ServiceFacts>(&message.extensions)? {
+        Some(facts) => {
+            let name = Name { namespace, name: text_at("service.name", &message.name)? };
+            decode_facts(name, &facts).map_err(|e| e.within("facts"))
+        }
+        None => decode_foreign(namespace, message).map_err(|e| e.within("service")),
+    }
+}
+
+fn decode_facts(name: Name, facts: &nodemesh::ServiceFacts) -> Result<Decoded, Located> {
+    let affinity = match &facts.affinity {
+        Some(affinity) if affinity.nanos >= 1_000_000_000 => {
+            return Err(Located::at("affinity.nanos", Problem::TooLarge(affinity.nanos as usize)));
+        }
+        affinity => affinity.as_ref().map(|a| Duration::new(a.seconds, a.nanos)),
+    };
+    let port = |port: &nodemesh::ServicePort| {
+        Ok(ServicePort {
+            name: value::text(&port.name)?,
+            port: value::port(port.port)?,
+            protocol: value::protocol(port.protocol)?,
+            app_protocol: port.app_protocol.as_deref().map(value::text).transpose()?,
+            endpoints: Vec::new(),
+        })
+    };
+    let service = Service {
+        id: ServiceId(facts.id),
+        name,
+        vips: each("vips", &facts.vips, |bytes| value::address(bytes))?,
+        external_ips: each("external_addresses", &facts.external_addresses, |bytes| value::address(bytes))?,
+        headless: facts.headless,
+        external_name: facts
+            .external_name
+            .as_deref()
+            .map(|external| text_at("external_name", external))
+            .transpose()?,
+        affinity,
+        publish_not_ready: facts.publish_not_ready,
+        ports: each("ports", &facts.ports, port)?,
+    };
+    let yields_to = each("yields_to", &facts.yields_to, value::name)?;
+    Ok(Decoded { service, yields_to, targets: Vec::new() })
+}
+
+/// A service as istiod says it: TCP ports without names; without an address it is headless.
+fn decode_foreign(namespace: Arc<str>, message: &workload::Service) -> Result<Decoded, Located> {
+    let in_cluster = format!("{}.{}.svc.", message.name, message.namespace);
+    // One ServiceEntry may have many hosts: only they tell its services apart.
+    let own_name = if message.hostname.starts_with(&in_cluster) { &message.name } else { &message.hostname };
+    let name = Name { namespace, name: text_at("name", own_name)? };
+    let vips: Vec<_> = each("addresses", &message.addresses, |a| value::address(&a.address))?;
+    let ports: Vec<(u16, u16)> =
+        each("ports", &message.ports, |p| Ok((value::port(p.service_port)?, value::port(p.target_port)?)))?;
+    let port = |(port, _): &(u16, u16)| ServicePort {
+        name: "".into(),
+        port: *port,
+        protocol: Protocol::Tcp,
+        app_protocol: None,
+        endpoints: Vec::new(),
+    };
+    let publish_not_ready = message
+        .load_balancing
+        .as_ref()
+        .is_some_and(|lb| lb.health_policy == i32::from(load_balancing::HealthPolicy::AllowAll));
+    let service = Service {
+        id: ServiceId::of_service(&name.namespace, &name.name),
+        headless: vips.is_empty(),
+        vips,
+        publish_not_ready,
+        ports: ports.iter().map(port).collect(),
+        ..Service::named(name)
+    };
+    Ok(Decoded { service, yields_to: BTreeSet::new(), targets: ports })
+}
