@@ -12,6 +12,8 @@ mod replay;
 mod rotation;
 mod sign;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::{
     path::{Path, PathBuf},

@@ -157,3 +157,6 @@ fn verify(
     }
     Err(error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,7 +33,7 @@ use crate::{
     issuer::{IssueError, Issuer},
     key::KeyAlgorithm,
     schedule::{Priority, Schedule},
-    svid::Svid,
+    svid::{Svid, fingerprint},
     tls::{TlsContext, TlsError},
     verify::Expect,
 };
@@ -279,6 +279,12 @@ impl Certificates {
             .collect();
         views.sort_by(|a, b| a.identity.cmp(&b.identity));
         views
+    }
+
+    /// SHA-256 fingerprints of the roots that are trusted now.
+    pub fn roots(&self) -> Vec<String> {
+        let bundle = self.context.trust.current();
+        bundle.material().roots.iter().map(|der| fingerprint(der)).collect()
     }
 
     /// Counters and gauges.

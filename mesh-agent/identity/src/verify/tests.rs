@@ -443,7 +443,6 @@ fn what_is_not_tls_is_told_apart() {
 #[test]
 fn a_connection_gives_its_secrets_and_no_tickets() {
     let mesh = Mesh::new();
-    let own = mesh.root.leaf(&Claims::of(identity("server")));
     let svid = svid_of(&mesh, identity("server"));
     let server = mesh.context.server(&svid, Expect::AnyWorkload).unwrap();
     assert_eq!(server.send_tls13_tickets, 0);
@@ -454,7 +453,6 @@ fn a_connection_gives_its_secrets_and_no_tickets() {
     assert_eq!(client.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
     assert!(client.dangerous_extract_secrets().is_ok());
     assert!(server.dangerous_extract_secrets().is_ok());
-    drop(own);
 }
 
 /// A certificate of ours by the forger's root.

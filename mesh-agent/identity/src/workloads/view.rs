@@ -25,6 +25,9 @@ pub struct CertificateView {
     /// End of its life.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_after: Option<String>,
+    /// Seconds until its end; 0 after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_in_s: Option<u64>,
     /// When it will be replaced, or the next attempt is due.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub renew_at: Option<String>,
@@ -54,6 +57,8 @@ impl CertificateView {
             serial: slot.map(|slot| slot.svid.serial().to_owned()),
             not_before: validity.map(|validity| rfc3339(validity.not_before)),
             not_after: validity.map(|validity| rfc3339(validity.not_after)),
+            expires_in_s: validity
+                .map(|validity| validity.not_after.duration_since(now).map_or(0, |left| left.as_secs())),
             renew_at: state.retry_at.or_else(|| slot.map(|slot| slot.renew_at)).map(rfc3339),
             chain: slot.iter().flat_map(|slot| slot.svid.chain()).map(|der| fingerprint(der)).collect(),
             roots: bundle.material().roots.iter().map(|der| fingerprint(der)).collect(),
