@@ -158,7 +158,7 @@ impl Connection {
             encoder: Encoder::default(),
             reading: Reading::start(role == Role::Server),
             block: None,
-            allowances: Allowances::new(now),
+            allowances: Allowances::new(limits.max_streams, now),
             failed: None,
             output,
             headers_waiting: false,

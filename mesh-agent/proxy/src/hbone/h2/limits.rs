@@ -107,18 +107,19 @@ pub(crate) struct Allowances {
     pub(crate) window_updates: Allowance,
     /// Frames on streams that are closed: a reset races with what is on its way.
     pub(crate) closed: Allowance,
-    /// Streams reset before they did anything, by the peer or for the peer's fault.
+    /// Streams reset before they were answered, by the peer or for the peer's fault. Apps that all give up on a slow
+    /// server at once are no attack, so a full tunnel may do it twice; every answer earns another.
     pub(crate) resets: Allowance,
 }
 
 impl Allowances {
-    pub(crate) const fn new(now: Instant) -> Self {
+    pub(crate) const fn new(max_streams: u32, now: Instant) -> Self {
         Self {
             settings: Allowance::new(100, 5, now),
             control: Allowance::new(1_000, 200, now),
             window_updates: Allowance::new(10_000, 1_000, now),
             closed: Allowance::new(20_000, 5_000, now),
-            resets: Allowance::new(200, 100, now),
+            resets: Allowance::new(200 + 2 * max_streams, 100, now),
         }
     }
 }

@@ -51,6 +51,7 @@ impl Connection {
             return Err(SendError::NotOpen);
         }
         stream.local = Half::Open;
+        self.allowances.resets.give(1);
         let status = status.to_string();
         let head = std::iter::once((&b":status"[..], status.as_bytes()));
         let rest = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
