@@ -245,7 +245,7 @@ fn compile_namespace(
         let workload = Workload {
             meshed,
             skipped: (wanted && pod.host_network).then(|| "it runs on the host network".into()),
-            tunnel: if meshed { Tunnel::Hbone } else { Tunnel::None },
+            tunnel: if meshed && !pod.tunnel_off { Tunnel::Hbone } else { Tunnel::None },
             trust_domain: Arc::clone(&mesh.trust_domain),
             policies,
             policy_hash,

@@ -501,3 +501,26 @@ fn ten_thousand_services_compile_and_one_changed_pod_reuses_the_rest() {
     println!("tables again: {:?}", cpu_time() - started);
     assert!(again.backends.iter().all(|(id, slots)| Arc::ptr_eq(slots, &tables.backends[id])));
 }
+
+#[test]
+fn a_meshed_pod_has_a_tunnel_unless_it_opts_out_of_it() {
+    let text = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: default, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: on}
+spec: {nodeName: n1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: off, annotations: {nodemesh.dev/tunnel: none}}
+spec: {nodeName: n1}
+";
+    let snapshot = compile(text).snapshot;
+    assert_eq!(workload(&snapshot, "on").tunnel, Tunnel::Hbone);
+    assert!(workload(&snapshot, "off").meshed);
+    assert_eq!(workload(&snapshot, "off").tunnel, Tunnel::None);
+}

@@ -28,6 +28,8 @@ pub struct Pod {
     pub opt_in: Option<bool>,
     /// Shares its node's network, and so can never be enrolled.
     pub host_network: bool,
+    /// `nodemesh.dev/tunnel: none`: other nodes reach it in plaintext only, as its modes allow.
+    pub tunnel_off: bool,
     /// Addresses behind services; also those of a host-network pod.
     pub addrs: Vec<IpAddr>,
     /// Declared ports, for named target ports.
@@ -50,6 +52,7 @@ pub struct ContainerPort {
 /// Where the network namespace is, in file mode.
 const NETNS: &str = "nodemesh.dev/netns";
 const FAIL_CLOSED: &str = "nodemesh.dev/fail-closed";
+const TUNNEL: &str = "nodemesh.dev/tunnel";
 const DNS_CAPTURE: &str = "nodemesh.dev/dns-capture";
 const DNS_CAPTURE_ISTIO: &str = "ambient.istio.io/dns-capture";
 const EXCLUDE_INBOUND_PORTS: [&str; 2] =
@@ -111,7 +114,15 @@ pub(crate) fn read(object: &v1::Pod, problems: &mut Problems) -> Pod {
         (Some(host), Some(subdomain)) if !host.is_empty() => Some((host.into(), subdomain.into())),
         _ => None,
     };
-    Pod { workload, opt_in, host_network, addrs, ports, hostname }
+    let tunnel_off = match annotation(TUNNEL) {
+        None | Some("hbone") => false,
+        Some("none") => true,
+        Some(other) => {
+            problems.error(annotation_field(TUNNEL), format!("is {other:?}, wanted \"hbone\" or \"none\""));
+            false
+        }
+    };
+    Pod { workload, opt_in, host_network, tunnel_off, addrs, ports, hostname }
 }
 
 fn annotation_field(key: &str) -> String {

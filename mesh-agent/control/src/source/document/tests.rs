@@ -283,6 +283,10 @@ fn mistakes_in_other_kinds_name_the_field_and_what_is_wanted() {
             "E1 metadata.annotations.nodemesh.dev/dns-capture: invalid type: boolean `false`, expected a string",
         ),
         (
+            annotated("nodemesh.dev/tunnel", "tls"),
+            "E1 metadata.annotations.nodemesh.dev/tunnel: is \"tls\", wanted \"hbone\" or \"none\"",
+        ),
+        (
             annotated("nodemesh.dev/dns-capture", "'off'"),
             "E1 metadata.annotations.nodemesh.dev/dns-capture: is \"off\", wanted \"true\" or \"false\"",
         ),
@@ -482,6 +486,7 @@ metadata:
     nodemesh.dev/netns: /run/netns/db
     nodemesh.dev/fail-closed: outbound
     nodemesh.dev/dns-capture: 'false'
+    nodemesh.dev/tunnel: none
     traffic.sidecar.istio.io/excludeInboundPorts: '22,23'
     nodemesh.dev/exclude-outbound-cidrs: 10.1.2.3/8, 192.0.2.7
 spec:
@@ -515,7 +520,7 @@ status:
     assert!(!w.ready && !w.terminated && !pod.host_network);
     assert_eq!(w.probe_ports, [5432, 7000, 8080].into());
     assert_eq!(w.named_ports, [("dns".into(), 53), ("metrics".into(), 9090), ("sql".into(), 5432)].into());
-    assert!(w.settings.outbound_fail_closed && w.settings.dns_capture_off);
+    assert!(w.settings.outbound_fail_closed && w.settings.dns_capture_off && pod.tunnel_off);
     assert_eq!(w.settings.exclude_inbound_ports, [22, 23].into());
     let cidrs: Vec<String> = w.settings.exclude_outbound_cidrs.iter().map(ToString::to_string).collect();
     assert_eq!(cidrs, ["10.0.0.0/8", "192.0.2.7/32"]);
