@@ -13,7 +13,10 @@
 
 pub mod compile;
 pub mod index;
+pub mod link;
 pub mod problem;
+pub mod publish;
 pub mod resource;
 pub mod source;
 pub mod status;
+pub mod subscribe;

@@ -1,0 +1,431 @@
+//! Owns the delta xDS service: one task a stream, from requests and a changing world to responses.
+//!
+//! Invariants:
+//! - A stream holds one response at most that was not yet written; the rest of what a slow client misses is in the world.
+//! - Streams are bounded in number, by node and in all, and in age: a client comes again with what it has.
+//! - The world's lock is held to make one response, never across an await.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mesh_wire::proto::{
+    discovery::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+        Resource as WireResource, aggregated_discovery_service_server::AggregatedDiscoveryService,
+    },
+    node::ControlPlane,
+};
+use prost::Message as _;
+use prost_types::Any;
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
+use tonic::{
+    Request as Call, Response as Reply, Status, Streaming,
+    codegen::{BoxStream, tokio_stream::wrappers::ReceiverStream},
+};
+
+use super::{
+    auth::{Connection, node_of},
+    metrics::{AnswerLabels, Client, ClientLabels, KindLabels, PublishMetrics, ReasonLabels},
+    session::{Answer, KindStatus, Request, Response, Session, SessionError},
+    world::{Edits, World},
+};
+use crate::link::{Kind, token::JoinSecret};
+
+/// Streams at once.
+pub const SESSIONS_MAX: usize = 10_000;
+/// Streams at once of one node: an agent has one, and a new one before the old is found dead.
+pub const SESSIONS_PER_NODE_MAX: usize = 8;
+/// A stream ends after this long, so that certificates are looked at again and load spreads over controllers.
+const SESSION_AGE_MAX: Duration = Duration::from_secs(6 * 3600);
+
+/// The published world and who watches it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Publication(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    world: RwLock<World>,
+    generation: watch::Sender<u64>,
+    sessions: Mutex<BTreeMap<u64, SessionView>>,
+    next_session: AtomicU64,
+    closing: watch::Sender<bool>,
+    metrics: PublishMetrics,
+}
+
+/// A connected client, for operators.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct SessionView {
+    /// The node whose credentials it showed.
+    pub node: Arc<str>,
+    /// Where it comes from.
+    pub remote: String,
+    /// What it is.
+    pub client: Client,
+    /// What it calls itself.
+    pub id: String,
+    /// Seconds since it came.
+    pub age_s: f64,
+    /// Generations it has not been sent yet.
+    pub behind: u64,
+    /// State by kind of resource.
+    pub kinds: BTreeMap<&'static str, KindStatus>,
+    #[serde(skip)]
+    since: Option<Instant>,
+    #[serde(skip)]
+    seen: u64,
+}
+
+impl Publication {
+    /// Nothing is known yet; clients wait.
+    pub fn new(metrics: PublishMetrics) -> Self {
+        Self(Arc::new(Shared {
+            world: RwLock::default(),
+            generation: watch::Sender::new(0),
+            sessions: Mutex::default(),
+            next_session: AtomicU64::new(0),
+            closing: watch::Sender::new(false),
+            metrics,
+        }))
+    }
+
+    /// Publishes edits. Returns how many resources changed.
+    pub fn apply(&self, edits: Edits) -> usize {
+        let mut world = self.0.world.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = world.apply(edits);
+        let generation = world.generation();
+        drop(world);
+        self.0.metrics.set_generation(generation);
+        self.0.generation.send_if_modified(|current| std::mem::replace(current, generation) != generation);
+        changed
+    }
+
+    /// Number of the newest state.
+    pub fn generation(&self) -> u64 {
+        *self.0.generation.borrow()
+    }
+
+    /// How many resources of a kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.0.world.read().unwrap_or_else(PoisonError::into_inner).count(kind)
+    }
+
+    /// Ends all streams: their clients go to another controller, or come again when this one is back.
+    pub(super) fn close(&self) {
+        self.0.closing.send_replace(true);
+    }
+
+    /// Becomes true when all streams are to end.
+    pub(super) fn closing(&self) -> watch::Receiver<bool> {
+        self.0.closing.subscribe()
+    }
+
+    /// The clients connected now, oldest first.
+    pub fn sessions(&self) -> Vec<SessionView> {
+        let generation = self.generation();
+        let mut views: Vec<SessionView> = self.sessions_lock().values().cloned().collect();
+        for view in &mut views {
+            view.age_s = view.since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+            view.behind = generation.saturating_sub(view.seen);
+        }
+        views
+    }
+
+    fn sessions_lock(&self) -> MutexGuard<'_, BTreeMap<u64, SessionView>> {
+        self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a stream in the list, if there is room.
+    fn enter(&self, node: &Arc<str>, remote: String) -> Result<Entry, Status> {
+        let mut sessions = self.sessions_lock();
+        let of_node = sessions.values().filter(|view| view.node == *node).count();
+        if sessions.len() >= SESSIONS_MAX || of_node >= SESSIONS_PER_NODE_MAX {
+            self.0.metrics.refuse("too_many_sessions");
+            return Err(Status::resource_exhausted("too_many_sessions: come again later"));
+        }
+        let id = self.0.next_session.fetch_add(1, Ordering::Relaxed);
+        let view = SessionView {
+            node: Arc::clone(node),
+            remote,
+            client: Client::Foreign,
+            id: String::new(),
+            age_s: 0.0,
+            behind: 0,
+            kinds: BTreeMap::new(),
+            since: Some(Instant::now()),
+            seen: 0,
+        };
+        self.0.metrics.sessions.get_or_create(&ClientLabels { client: view.client }).inc();
+        sessions.insert(id, view);
+        Ok(Entry { publication: self.clone(), id })
+    }
+}
+
+/// A stream's place in the list; leaves it when dropped.
+#[derive(Debug)]
+struct Entry {
+    publication: Publication,
+    id: u64,
+}
+
+impl Entry {
+    fn update(&self, session: &Session) {
+        let metrics = &self.publication.0.metrics;
+        let mut sessions = self.publication.sessions_lock();
+        let Some(view) = sessions.get_mut(&self.id) else { return };
+        let client = if session.is_agent() { Client::Agent } else { Client::Foreign };
+        if client != view.client {
+            metrics.sessions.get_or_create(&ClientLabels { client: view.client }).dec();
+            metrics.sessions.get_or_create(&ClientLabels { client }).inc();
+            view.client = client;
+        }
+        view.seen = session.seen();
+        view.kinds = Kind::ALL
+            .into_iter()
+            .filter_map(|kind| Some((kind.as_str(), session.status(kind)?.clone())))
+            .collect();
+    }
+
+    fn name(&self, id: String) {
+        if let Some(view) = self.publication.sessions_lock().get_mut(&self.id) {
+            view.id = id.chars().take(256).collect();
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if let Some(view) = self.publication.sessions_lock().remove(&self.id) {
+            let metrics = &self.publication.0.metrics;
+            metrics.sessions.get_or_create(&ClientLabels { client: view.client }).dec();
+        }
+    }
+}
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Ads {
+    pub(super) publication: Publication,
+    pub(super) secret: Arc<JoinSecret>,
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Ads {
+    type StreamAggregatedResourcesStream = BoxStream<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = BoxStream<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _call: Call<Streaming<DiscoveryRequest>>,
+    ) -> Result<Reply<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("only delta xDS is served"))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        call: Call<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Reply<Self::DeltaAggregatedResourcesStream>, Status> {
+        let connection = call.extensions().get::<Connection>();
+        let remote = connection.map(|connection| connection.remote.to_string()).unwrap_or_default();
+        let node = node_of(connection, call.metadata(), &self.secret).map_err(|error| {
+            self.publication.0.metrics.refuse(error.as_str());
+            tracing::warn!(%remote, reason = error.as_str(), "refused a client of xDS");
+            Status::from(error)
+        })?;
+        let entry = self.publication.enter(&node, remote.clone())?;
+        let (responses, stream) = mpsc::channel(1);
+        let publication = self.publication.clone();
+        let inbound = call.into_inner();
+        tokio::spawn(async move {
+            tracing::info!(%node, %remote, "a client of xDS came");
+            let ended =
+                serve(&publication, &entry, Session::new(Some(Arc::clone(&node))), inbound, &responses);
+            let ended = ended.await;
+            tracing::info!(%node, %remote, reason = ended.as_str(), "a client of xDS went");
+            let reason = ReasonLabels { reason: ended.as_str() };
+            publication.0.metrics.ended.get_or_create(&reason).inc();
+            drop(entry);
+            if let Some(status) = ended.status() {
+                // A client that is gone needs no reason.
+                responses.send(Err(status)).await.ok();
+            }
+        });
+        Ok(Reply::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+/// Why a stream ended.
+#[derive(Debug)]
+enum Ended {
+    ByClient,
+    Broken,
+    Age,
+    Closing,
+    Refused(SessionError),
+    UnknownKind,
+}
+
+impl Ended {
+    const fn as_str(&self) -> &'static str {
+        match self {
+            Self::ByClient => "closed_by_client",
+            Self::Broken => "broken",
+            Self::Age => "age",
+            Self::Closing => "closing",
+            Self::Refused(error) => error.as_str(),
+            Self::UnknownKind => "unknown_kind",
+        }
+    }
+
+    fn status(&self) -> Option<Status> {
+        match self {
+            Self::ByClient | Self::Broken => None,
+            Self::Age => Some(Status::unavailable("this stream is old; come again")),
+            Self::Closing => Some(Status::unavailable("the controller is stopping")),
+            Self::Refused(SessionError::TooFarBehind) => Some(Status::aborted("too far behind; come again")),
+            Self::Refused(error) => Some(Status::resource_exhausted(error.to_string())),
+            Self::UnknownKind => Some(Status::invalid_argument("a request without a type")),
+        }
+    }
+}
+
+async fn serve(
+    publication: &Publication,
+    entry: &Entry,
+    mut session: Session,
+    mut inbound: Streaming<DeltaDiscoveryRequest>,
+    responses: &mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+) -> Ended {
+    let mut generation = publication.0.generation.subscribe();
+    let mut closing = publication.0.closing.subscribe();
+    let old = sleep(SESSION_AGE_MAX);
+    tokio::pin!(old);
+    let mut room = None;
+    let mut named = false;
+    loop {
+        if let Some(permit) = room.take() {
+            generation.mark_unchanged();
+            let next = {
+                let world = publication.0.world.read().unwrap_or_else(PoisonError::into_inner);
+                session.next(&world)
+            };
+            match next {
+                Ok(Some(response)) => {
+                    let response = encode(publication, response);
+                    mpsc::Permit::send(permit, Ok(response));
+                    entry.update(&session);
+                    continue;
+                }
+                Ok(None) => room = Some(permit),
+                Err(error) => return Ended::Refused(error),
+            }
+            entry.update(&session);
+        }
+        let idle = room.is_some();
+        tokio::select! {
+            permit = responses.reserve(), if !idle => match permit {
+                Ok(permit) => room = Some(permit),
+                Err(_gone) => return Ended::ByClient,
+            },
+            request = inbound.message() => match request {
+                Ok(Some(request)) => {
+                    if let Some(node) = request.node.as_ref().filter(|_| !named) {
+                        named = true;
+                        entry.name(node.id.clone());
+                    }
+                    if let Err(ended) = take(publication, &mut session, request) {
+                        return ended;
+                    }
+                    entry.update(&session);
+                }
+                Ok(None) => return Ended::ByClient,
+                Err(error) => {
+                    tracing::debug!(%error, "a stream of xDS broke");
+                    return Ended::Broken;
+                }
+            },
+            // The sending side lives as long as the publication, which this function borrows.
+            _ = generation.changed(), if idle => {}
+            _ = closing.wait_for(|closing| *closing) => return Ended::Closing,
+            () = &mut old => return Ended::Age,
+        }
+    }
+}
+
+/// Takes a request. One for a kind that we do not have is answered by silence, as xDS wants.
+fn take(
+    publication: &Publication,
+    session: &mut Session,
+    request: DeltaDiscoveryRequest,
+) -> Result<(), Ended> {
+    if request.type_url.is_empty() {
+        return Err(Ended::UnknownKind);
+    }
+    let Some(kind) = Kind::of(&request.type_url) else {
+        tracing::debug!(type_url = request.type_url, "a client asks for a kind that is not served");
+        return Ok(());
+    };
+    let request = Request {
+        subscribe: request.resource_names_subscribe,
+        unsubscribe: request.resource_names_unsubscribe,
+        known: request.initial_resource_versions,
+        nonce: request.response_nonce,
+        refused: request.error_detail.map(|status| status.message),
+    };
+    let answer = {
+        let world = publication.0.world.read().unwrap_or_else(PoisonError::into_inner);
+        session.request(kind, request, &world).map_err(Ended::Refused)?
+    };
+    let count = |kind: Kind, answer| {
+        let labels = AnswerLabels { kind: kind.as_str(), answer };
+        publication.0.metrics.answers.get_or_create(&labels).inc();
+    };
+    match answer {
+        None => {}
+        Some(Answer::Ack(kind)) => count(kind, "ack"),
+        Some(Answer::Nack(kind, detail)) => {
+            count(kind, "nack");
+            tracing::warn!(kind = kind.as_str(), detail, "a client refused a response");
+        }
+    }
+    Ok(())
+}
+
+fn encode(publication: &Publication, response: Response) -> DeltaDiscoveryResponse {
+    let kind = response.kind;
+    let system_version_info = response.system_version();
+    let touched = response.resources.len() + response.removed.len();
+    let resources = response
+        .resources
+        .iter()
+        .map(|resource| WireResource {
+            name: resource.name.to_string(),
+            aliases: resource.aliases.iter().map(ToString::to_string).collect(),
+            version: resource.version_text(),
+            resource: Some(Any { type_url: kind.type_url().to_owned(), value: resource.body.to_vec() }),
+            ..WireResource::default()
+        })
+        .collect();
+    let message = DeltaDiscoveryResponse {
+        system_version_info,
+        resources,
+        type_url: kind.type_url().to_owned(),
+        removed_resources: response.removed,
+        nonce: response.nonce,
+        control_plane: Some(ControlPlane { identifier: "nodemesh".to_owned() }),
+    };
+    let metrics = &publication.0.metrics;
+    let labels = KindLabels::of(kind);
+    metrics.pushes.get_or_create(&labels).inc();
+    metrics.resources.get_or_create(&labels).inc_by(touched as u64);
+    metrics.bytes.get_or_create(&labels).inc_by(message.encoded_len() as u64);
+    message
+}

@@ -1,0 +1,273 @@
+//! Owns what the controller currently tells its clients: every resource, encoded once, and which changed when.
+//!
+//! Invariants:
+//! - A resource's version is a hash of its contents, so it survives a restart of the controller, and equal contents are
+//!   never sent twice.
+//! - The log holds every change after [`World::floor`]; a client that has seen less must say what it has.
+//! - Memory is bounded by the resources and [`LOG_MAX`], whatever the number and speed of clients.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    ops::Bound,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+use crate::link::Kind;
+
+/// Changes remembered. A client further behind is told to come again with what it has.
+pub const LOG_MAX: usize = 1 << 18;
+
+/// One resource as it goes over the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// Name, unique within its kind.
+    pub name: Arc<str>,
+    /// Hash of all that follows.
+    pub version: u64,
+    /// The encoded message.
+    pub body: Bytes,
+    /// Other names it can be asked for, sorted.
+    pub aliases: Vec<Arc<str>>,
+    /// The only node that may see it; `None` for all.
+    pub node: Option<Arc<str>>,
+}
+
+impl Resource {
+    /// Makes a resource; the version follows from the contents.
+    pub fn new(
+        name: impl Into<Arc<str>>,
+        body: impl Into<Bytes>,
+        mut aliases: Vec<Arc<str>>,
+        node: Option<Arc<str>>,
+    ) -> Self {
+        aliases.sort();
+        let body = body.into();
+        let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+        digest.update(&body);
+        for alias in &aliases {
+            digest.update(&[0xff]);
+            digest.update(alias.as_bytes());
+        }
+        let version = digest.finish().as_ref().iter().take(8).fold(0, |v, b| v << 8 | u64::from(*b));
+        Self { name: name.into(), version, body, aliases, node }
+    }
+
+    /// The version as it goes over the wire.
+    pub fn version_text(&self) -> String {
+        version_text(self.version)
+    }
+}
+
+/// A version as text of fixed length.
+pub fn version_text(version: u64) -> String {
+    format!("{version:016x}")
+}
+
+/// A change: the named resource was set or removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// When.
+    pub generation: u64,
+    /// Kind of the resource.
+    pub kind: Kind,
+    /// Name of the resource.
+    pub name: Arc<str>,
+}
+
+/// What a new state is made of: `None` removes.
+pub type Edits = BTreeMap<(Kind, Arc<str>), Option<Resource>>;
+
+/// Everything published.
+#[derive(Debug)]
+pub struct World {
+    generation: u64,
+    tables: [Table; Kind::ALL.len()],
+    log: VecDeque<Change>,
+    floor: u64,
+    log_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    resources: BTreeMap<Arc<str>, Arc<Resource>>,
+    /// Alias to name.
+    aliases: HashMap<Arc<str>, Arc<str>>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::with_log(LOG_MAX)
+    }
+}
+
+impl World {
+    /// An empty world, of generation 0, which remembers `log_max` changes.
+    pub fn with_log(log_max: usize) -> Self {
+        Self { generation: 0, tables: Default::default(), log: VecDeque::new(), floor: 0, log_max }
+    }
+
+    /// Number of the last change; 0 before the first.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Changes up to and including this one are forgotten.
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// Applies edits as one generation. Returns how many resources changed; without a change there is no new generation,
+    /// except the first, which says that the world is known.
+    pub fn apply(&mut self, edits: Edits) -> usize {
+        let generation = self.generation + 1;
+        let mut changed = 0;
+        for ((kind, name), edit) in edits {
+            if self.tables[kind.index()].set(&name, edit) {
+                changed += 1;
+                self.log.push_back(Change { generation, kind, name });
+            }
+        }
+        if changed > 0 || self.generation == 0 {
+            self.generation = generation;
+        }
+        while self.log.len() > self.log_max {
+            if let Some(change) = self.log.pop_front() {
+                self.floor = change.generation;
+            }
+        }
+        changed
+    }
+
+    /// A resource by its name.
+    pub fn get(&self, kind: Kind, name: &str) -> Option<&Arc<Resource>> {
+        self.tables[kind.index()].resources.get(name)
+    }
+
+    /// A resource by its name or one of its aliases.
+    pub fn find(&self, kind: Kind, name: &str) -> Option<&Arc<Resource>> {
+        let table = &self.tables[kind.index()];
+        table.resources.get(name).or_else(|| table.resources.get(table.aliases.get(name)?))
+    }
+
+    /// Resources of a kind after `name`, in order of name.
+    pub fn after<'a>(&'a self, kind: Kind, name: Option<&str>) -> impl Iterator<Item = &'a Arc<Resource>> {
+        let from = name.map_or(Bound::Unbounded, Bound::Excluded);
+        self.tables[kind.index()].resources.range::<str, _>((from, Bound::Unbounded)).map(|(_, r)| r)
+    }
+
+    /// How many resources of a kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.tables[kind.index()].resources.len()
+    }
+
+    /// Changes after a generation that is not below [`Self::floor`], oldest first.
+    pub fn changes_after(&self, generation: u64) -> impl Iterator<Item = &Change> {
+        let start = self.log.partition_point(|change| change.generation <= generation);
+        self.log.range(start..)
+    }
+}
+
+impl Table {
+    fn set(&mut self, name: &Arc<str>, edit: Option<Resource>) -> bool {
+        let before = match edit {
+            Some(resource) => {
+                if self.resources.get(name).is_some_and(|old| **old == resource) {
+                    return false;
+                }
+                let resource = Arc::new(resource);
+                let before = self.resources.insert(Arc::clone(name), Arc::clone(&resource));
+                self.forget_aliases(name, before.as_deref());
+                for alias in &resource.aliases {
+                    self.aliases.insert(Arc::clone(alias), Arc::clone(name));
+                }
+                return true;
+            }
+            None => self.resources.remove(name),
+        };
+        self.forget_aliases(name, before.as_deref());
+        before.is_some()
+    }
+
+    /// Drops the aliases of a resource that nobody else has taken.
+    fn forget_aliases(&mut self, name: &str, before: Option<&Resource>) {
+        for alias in before.into_iter().flat_map(|resource| &resource.aliases) {
+            if self.aliases.get(alias).is_some_and(|owner| &**owner == name) {
+                self.aliases.remove(alias);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(name: &str, body: &str, aliases: &[&str]) -> Resource {
+        let aliases = aliases.iter().map(|a| Arc::from(*a)).collect();
+        Resource::new(name, body.as_bytes().to_vec(), aliases, None)
+    }
+
+    fn edits(list: Vec<(&str, Option<Resource>)>) -> Edits {
+        list.into_iter().map(|(name, edit)| ((Kind::Address, Arc::from(name)), edit)).collect()
+    }
+
+    #[test]
+    fn equal_contents_make_no_generation() {
+        let mut world = World::default();
+        assert_eq!(world.apply(edits(vec![("a", Some(resource("a", "1", &[])))])), 1);
+        assert_eq!(
+            (world.generation(), world.apply(edits(vec![("a", Some(resource("a", "1", &[])))]))),
+            (1, 0)
+        );
+        assert_eq!(world.generation(), 1);
+        assert_eq!(world.apply(edits(vec![("b", None)])), 0);
+        assert_eq!(world.generation(), 1);
+    }
+
+    #[test]
+    fn an_empty_world_is_known_after_its_first_state() {
+        let mut world = World::default();
+        assert_eq!(world.apply(Edits::new()), 0);
+        assert_eq!(world.generation(), 1);
+        world.apply(Edits::new());
+        assert_eq!(world.generation(), 1);
+    }
+
+    #[test]
+    fn the_log_tells_what_changed_after_a_generation() {
+        let mut world = World::default();
+        world.apply(edits(vec![("a", Some(resource("a", "1", &[]))), ("b", Some(resource("b", "1", &[])))]));
+        world.apply(edits(vec![("a", Some(resource("a", "2", &[])))]));
+        world.apply(edits(vec![("b", None)]));
+        let names = |after| world.changes_after(after).map(|c| c.name.to_string()).collect::<Vec<_>>();
+        assert_eq!(names(0), ["a", "b", "a", "b"]);
+        assert_eq!(names(1), ["a", "b"]);
+        assert_eq!(names(2), ["b"]);
+        assert!(names(3).is_empty());
+    }
+
+    #[test]
+    fn what_the_log_forgets_raises_its_floor() {
+        let mut world = World::with_log(2);
+        for body in ["1", "2", "3", "4"] {
+            world.apply(edits(vec![("a", Some(resource("a", body, &[])))]));
+        }
+        assert_eq!((world.floor(), world.generation()), (2, 4));
+        assert_eq!(world.changes_after(2).count(), 2);
+    }
+
+    #[test]
+    fn an_alias_follows_the_resource_that_has_it_now() {
+        let mut world = World::default();
+        world.apply(edits(vec![("a", Some(resource("a", "1", &["/10.0.0.1"])))]));
+        assert_eq!(world.find(Kind::Address, "/10.0.0.1").map(|r| &*r.name), Some("a"));
+        world.apply(edits(vec![("b", Some(resource("b", "1", &["/10.0.0.1"])))]));
+        world.apply(edits(vec![("a", None)]));
+        assert_eq!(world.find(Kind::Address, "/10.0.0.1").map(|r| &*r.name), Some("b"));
+        world.apply(edits(vec![("b", Some(resource("b", "1", &["/10.0.0.2"])))]));
+        assert!(world.find(Kind::Address, "/10.0.0.1").is_none());
+        assert!(world.find(Kind::Authorization, "b").is_none());
+    }
+}
