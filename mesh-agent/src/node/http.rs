@@ -32,16 +32,16 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// An answer.
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(crate) type Answer = Response<Full<Bytes>>;
 
 /// Answers requests; one value serves all connections of a listener.
-pub(super) trait Answers: Send + Sync + 'static {
+pub(crate) trait Answers: Send + Sync + 'static {
     /// Answers a GET. Must not block the thread.
     fn get(&self, path: &str, query: &Query) -> impl Future<Output = Answer> + Send;
 }
 
 /// Something connections come from.
-pub(super) trait Accepts {
+pub(crate) trait Accepts {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     /// Waits for the next one. Cancel safe.
@@ -65,7 +65,7 @@ impl Accepts for TcpListener {
 }
 
 /// Serves until it is dropped, which also ends its connections.
-pub(super) async fn serve<L: Accepts, A: Answers>(listener: L, answers: Arc<A>) {
+pub(crate) async fn serve<L: Accepts, A: Answers>(listener: L, answers: Arc<A>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -116,7 +116,7 @@ async fn route<A: Answers>(request: &Request<Incoming>, answers: &A) -> Answer {
 
 /// Decoded parameters of a request.
 #[derive(Debug, Default)]
-pub(super) struct Query(Vec<(String, String)>);
+pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
     fn parse(text: &str) -> Option<Self> {
@@ -128,7 +128,7 @@ impl Query {
     }
 
     /// The first value of a parameter.
-    pub(super) fn value(&self, key: &str) -> Option<&str> {
+    pub(crate) fn value(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
     }
 }
@@ -151,7 +151,7 @@ fn decode(text: &str) -> Option<String> {
 }
 
 /// A text answer.
-pub(super) fn text(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+pub(crate) fn text(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -159,7 +159,7 @@ pub(super) fn text(status: StatusCode, kind: &'static str, body: impl Into<Bytes
 }
 
 /// A view as JSON.
-pub(super) fn json<T: serde::Serialize>(view: &T) -> Answer {
+pub(crate) fn json<T: serde::Serialize>(view: &T) -> Answer {
     match serde_json::to_vec(view) {
         Ok(body) => text(StatusCode::OK, "application/json", body),
         Err(cause) => error(StatusCode::INTERNAL_SERVER_ERROR, &format!("encode the answer: {cause}")),
@@ -167,7 +167,7 @@ pub(super) fn json<T: serde::Serialize>(view: &T) -> Answer {
 }
 
 /// A refusal.
-pub(super) fn error(status: StatusCode, message: &str) -> Answer {
+pub(crate) fn error(status: StatusCode, message: &str) -> Answer {
     let view = ErrorView { error: message.to_owned() };
     let body = serde_json::to_vec(&view).unwrap_or_default();
     text(status, "application/json", body)

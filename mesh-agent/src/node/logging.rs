@@ -8,7 +8,7 @@ use crate::cli::LogFormat;
 
 /// Why the log cannot be set up.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LogError {
+pub(crate) enum LogError {
     /// The filter does not parse.
     #[error(
         "--log {filter:?} is not a level (error, warn, info, debug, trace) or a list such as info,mesh_proxy=debug"
@@ -30,7 +30,7 @@ pub(super) enum LogError {
 }
 
 /// Installs the process's log.
-pub(super) fn install(filter: &str, format: LogFormat) -> Result<(), LogError> {
+pub(crate) fn install(filter: &str, format: LogFormat) -> Result<(), LogError> {
     let filter_of = EnvFilter::try_new(filter)
         .map_err(|source| LogError::Filter { filter: filter.to_owned(), source })?;
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
