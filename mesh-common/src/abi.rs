@@ -11,7 +11,7 @@ use crate::{
     sock::{ClientAddr, DnsKey, OrigDst, OrigKey, SockState, UdpPeer, UdpPeerKey},
     stats::{COUNTERS_LEN, EdgeKey, EdgeVal, HIST_LEN},
     ticket::{Ticket, TupleKey},
-    verdict::{Verdict, VerdictKey},
+    verdict::{PolicyGen, Verdict, VerdictKey},
 };
 
 /// Bumped by hand when the *meaning* of a map changes while every layout stays.
@@ -36,6 +36,7 @@ pub const VERSION: u64 = {
         OrigDst::LAYOUT,
         OrigKey::LAYOUT,
         PodCfg::LAYOUT,
+        PolicyGen::LAYOUT,
         PortKey::LAYOUT,
         ProbeKey::LAYOUT,
         ServiceKey::LAYOUT,

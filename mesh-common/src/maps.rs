@@ -24,7 +24,7 @@ pub const WORKLOADS: &str = "WORKLOADS";
 pub const AFFINITY: &str = "AFFINITY";
 /// Cached verdicts: [`crate::verdict::VerdictKey`] → [`crate::verdict::Verdict`].
 pub const VERDICTS: &str = "VERDICTS";
-/// Policy generation by destination workload: `u64` → `u64`.
+/// Policy generation by destination workload: `u64` → [`crate::verdict::PolicyGen`].
 pub const POLICY_GEN: &str = "POLICY_GEN";
 /// Tickets: [`crate::ticket::TupleKey`] → [`crate::ticket::Ticket`].
 pub const TICKETS: &str = "TICKETS";

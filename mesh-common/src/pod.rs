@@ -11,6 +11,8 @@ shared! {
         pub addr4: Addr,
         /// Own IPv6 address, or zero.
         pub addr6: Addr,
+        /// Hash of the pod's identity, for the agent alone: verdicts on the pod were made for this one.
+        pub identity: u64,
         /// For [`POD_NODE`]: the exact cgroup id of the kubelet, whose probes get tickets.
         pub prober_cgroup: u64,
         /// Local pod id: key of `INBOUND`, part of listener and port keys. Never reused within a boot.

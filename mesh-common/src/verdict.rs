@@ -30,6 +30,17 @@ shared! {
     }
 }
 
+shared! {
+    /// Value of `POLICY_GEN`.
+    pub struct PolicyGen {
+        /// Current generation; never returns.
+        pub generation: u64,
+        /// Hash of what verdicts of this generation were made from, for the agent alone: the next agent keeps the
+        /// generation, and with it the verdicts, if it would judge from the same.
+        pub basis: u64,
+    }
+}
+
 /// The connection may go Direct.
 pub const VERDICT_ALLOW: u32 = 1;
 /// The connection is refused at connect.

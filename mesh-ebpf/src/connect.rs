@@ -29,7 +29,7 @@ use crate::{
     count::count,
     ctx::{SockAddr, local_port, tcp_state},
     datagram,
-    maps::{AFFINITY, DNS_ORIG, PODS, POLICY_GEN, PROBES, TICKETS_USED},
+    maps::{AFFINITY, DNS_ORIG, PODS, PROBES, TICKETS_USED},
     tables::{Kernel, sock_state, sock_state_or_new},
 };
 
@@ -319,8 +319,7 @@ fn probe(ctx: &SockAddr, node: &PodCfg, dial: &Dial) -> i32 {
     let Some(workload) = (unsafe { PROBES.get(key).copied() }) else {
         return ALLOW;
     };
-    // SAFETY: copied at once.
-    let generation = unsafe { POLICY_GEN.get(workload).copied() };
+    let generation = Kernel.policy_gen(workload);
     // SAFETY: copied at once.
     let incarnation = unsafe { crate::maps::WORKLOADS.get(dial.dst).map(|w| w.incarnation) };
     let (Some(policy_gen), Some(incarnation), Some(state)) =

@@ -22,7 +22,7 @@ use mesh_common::{
     sock::{ClientAddr, DnsKey, OrigDst, OrigKey, SockState, UdpPeer, UdpPeerKey},
     stats::{COUNTERS_LEN, EdgeKey, EdgeVal, HIST_LEN},
     ticket::{Ticket, TupleKey},
-    verdict::{Verdict, VerdictKey},
+    verdict::{PolicyGen, Verdict, VerdictKey},
 };
 
 /// Entries come and go one by one and most maps stay far below their size: no preallocation.
@@ -51,7 +51,7 @@ pub static AFFINITY: LruHashMap<AffinityKey, Affinity, { limits::AFFINITY_MAX }>
 #[btf_map]
 pub static VERDICTS: HashMap<VerdictKey, Verdict, { limits::VERDICTS_MAX }, LAZY> = HashMap::new();
 #[btf_map]
-pub static POLICY_GEN: HashMap<u64, u64, { limits::PODS_MAX }, LAZY> = HashMap::new();
+pub static POLICY_GEN: HashMap<u64, PolicyGen, { limits::PODS_MAX }, LAZY> = HashMap::new();
 /// Not LRU: nobody's flood may evict a neighbour's ticket. Full means "no ticket", counted.
 #[btf_map]
 pub static TICKETS: HashMap<TupleKey, Ticket, { limits::TICKETS_MAX }, LAZY> = HashMap::new();

@@ -79,7 +79,7 @@ impl Tables for Kernel {
     #[inline(always)]
     fn policy_gen(&self, workload: u64) -> Option<u64> {
         // SAFETY: as above.
-        unsafe { POLICY_GEN.get(workload).copied() }
+        unsafe { POLICY_GEN.get(workload).map(|now| now.generation) }
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    id::WorkloadId,
+    id::{WorkloadId, hash},
     policy,
     snapshot::{Name, Snapshot, Workload},
 };
@@ -47,6 +47,8 @@ pub struct PodConfig {
     pub probe_ports: BTreeSet<u16>,
     /// Moves the pod's policy generation.
     pub policy_hash: u64,
+    /// Of the pod's own identity: when it moves, verdicts on the pod as a client are void.
+    pub identity_hash: u64,
 }
 
 /// How one port differs from its pod's default.
@@ -92,6 +94,7 @@ impl PodConfig {
             excluded: workload.settings.exclude_outbound_cidrs.clone(),
             probe_ports: workload.probe_ports.clone(),
             policy_hash: workload.policy_hash,
+            identity_hash: hash(&["identity", &workload.identity().to_string()]),
         })
     }
 }

@@ -238,8 +238,12 @@ impl Node {
         }
         self.put_listener(pod, LISTENER_INBOUND, &listeners.inbound).map_err(table)?;
         self.maps.tickets_used.put_new(&cookie, &0).map_err(table)?;
-        // What an earlier agent's verdicts were made of is unknown, so adoption voids them.
-        verdicts::renew(&self.maps, config.workload).map_err(table)?;
+        let earlier = self.maps.pods.get(&cookie).map_err(table)?;
+        if earlier.is_some_and(|earlier| earlier.identity != config.identity_hash) {
+            verdicts::renew_all(&self.maps).map_err(table)?;
+        }
+        verdicts::keep_or_renew(&self.maps, config.workload, verdicts::basis(config.policy_hash))
+            .map_err(table)?;
         self.write_config(pod, cookie, config, None).map_err(table)?;
 
         let program =
@@ -303,7 +307,11 @@ impl Node {
         self.write_config(pod, cookie, config, Some(&enrolled.config)).map_err(table)?;
         self.maps.pods.put(&cookie, &pod_cfg(pod, config)).map_err(table)?;
         if enrolled.config.policy_hash != config.policy_hash {
-            verdicts::renew(&self.maps, config.workload).map_err(table)?;
+            verdicts::renew(&self.maps, config.workload, verdicts::basis(config.policy_hash))
+                .map_err(table)?;
+        }
+        if enrolled.config.identity_hash != config.identity_hash {
+            verdicts::renew_all(&self.maps).map_err(table)?;
         }
         let lost: Vec<IpAddr> =
             enrolled.config.addrs.iter().filter(|addr| !config.addrs.contains(addr)).copied().collect();

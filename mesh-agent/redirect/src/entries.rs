@@ -30,6 +30,7 @@ pub(crate) fn pod_cfg(pod: u32, config: &PodConfig) -> PodCfg {
         workload: config.workload.0,
         addr4: addr(true),
         addr6: addr(false),
+        identity: config.identity_hash,
         prober_cgroup: 0,
         pod,
         flags: flag(config.dns_capture, POD_DNS)

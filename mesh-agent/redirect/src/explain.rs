@@ -142,7 +142,7 @@ impl Tables for LiveTables {
     }
 
     fn policy_gen(&self, workload: u64) -> Option<u64> {
-        readable(self.maps.policy_gen.get(&workload))
+        readable(self.maps.policy_gen.get(&workload)).map(|now| now.generation)
     }
 
     fn agent_alive(&self, now_ns: u64) -> bool {

@@ -17,7 +17,7 @@ use mesh_common::{
     sock::{ClientAddr, DnsKey, OrigDst, OrigKey, SockState, UdpPeer, UdpPeerKey},
     stats::{EdgeKey, EdgeVal},
     ticket::{Ticket, TupleKey},
-    verdict::{Verdict, VerdictKey},
+    verdict::{PolicyGen, Verdict, VerdictKey},
 };
 
 use crate::{
@@ -56,7 +56,7 @@ pub struct Maps {
     pub(crate) workloads: KernelMap<Addr, WorkloadVal>,
     pub(crate) affinity: KernelMap<AffinityKey, Affinity>,
     pub(crate) verdicts: KernelMap<VerdictKey, Verdict>,
-    pub(crate) policy_gen: KernelMap<u64, u64>,
+    pub(crate) policy_gen: KernelMap<u64, PolicyGen>,
     pub(crate) tickets: KernelMap<TupleKey, Ticket>,
     pub(crate) tickets_used: KernelMap<u64, u64>,
     pub(crate) orig_dst: KernelMap<OrigKey, OrigDst>,

@@ -217,6 +217,6 @@ impl LocalPeers {
 
     /// Current policy generation of an enrolled pod.
     pub fn policy_gen(&self, workload: WorkloadId) -> Option<u64> {
-        self.maps.policy_gen.get(&workload.0).ok().flatten()
+        self.maps.policy_gen.get(&workload.0).ok().flatten().map(|now| now.generation)
     }
 }

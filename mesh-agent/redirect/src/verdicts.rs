@@ -4,14 +4,15 @@
 //! - A generation never returns: it starts at the clock and only grows, so a verdict from before a pod left
 //!   cannot become valid again when it comes back.
 //! - A verdict carries the generation its caller read before it evaluated the policy.
+//! - A restarted agent keeps a generation only if it judges from the same policy by the same rules.
 
 use std::sync::Arc;
 
 use mesh_common::{
     addr::{FAMILY_V4, FAMILY_V6},
-    verdict::{VERDICT_ALLOW, VERDICT_DENY, Verdict, VerdictKey},
+    verdict::{PolicyGen, VERDICT_ALLOW, VERDICT_DENY, Verdict, VerdictKey},
 };
-use mesh_core::id::WorkloadId;
+use mesh_core::id::{WorkloadId, hash};
 
 use crate::{clock, map::MapError, maps::Maps};
 
@@ -62,19 +63,20 @@ impl Verdicts {
 
     /// Current generation of an enrolled workload. Read it before evaluating.
     pub fn policy_gen(&self, workload: WorkloadId) -> Result<Option<u64>, MapError> {
-        self.maps.policy_gen.get(&workload.0)
+        Ok(self.maps.policy_gen.get(&workload.0)?.map(|now| now.generation))
     }
 
     /// Voids every verdict and every unused ticket towards a workload.
     pub fn bump(&self, workload: WorkloadId) -> Result<(), MapError> {
-        renew(&self.maps, workload)
+        let basis = self.maps.policy_gen.get(&workload.0)?.map_or(0, |last| last.basis);
+        renew(&self.maps, workload, basis)
     }
 
     /// Deletes verdicts that are void anyway; returns how many.
     pub fn sweep(&self) -> Result<u32, MapError> {
         let mut current = std::collections::HashMap::new();
-        self.maps.policy_gen.each(|workload, generation| {
-            current.insert(*workload, *generation);
+        self.maps.policy_gen.each(|workload, now| {
+            current.insert(*workload, now.generation);
         })?;
         self.maps
             .verdicts
@@ -82,8 +84,30 @@ impl Verdicts {
     }
 }
 
-/// Moves a workload to a generation it never had.
-pub(crate) fn renew(maps: &Maps, workload: WorkloadId) -> Result<(), MapError> {
-    let last = maps.policy_gen.get(&workload.0)?.unwrap_or(0);
-    maps.policy_gen.put(&workload.0, &clock::monotonic_ns().max(last.wrapping_add(1)))
+/// Gives a workload a generation it never had, for verdicts made from `basis`.
+pub(crate) fn renew(maps: &Maps, workload: WorkloadId, basis: u64) -> Result<(), MapError> {
+    let last = maps.policy_gen.get(&workload.0)?.map_or(0, |last| last.generation);
+    let generation = clock::monotonic_ns().max(last.wrapping_add(1));
+    maps.policy_gen.put(&workload.0, &PolicyGen { generation, basis })
+}
+
+/// Keeps the generation that an earlier agent left if its verdicts were made from the same; else gives a new one.
+pub(crate) fn keep_or_renew(maps: &Maps, workload: WorkloadId, basis: u64) -> Result<(), MapError> {
+    match maps.policy_gen.get(&workload.0)? {
+        Some(last) if last.basis == basis => Ok(()),
+        _ => renew(maps, workload, basis),
+    }
+}
+
+/// Voids every verdict on this node, and with them those on a client whose identity is another now: a verdict names
+/// its client by namespace alone. Rare, so all may pay for it.
+pub(crate) fn renew_all(maps: &Maps) -> Result<(), MapError> {
+    let mut all = Vec::new();
+    maps.policy_gen.each(|workload, last| all.push((WorkloadId(*workload), last.basis)))?;
+    all.into_iter().try_for_each(|(workload, basis)| renew(maps, workload, basis))
+}
+
+/// What verdicts on a destination are made from: its policy, and the rules this build judges by.
+pub(crate) fn basis(policy_hash: u64) -> u64 {
+    hash(&["verdicts", &policy_hash.to_string(), env!("CARGO_PKG_VERSION")])
 }

@@ -16,6 +16,7 @@ pub(super) fn pod_config(namespace: &str, name: &str) -> PodConfig {
         outbound_ports: Default::default(),
         excluded: Vec::new(),
         probe_ports: Default::default(),
+        identity_hash: 0,
         policy_hash: 1,
     }
 }

@@ -13,10 +13,11 @@ use std::{
 
 use aya::maps::MapInfo;
 use mesh_common::maps;
-use mesh_redirect::{EnrolRequest, Node, NodeOptions, TableWriter};
+use mesh_core::plan::PodConfig;
+use mesh_redirect::{EnrolRequest, Node, NodeOptions, TableWriter, VerdictEntry, Verdicts};
 
 use crate::{
-    bed::{Alive, chain, plain_backend, services},
+    bed::{Alive, Bed, Pod, chain, plain_backend, services},
     child,
 };
 
@@ -171,4 +172,59 @@ fn two_agents_on_one_kernel_keep_to_their_own_cgroups() {
     // The same namespace, but a process outside the agent's cgroup: no hook, so nobody answers.
     let error = child::dial(&bed.cgroup.join("b/pod"), &clients[0].path(), vip).unwrap_err();
     assert!(error.contains("Unreachable"), "{error}");
+}
+
+/// A verdict of the first agent, as a second one finds it after it adopted both pods with these configurations:
+/// whether it still counts.
+fn verdict_after_restart(
+    bed: &Bed,
+    client: impl FnOnce(&mut PodConfig),
+    server: impl FnOnce(&mut PodConfig),
+) -> bool {
+    let pods = [bed.pod(), bed.pod()];
+    let node = bed.node();
+    let enrolled = pods.each_ref().map(|pod| pod.enrol(&node));
+    let workload = pods[1].workload();
+    let policy_gen = Verdicts::new(node.maps()).policy_gen(workload).unwrap().unwrap();
+    let entry = VerdictEntry {
+        client: pods[0].netns().cookie(),
+        workload,
+        incarnation: pods[1].netns().cookie(),
+        port: 8080,
+        v4: true,
+        policy_gen,
+        allow: true,
+    };
+    Verdicts::new(node.maps()).put(&entry).unwrap();
+    let ids = enrolled.each_ref().map(|pod| pod.pod);
+    drop((enrolled, node));
+
+    let node = bed.node();
+    let mut configs = pods.each_ref().map(Pod::config);
+    client(&mut configs[0]);
+    server(&mut configs[1]);
+    let mut listeners = Vec::new();
+    for ((pod, id), config) in pods.iter().zip(ids).zip(configs) {
+        let request = EnrolRequest { pod: id, netns: pod.netns(), config };
+        listeners.push(node.enrol(request).unwrap_or_else(|error| panic!("{}", chain(&error))));
+    }
+    let verdicts = Verdicts::new(node.maps());
+    let stands = verdicts.policy_gen(workload).unwrap() == Some(policy_gen);
+    assert_eq!(verdicts.sweep().unwrap(), u32::from(!stands));
+    stands
+}
+
+#[test]
+fn verdicts_outlive_a_restart_while_nothing_they_were_made_from_changed() {
+    assert!(verdict_after_restart(&bed!(), |_| {}, |_| {}));
+}
+
+#[test]
+fn a_policy_that_changed_while_no_agent_ran_voids_verdicts() {
+    assert!(!verdict_after_restart(&bed!(), |_| {}, |server| server.policy_hash += 1));
+}
+
+#[test]
+fn a_client_that_is_somebody_else_after_the_restart_inherits_no_verdict() {
+    assert!(!verdict_after_restart(&bed!(), |client| client.identity_hash += 1, |_| {}));
 }

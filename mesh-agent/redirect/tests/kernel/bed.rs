@@ -210,6 +210,7 @@ impl Pod {
             excluded: Vec::new(),
             probe_ports: Default::default(),
             policy_hash: 1,
+            identity_hash: 1,
         }
     }
 
