@@ -11,8 +11,15 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
+use mesh_control::{
+    link::{DEFAULT_LISTEN, RUN_DIR},
+    subscribe::channel::ControllerUrl,
+};
 
 use crate::ctl::DEFAULT_ADMIN_SOCKET;
+
+/// Where an agent or controller keeps what must outlive it.
+const STATE_DIR: &str = "/var/lib/nodemesh";
 
 /// The Nodemesh agent: a service mesh without sidecars, one agent per node.
 #[derive(Clone, Debug, Parser)]
@@ -38,16 +45,53 @@ pub enum Command {
     #[command(after_help = "Examples:\n  \
         mesh-agent node --config /etc/nodemesh\n  \
         mesh-agent node --config ./mesh --node n1 --cgroup-root /sys/fs/cgroup/n1 \\\n      \
-        --admin-socket /run/nodemesh/n1.sock --metrics 127.0.0.1:15021\n\n\
+        --admin-socket /run/nodemesh/n1.sock --metrics 127.0.0.1:15021\n  \
+        mesh-agent node --controller https://127.0.0.1:15012\n\n\
         Prints \"ready\" on standard output, and answers GET /readyz, when every desired pod is enrolled or\n\
         reported. On SIGTERM it accepts nothing new, lets connections end (--drain), and leaves its pins, so\n\
         that direct connections live on and the next agent takes over. `mesh-agent cleanup` removes them.")]
     Node(Box<NodeArgs>),
+    /// Tell agents of other nodes what to serve, and issue their certificates.
+    #[command(after_help = "Examples:\n  \
+        mesh-agent controller --config /etc/nodemesh --listen 10.0.0.1:15012\n  \
+        mesh-agent node --controller https://10.0.0.1:15012 --node n1\n\n\
+        Agents of the same host find what they need below --run-dir. For another host:\n  \
+        mesh-agent controller root > root.pem\n  \
+        mesh-agent controller token --node n2 > n2.token\n  \
+        mesh-agent node --controller https://10.0.0.1:15012 --node n2 --controller-ca root.pem --token-file n2.token\n\n\
+        Prints \"ready\" on standard output, and answers GET /readyz, when agents can come. GET /sessions lists them.\n\
+        Losing the controller changes nothing for running traffic.")]
+    Controller(Box<ControllerArgs>),
     /// Detach and unpin everything an agent left in the kernel for a node. The agent must not be running.
     #[command(after_help = "Examples:\n  \
         mesh-agent cleanup --node n1\n  \
         mesh-agent cleanup --node n1 --cgroup-root /sys/fs/cgroup/n1")]
     Cleanup(CleanupArgs),
+    /// Act on the certificate authority in a folder, beside the agents that use it.
+    #[command(subcommand)]
+    Ca(CaCommand),
+}
+
+/// What can be done to an authority.
+#[derive(Clone, Debug, Subcommand)]
+pub enum CaCommand {
+    /// Replace a self-signed root: a new one is announced to everybody, signs after a while, and the old one stays
+    /// trusted as long as anything it signed may live. Agents and controllers that use the folder carry it out.
+    #[command(after_help = "Examples:\n  \
+        mesh-agent ca rotate\n  \
+        mesh-agent ca rotate --ca-dir /var/lib/nodemesh/ca --announce 1h")]
+    Rotate(RotateArgs),
+}
+
+/// Options of `ca rotate`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RotateArgs {
+    /// Folder of the authority.
+    #[arg(long, env = "MESH_CA_DIR", value_name = "DIR", default_value = "/var/lib/nodemesh/ca")]
+    pub ca_dir: PathBuf,
+    /// How long the new root is only announced: as long as it may take until every agent has heard of it.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub announce: Duration,
 }
 
 /// What names a node in the kernel.
@@ -63,7 +107,7 @@ pub struct NodeIdentity {
     #[arg(long, env = "MESH_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
     /// Folder for what must outlive the process; also holds the lock that keeps a second agent of this node out.
-    #[arg(long, env = "MESH_STATE_DIR", value_name = "DIR", default_value = "/var/lib/nodemesh")]
+    #[arg(long, env = "MESH_STATE_DIR", value_name = "DIR", default_value = STATE_DIR)]
     pub state_dir: PathBuf,
 }
 
@@ -85,9 +129,12 @@ pub struct TrustArgs {
 /// Options of `node`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct NodeArgs {
-    /// Directory of manifests (`*.yaml`, `*.yml`, `*.json`, subfolders too); it is watched.
-    #[arg(long, env = "MESH_CONFIG", value_name = "DIR")]
-    pub config: PathBuf,
+    /// Where the configuration comes from.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// How to trust a controller.
+    #[command(flatten)]
+    pub link: LinkArgs,
     /// Which node this is.
     #[command(flatten)]
     pub identity: NodeIdentity,
@@ -103,6 +150,9 @@ pub struct NodeArgs {
     /// Threads that carry traffic. [default: the number of CPUs]
     #[arg(long, env = "MESH_WORKERS", value_name = "N")]
     pub workers: Option<NonZeroUsize>,
+    /// Life of workloads' certificates; they are replaced at half of it.
+    #[arg(long, env = "MESH_CERTIFICATE_TTL", value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    pub certificate_ttl: Duration,
     /// How long connections may live on after SIGTERM, e.g. 500ms, 10s, 2m.
     #[arg(long, env = "MESH_DRAIN", value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub drain: Duration,
@@ -137,6 +187,90 @@ pub struct NodeArgs {
     /// Form of the log, which goes to standard error.
     #[arg(long, env = "MESH_LOG_FORMAT", value_enum, value_name = "FORM", default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// Where a node's configuration comes from: one of these.
+#[derive(Clone, Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct SourceArgs {
+    /// Directory of manifests (`*.yaml`, `*.yml`, `*.json`, subfolders too); it is watched.
+    #[arg(long, env = "MESH_CONFIG", value_name = "DIR")]
+    pub config: Option<PathBuf>,
+    /// Controller that has the manifests and issues certificates, e.g. https://10.0.0.1:15012.
+    #[arg(long, env = "MESH_CONTROLLER", value_name = "URL", value_parser = ControllerUrl::parse)]
+    pub controller: Option<ControllerUrl>,
+}
+
+/// What a node and a controller need to trust each other.
+#[derive(Clone, Debug, clap::Args)]
+pub struct LinkArgs {
+    /// File with the roots of the controller, PEM. [default: what a controller on this host left below --run-dir]
+    #[arg(long, env = "MESH_CONTROLLER_CA", value_name = "FILE")]
+    pub controller_ca: Option<PathBuf>,
+    /// File with the node's token. [default: made with the secret that a controller on this host left below --run-dir]
+    #[arg(long, env = "MESH_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Folder below which a controller leaves what agents of the same host need.
+    #[arg(long, env = "MESH_RUN_DIR", value_name = "DIR", default_value = RUN_DIR)]
+    pub run_dir: PathBuf,
+}
+
+/// Options of `controller`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct ControllerArgs {
+    /// Something to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<ControllerCommand>,
+    /// Directory of manifests (`*.yaml`, `*.yml`, `*.json`, subfolders too); it is watched.
+    #[arg(long, env = "MESH_CONFIG", value_name = "DIR", required = true)]
+    pub config: Option<PathBuf>,
+    /// Address that agents come to.
+    #[arg(long, env = "MESH_LISTEN", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
+    pub listen: SocketAddr,
+    /// Folder for what must outlive the process.
+    #[arg(long, env = "MESH_STATE_DIR", value_name = "DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Folder below which agents of this host find what they need.
+    #[arg(long, env = "MESH_RUN_DIR", value_name = "DIR", default_value = RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// What identities are.
+    #[command(flatten)]
+    pub trust: TrustArgs,
+    /// Address of GET /metrics, /readyz, /healthz and /sessions.
+    #[arg(long, env = "MESH_METRICS", value_name = "ADDR", default_value = "127.0.0.1:15014")]
+    pub metrics: SocketAddr,
+    /// DNS suffix of services.
+    #[arg(long, env = "MESH_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// What to log: a level, or levels by target as in `info,mesh_control=debug`.
+    #[arg(long, env = "MESH_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// Form of the log, which goes to standard error.
+    #[arg(long, env = "MESH_LOG_FORMAT", value_enum, value_name = "FORM", default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// What `controller` does besides serving.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ControllerCommand {
+    /// Print the token with which a node proves its name.
+    #[command(after_help = "Examples:\n  mesh-agent controller token --node n2 > n2.token")]
+    Token {
+        /// Name of the node, as in `spec.nodeName` of its pods.
+        #[arg(long, env = "MESH_NODE", value_name = "NAME")]
+        node: String,
+        /// Folder of the controller's state.
+        #[arg(long, env = "MESH_STATE_DIR", value_name = "DIR", default_value = STATE_DIR)]
+        state_dir: PathBuf,
+    },
+    /// Print the roots that agents trust, as PEM.
+    #[command(after_help = "Examples:\n  mesh-agent controller root > root.pem")]
+    Root {
+        /// What identities are.
+        #[command(flatten)]
+        trust: TrustArgs,
+    },
 }
 
 /// Options of `cleanup`.
@@ -194,13 +328,34 @@ mod tests {
     }
 
     #[test]
-    fn every_option_of_a_node_has_an_environment_variable() {
+    fn every_option_has_an_environment_variable() {
         let command = Args::command();
-        let node = command.find_subcommand("node").unwrap();
-        for arg in node.get_arguments().filter(|a| !["help", "version"].contains(&a.get_id().as_str())) {
+        let roles = ["node", "controller"].map(|role| command.find_subcommand(role).unwrap());
+        let of_ours = |a: &&clap::Arg| !["help", "version"].contains(&a.get_id().as_str());
+        for arg in roles.into_iter().flat_map(clap::Command::get_arguments).filter(of_ours) {
             let long = arg.get_long().unwrap_or_default();
             let wanted = format!("MESH_{}", long.replace('-', "_").to_uppercase());
             assert_eq!(arg.get_env().and_then(|e| e.to_str()), Some(wanted.as_str()), "--{long}");
+        }
+    }
+
+    #[test]
+    fn a_node_has_one_source_of_configuration() {
+        let parse = |args: &[&str]| Args::try_parse_from(["mesh-agent", "node"].iter().chain(args));
+        assert!(parse(&["--config", "x"]).is_ok());
+        assert!(parse(&["--controller", "https://10.0.0.1"]).is_ok());
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--config", "x", "--controller", "https://10.0.0.1"]).is_err());
+        assert!(parse(&["--controller", "http://10.0.0.1"]).is_err(), "without TLS");
+    }
+
+    #[test]
+    fn a_controller_needs_manifests_only_to_serve() {
+        let parse = |args: &[&str]| Args::try_parse_from(["mesh-agent", "controller"].iter().chain(args));
+        assert!(parse(&["--config", "x", "--listen", "10.0.0.1:15012"]).is_ok());
+        assert!(parse(&[]).is_err());
+        for command in [&["token", "--node", "n1"][..], &["root"]] {
+            assert!(parse(command).is_ok(), "{command:?}");
         }
     }
 

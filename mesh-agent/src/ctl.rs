@@ -6,6 +6,7 @@
 //!
 //! Not here: any decision; every answer comes from the agent.
 
+mod certificates;
 mod cli;
 mod client;
 mod connections;
@@ -27,7 +28,7 @@ use client::{AskError, Client};
 
 use crate::{
     report::report,
-    view::{ConnectionsView, ExplainView, ProfileView, StatusView, paths},
+    view::{CertificatesView, ConnectionsView, ExplainView, ProfileView, StatusView, paths},
 };
 
 /// Longest wait for an answer that the agent gives at once.
@@ -70,6 +71,10 @@ fn answer(args: &Args) -> Result<(), CtlError> {
         Command::Status => {
             let view: StatusView = client.ask(paths::STATUS, &[], ANSWER_WITHIN)?;
             print(out, &view, status::render)
+        }
+        Command::Certificates => {
+            let view: CertificatesView = client.ask(paths::CERTIFICATES, &[], ANSWER_WITHIN)?;
+            print(out, &view, certificates::render)
         }
         Command::Connections => {
             let view: ConnectionsView = client.ask(paths::CONNECTIONS, &[], ANSWER_WITHIN)?;

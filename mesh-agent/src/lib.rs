@@ -1,4 +1,4 @@
-//! Owns the two programs of Nodemesh as a library: `mesh-agent` (composition of the node's parts) and
+//! Owns the two programs of Nodemesh as a library: `mesh-agent` (composition of the node's and the controller's parts) and
 //! `meshctl` (its admin client), with the JSON shapes they share.
 //!
 //! Invariants:
@@ -8,7 +8,9 @@
 //! Not here: decisions (`mesh-core`), the kernel (`mesh-redirect`), the data path (`mesh-proxy`).
 #![deny(missing_docs)]
 
+pub mod authority;
 pub mod cli;
+pub mod controller;
 pub mod ctl;
 pub mod node;
 pub mod report;

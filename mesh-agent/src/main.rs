@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mesh_agent::{
+    authority,
     cli::{Args, Command},
-    node,
+    controller, node,
 };
 
 /// Less fragmentation than the system's allocator under many short connections.
@@ -15,7 +16,9 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     let outcome = match Args::parse().command {
         Command::Node(args) => node::run(&args),
+        Command::Controller(args) => controller::run(&args),
         Command::Cleanup(args) => node::cleanup(&args),
+        Command::Ca(command) => authority::run(&command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

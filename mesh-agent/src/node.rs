@@ -18,9 +18,10 @@ mod explain;
 mod failures;
 #[cfg(test)]
 mod fixtures;
-mod http;
+pub(crate) mod http;
+mod identities;
 mod lock;
-mod logging;
+pub(crate) mod logging;
 mod membership;
 mod metrics;
 mod names;
@@ -32,6 +33,7 @@ mod readiness;
 mod reconcile;
 mod revoke;
 mod shared;
+mod source;
 mod status;
 
 use std::{
@@ -40,7 +42,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use mesh_control::{compile::MeshSettings, source::file::FileSource};
+use mesh_control::compile::MeshSettings;
 use mesh_proxy::{Dependencies, Proxy, Settings};
 use mesh_redirect::{Events, Heartbeat, Node, NodeOptions, Stats};
 use prometheus_client::registry::Registry;
@@ -51,12 +53,14 @@ use self::{
     bridge::Bridge,
     control::{Control, Serving},
     direct::Direct,
+    identities::Identities,
     lock::NodeLock,
     membership::Membership,
     metrics::AgentMetrics,
     ops::Ops,
     reconcile::Reconciler,
     shared::{Parts, Shared},
+    source::Source,
 };
 use crate::cli::{CleanupArgs, NodeArgs, NodeIdentity};
 
@@ -76,7 +80,7 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
     logging::install(&args.log, args.log_format)?;
     raise_descriptor_limit();
     let node = node_name(&args.identity)?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), %node, config = %args.config.display(), "starting");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %node, source = %args.source, "starting");
     let lock = NodeLock::acquire(&args.identity.state_dir, &node, PREDECESSOR_WAIT)?;
 
     let mesh = MeshSettings {
@@ -84,7 +88,14 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         root_namespace: args.trust.root_namespace.clone(),
         trust_domain: args.trust.trust_domain.clone(),
     };
-    let (snapshots, sources) = FileSource::start(&args.config, mesh)?;
+    let Source { snapshots, sources, link } = source::start(args, &node, mesh)?;
+    let (identities, certificates) = match &link {
+        Some(link) => {
+            let (issuer, url) = (Arc::clone(&link.issuer) as _, args.source.to_string());
+            Identities::remote(&node, issuer, url, args.certificate_ttl, &snapshots)
+        }
+        None => Identities::local(&node, &args.trust.ca_dir, args.certificate_ttl, &snapshots)?,
+    };
     let kernel = Arc::new(Node::open(node_options(&node, args))?);
     let events = Events::open(kernel.maps())?;
     let beat = Arc::new(Beat::new(Heartbeat::new(kernel.maps())));
@@ -102,6 +113,7 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
             kernel: Arc::clone(&bridge) as _,
             snapshots: snapshots.clone(),
             metrics: Arc::clone(&metrics),
+            certificates: Arc::clone(identities.certificates()),
             alive: {
                 let beat = Arc::clone(&beat);
                 Box::new(move |oldest_ns| beat.alive(oldest_ns))
@@ -125,8 +137,10 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         kernel,
         proxy,
         bridge,
+        identities,
         snapshots,
         sources,
+        link: link.map(|link| link.link),
         beat,
         metrics,
         direct,
@@ -134,6 +148,7 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
     registry.register_collector(Box::new(AgentMetrics::new(&shared)));
     let control =
         Control { shared: Arc::clone(&shared), reconciler, events, logger, lock, drain: args.drain };
+    runtime.spawn(certificates.run());
     let ended = runtime.block_on(async {
         let serving = serving(&shared, registry, args).await?;
         control.run(serving).await

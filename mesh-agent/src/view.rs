@@ -7,20 +7,23 @@
 //!
 //! Not here: how the values are found (`node`) or printed (`ctl`).
 
+mod certificates;
 mod connections;
 mod explain;
 mod profile;
 mod status;
 mod top;
 
-pub use connections::{ConnectionView, ConnectionsView, Path};
+pub use certificates::{CertificateView, CertificatesView};
+pub use connections::{ConnectionView, ConnectionsView, Path, Security};
 pub use explain::{
-    AddressView, ArrivalView, BackendView, ExplainView, HookView, ResolutionKind, ResolutionView, ServerView,
-    VerdictView,
+    AddressView, ArrivalView, BackendView, DecidedByView, DryRunView, ExplainView, HookView, PolicyView,
+    ResolutionKind, ResolutionView, ServerView, TransportView, VerdictView,
 };
+pub(crate) use explain::mode_word;
 pub use profile::{BucketView, CounterView, HistogramView, ProfileView, ProgramCostView};
 pub use status::{
-    AgentView, ForeignProgramView, KernelView, MapView, Phase, PodState, PodView, ProgramView, SnapshotView,
+    AgentView, ControllerView, ForeignProgramView, IdentityView, KernelView, MapView, Phase, PodState, PodView, ProgramView, SnapshotView,
     SourceErrorView, StatusView,
 };
 pub use top::{EdgeCountersView, EdgeKeyView, EdgeView, EdgesView, TopRow, TopView, rates};
@@ -31,6 +34,8 @@ pub mod paths {
     pub const STATUS: &str = "/status";
     /// [`super::ConnectionsView`].
     pub const CONNECTIONS: &str = "/connections";
+    /// [`super::CertificatesView`].
+    pub const CERTIFICATES: &str = "/certificates";
     /// [`super::EdgesView`].
     pub const EDGES: &str = "/edges";
     /// [`super::ProfileView`]; query `seconds`.

@@ -107,6 +107,7 @@ pub struct AgentBuilder<'a> {
     register: &'a Mutex<Vec<Agent>>,
     program: Option<PathBuf>,
     args: Vec<String>,
+    ca_dir: Option<PathBuf>,
     env: Vec<(String, String)>,
     admin: String,
     metrics: SocketAddr,
@@ -121,6 +122,7 @@ impl<'a> AgentBuilder<'a> {
             register,
             program: None,
             args: Vec::new(),
+            ca_dir: None,
             env: Vec::new(),
             admin,
             metrics: METRICS,
@@ -132,6 +134,13 @@ impl<'a> AgentBuilder<'a> {
     #[must_use]
     pub fn args(mut self, args: &[&str]) -> Self {
         self.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
+    /// Another certificate authority than that of the world.
+    #[must_use]
+    pub fn ca_dir(mut self, ca_dir: &Path) -> Self {
+        self.ca_dir = Some(ca_dir.to_path_buf());
         self
     }
 
@@ -195,7 +204,7 @@ impl<'a> AgentBuilder<'a> {
             .arg("--cgroup-root")
             .arg(&seat.cgroup_root)
             .arg("--ca-dir")
-            .arg(&seat.ca_dir)
+            .arg(self.ca_dir.as_deref().unwrap_or(&seat.ca_dir))
             .arg("--state-dir")
             .arg(seat.directory.join("state"))
             .arg("--admin-socket")

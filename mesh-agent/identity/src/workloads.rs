@@ -7,6 +7,8 @@
 //! wanted or a connection uses it; the renewer has at most [`Options::concurrency`] requests under way.
 
 mod renew;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::{
@@ -204,10 +206,8 @@ impl Certificates {
             keep
         });
         for identity in wanted {
-            if !entries.contains_key(&identity) {
-                schedule.add(&identity, now);
-                entries.insert(identity, Arc::new(watch::Sender::new(State::default())));
-            }
+            schedule.add(&identity, now);
+            entries.entry(identity).or_insert_with(|| Arc::new(watch::Sender::new(State::default())));
         }
         drop((schedule, entries));
         self.wake.notify_one();

@@ -52,6 +52,10 @@ pub enum Command {
     #[command(after_help = "Examples:\n  meshctl connections\n  \
         meshctl connections -o json | jq '[.connections[] | select(.path == \"direct\")] | length'")]
     Connections,
+    /// The certificates of this node's workloads: whose, until when, by which roots, and what went wrong.
+    #[command(after_help = "Examples:\n  meshctl certificates\n  \
+        meshctl certificates -o json | jq '.certificates[] | select(.state != \"valid\")'")]
+    Certificates,
     /// Who talks to whom right now: rates, failures and latency per edge.
     #[command(after_help = "Examples:\n  meshctl top\n  meshctl top --once -o json | jq '.rows[0]'")]
     Top(TopArgs),

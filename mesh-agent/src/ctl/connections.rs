@@ -14,6 +14,8 @@ pub(super) fn render(view: &ConnectionsView) -> String {
         ("SOURCE", Align::Left),
         ("DESTINATION", Align::Left),
         ("SERVICE", Align::Left),
+        ("SECURITY", Align::Left),
+        ("PEER", Align::Left),
         ("AGE", Align::Right),
         ("SENT", Align::Right),
         ("RECEIVED", Align::Right),
@@ -28,7 +30,7 @@ pub(super) fn render(view: &ConnectionsView) -> String {
     out
 }
 
-fn row(connection: &ConnectionView) -> [String; 8] {
+fn row(connection: &ConnectionView) -> [String; 10] {
     let named = |name: &Option<String>, addr: Option<String>| match (name, addr) {
         (Some(name), Some(addr)) => format!("{name} ({addr})"),
         (Some(one), None) => one.clone(),
@@ -42,6 +44,8 @@ fn row(connection: &ConnectionView) -> [String; 8] {
         named(&connection.source, Some(connection.source_addr.to_string())),
         named(&connection.destination, destination.map(|addr| addr.to_string())),
         connection.service.clone().unwrap_or_default(),
+        connection.security.as_str().to_owned(),
+        connection.peer.clone().unwrap_or_default(),
         figures::age(connection.age_s),
         size(connection.bytes_tx),
         size(connection.bytes_rx),
@@ -51,7 +55,7 @@ fn row(connection: &ConnectionView) -> [String; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::Path;
+    use crate::view::{Path, Security};
 
     #[test]
     fn names_stand_beside_addresses_and_unknown_bytes_are_a_dash() {
@@ -64,6 +68,8 @@ mod tests {
             destination_addr: Some("10.1.0.3:8080".parse().unwrap()),
             dialled: Some("10.96.0.1:80".parse().unwrap()),
             service: Some("shop/web".into()),
+            security: Security::Kernel,
+            peer: Some("spiffe://cluster.local/ns/shop/sa/web".into()),
             age_s: 3.0,
             bytes_tx: None,
             bytes_rx: None,
@@ -72,6 +78,8 @@ mod tests {
             path: Path::Proxy,
             direction: "inbound".into(),
             source: None,
+            security: Security::None,
+            peer: None,
             bytes_tx: Some(2048),
             bytes_rx: Some(0),
             ..direct.clone()
@@ -79,6 +87,7 @@ mod tests {
         let text = render(&ConnectionsView { connections: vec![direct, stranger], left_off: 5 });
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].contains("shop/cart (10.1.0.2:40000)"), "{text}");
+        assert!(lines[1].contains("kernel    spiffe://cluster.local/ns/shop/sa/web"), "{text}");
         assert!(lines[1].ends_with("3.0s         -         -"), "{text}");
         assert!(lines[2].contains("inbound   10.1.0.2:40000 "), "{text}");
         assert!(lines[2].contains("2.00 KiB"), "{text}");

@@ -56,6 +56,7 @@ fn summary(out: &mut String, view: &StatusView) {
             figures::counted(snapshot.services, "service"),
         ),
     );
+    identity(out, view);
     let counts: Vec<String> = PodState::ALL
         .iter()
         .map(|state| (state, view.pods.iter().filter(|pod| pod.state == *state).count()))
@@ -63,6 +64,25 @@ fn summary(out: &mut String, view: &StatusView) {
         .map(|(state, n)| format!("{n} {}", state.as_str()))
         .collect();
     line(out, "pods", &counts.join(", "));
+}
+
+fn identity(out: &mut String, view: &StatusView) {
+    let identity = &view.identity;
+    let reason = identity.reason.as_ref().map(|reason| format!("; {reason}")).unwrap_or_default();
+    let (domain, valid, wanted) = (&identity.trust_domain, identity.valid, identity.wanted);
+    let value = format!("{domain}, {valid} of {wanted} certificates valid, by {}{reason}", identity.issuer);
+    line(out, "identity", &value);
+    let Some(controller) = &view.controller else { return };
+    let ago = |s: Option<f64>| s.map_or_else(|| "never".to_owned(), |s| format!("{} ago", figures::age(s)));
+    let state = match (controller.connected, controller.generation) {
+        (true, _) => "connected".to_owned(),
+        (false, generation) => {
+            let in_force = if generation.is_some() { "its last state" } else { "the state saved on disk" };
+            format!("away, last heard {}; {in_force} is in force", ago(controller.last_contact_s))
+        }
+    };
+    let reason = controller.reason.as_ref().map(|reason| format!("; {reason}")).unwrap_or_default();
+    line(out, "control", &format!("{}, {state}{reason}", controller.url));
 }
 
 fn pods(out: &mut String, view: &StatusView) {
@@ -168,7 +188,7 @@ fn section(out: &mut String, table: &Table) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::{AgentView, KernelView, MapView, PodView, SnapshotView, SourceErrorView};
+    use crate::view::{AgentView, ControllerView, IdentityView, KernelView, MapView, PodView, SnapshotView, SourceErrorView};
 
     fn pod(name: &str, state: PodState, reason: Option<&str>) -> PodView {
         PodView {
@@ -207,6 +227,25 @@ mod tests {
                 foreign_programs: Vec::new(),
             },
             snapshot: SnapshotView { version: 4, workloads: 9, services: 2, source: "/etc/mesh".into() },
+            identity: IdentityView {
+                trust_domain: "cluster.local".into(),
+                trust_domain_aliases: Vec::new(),
+                issuer: "https://10.0.0.1:15012".into(),
+                wanted: 2,
+                valid: 1,
+                reason: Some("spiffe://cluster.local/ns/shop/sa/odd: the CA refused: not_hosted".into()),
+            },
+            controller: Some(ControllerView {
+                url: "https://10.0.0.1:15012".into(),
+                connected: false,
+                since_s: Some(61.0),
+                last_contact_s: Some(65.0),
+                reason: Some("connection refused".into()),
+                attempts: 7,
+                generation: None,
+                refused_resources: 0,
+                certificate_expires_in_s: Some(3600.0),
+            }),
             pods: vec![
                 pod("cart", PodState::Enrolled, None),
                 pod("odd", PodState::Failed, Some("port 15001 is taken")),
@@ -247,6 +286,15 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         assert!(text.contains("2 services, 1 problem\n"), "{text}");
+    }
+
+    #[test]
+    fn a_controller_that_is_away_and_a_missing_certificate_say_why() {
+        let text = render(&view());
+        let of = |key: &str| text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
+        assert!(of("identity").contains("1 of 2 certificates valid"), "{text}");
+        assert!(of("identity").ends_with("the CA refused: not_hosted"), "{text}");
+        assert!(of("control").contains("the state saved on disk is in force; connection refused"), "{text}");
     }
 
     #[test]

@@ -258,6 +258,7 @@ impl Answers for Admin {
         }
         match path {
             paths::STATUS => answer(self.status().await),
+            paths::CERTIFICATES => answer(Ok::<_, Refusal>(self.shared.identities.view())),
             paths::CONNECTIONS => answer(self.connections().await),
             paths::EDGES => answer(self.edges().await),
             paths::PROFILE => answer(self.profile(query).await),

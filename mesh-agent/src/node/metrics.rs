@@ -2,6 +2,8 @@
 //!
 //! Everything is read at the scrape, so an idle agent does nothing.
 
+mod identities;
+
 use std::{fmt, ops::RangeInclusive, sync::Arc};
 
 use mesh_common::stats::Hist;
@@ -162,6 +164,8 @@ impl Collector for AgentMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.pods(&mut encoder)?;
         self.control(&mut encoder)?;
+        self.certificates(&mut encoder)?;
+        self.authority(&mut encoder)?;
         self.hooks(&mut encoder)?;
         self.histograms(&mut encoder)?;
         self.edges(&mut encoder)

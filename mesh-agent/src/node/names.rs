@@ -63,6 +63,11 @@ impl<'a> Names<'a> {
         Some(name.map_or_else(|| format!("{id:?}"), ToString::to_string))
     }
 
+    /// SPIFFE identity of a pod that is known.
+    pub(super) fn identity(&self, id: u64) -> Option<String> {
+        Some(self.snapshot.workload(WorkloadId(id))?.identity().to_string())
+    }
+
     /// `namespace/name` of a service; its id when it is no longer known; `None` for id 0.
     pub(super) fn service(&self, id: u64) -> Option<String> {
         let id = (id != 0).then_some(ServiceId(id))?;

@@ -7,14 +7,14 @@ use std::{
     time::Instant,
 };
 
-use mesh_control::status::SourceStatus;
+use mesh_control::{status::SourceStatus, subscribe::status::LinkStatus};
 use mesh_core::snapshot::Snapshot;
 use mesh_proxy::{Metrics, Proxy};
 use mesh_redirect::{MapError, Node, Stats};
 use tokio::sync::watch;
 
 use super::{
-    beat::Beat, bridge::Bridge, direct::Direct, names::Departed, readiness::Readiness, reconcile::Outcome,
+    beat::Beat, bridge::Bridge, direct::Direct, identities::Identities, names::Departed, readiness::Readiness, reconcile::Outcome,
     revoke::Revocations,
 };
 
@@ -30,8 +30,11 @@ pub(super) struct Shared {
     pub(super) kernel: Arc<Node>,
     pub(super) proxy: Arc<Proxy>,
     pub(super) bridge: Arc<Bridge>,
+    pub(super) identities: Identities,
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) sources: watch::Receiver<Arc<SourceStatus>>,
+    /// With a controller.
+    pub(super) link: Option<watch::Receiver<Arc<LinkStatus>>>,
     pub(super) readiness: Readiness,
     /// The sign of life, as the workers give it.
     pub(super) beat: Arc<Beat>,
@@ -53,8 +56,10 @@ pub(super) struct Parts {
     pub(super) kernel: Arc<Node>,
     pub(super) proxy: Arc<Proxy>,
     pub(super) bridge: Arc<Bridge>,
+    pub(super) identities: Identities,
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) sources: watch::Receiver<Arc<SourceStatus>>,
+    pub(super) link: Option<watch::Receiver<Arc<LinkStatus>>>,
     pub(super) beat: Arc<Beat>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) direct: Direct,
@@ -69,8 +74,10 @@ impl Shared {
             kernel,
             proxy,
             bridge,
+            identities,
             snapshots,
             sources,
+            link,
             beat,
             metrics,
             direct,
@@ -82,8 +89,10 @@ impl Shared {
             kernel,
             proxy,
             bridge,
+            identities,
             snapshots,
             sources,
+            link,
             readiness: Readiness::new(),
             beat,
             outcome: Mutex::default(),

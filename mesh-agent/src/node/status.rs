@@ -1,14 +1,17 @@
 //! Owns what `meshctl status` reads.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
-use mesh_control::problem::{Level, SourceError};
+use mesh_control::{
+    problem::{Level, SourceError},
+    subscribe::status::LinkStatus,
+};
 use mesh_redirect::{MapError, monotonic_ns};
 
 use super::shared::Shared;
 use crate::view::{
-    AgentView, ForeignProgramView, KernelView, MapView, PodView, ProgramView, SnapshotView, SourceErrorView,
-    StatusView,
+    AgentView, ControllerView, ForeignProgramView, IdentityView, KernelView, MapView, PodView, ProgramView,
+    SnapshotView, SourceErrorView, StatusView,
 };
 
 /// Reads everything. Blocking: milliseconds, because the kernel's maps are counted.
@@ -69,10 +72,43 @@ pub(super) fn status(shared: &Shared) -> Result<StatusView, MapError> {
             services: snapshot.services().count(),
             source: source.source.display().to_string(),
         },
+        identity: identity(shared),
+        controller: shared.link.as_ref().map(|link| controller(&link.borrow(), SystemTime::now())),
         pods,
         source_errors: source.errors.iter().chain(&source.warnings).map(source_error).collect(),
         maps,
     })
+}
+
+fn identity(shared: &Shared) -> IdentityView {
+    let snapshot = shared.snapshot();
+    let (mesh, counters) = (snapshot.mesh(), shared.identities.counters());
+    let without = shared.identities.rows().into_iter().find(|row| row.state != "valid" && row.last_error.is_some());
+    IdentityView {
+        trust_domain: mesh.trust_domain.to_string(),
+        trust_domain_aliases: mesh.trust_domain_aliases.iter().map(ToString::to_string).collect(),
+        issuer: shared.identities.issuer().to_owned(),
+        wanted: counters.wanted,
+        valid: counters.valid,
+        reason: without.and_then(|row| Some(format!("{}: {}", row.identity, row.last_error?))),
+    }
+}
+
+fn controller(link: &LinkStatus, now: SystemTime) -> ControllerView {
+    let since = |then: SystemTime| now.duration_since(then).unwrap_or_default().as_secs_f64();
+    ControllerView {
+        url: link.controller.clone(),
+        connected: link.connected,
+        since_s: link.since.map(since),
+        last_contact_s: link.last_contact.map(since),
+        reason: link.last_error.clone().or_else(|| link.disk_error.clone()),
+        attempts: link.attempts,
+        generation: link.generation,
+        refused_resources: link.refused_resources,
+        certificate_expires_in_s: link
+            .certificate_expires
+            .map(|until| until.duration_since(now).unwrap_or_default().as_secs_f64()),
+    }
 }
 
 fn source_error(error: &SourceError) -> SourceErrorView {

@@ -13,6 +13,10 @@ pub struct StatusView {
     pub kernel: KernelView,
     /// The configuration in force.
     pub snapshot: SnapshotView,
+    /// Identities of the local pods, and where their certificates come from.
+    pub identity: IdentityView,
+    /// The link to a controller; absent where the agent reads manifests itself.
+    pub controller: Option<ControllerView>,
     /// Local pods that are or should be in the mesh, by namespace and name.
     pub pods: Vec<PodView>,
     /// What is wrong with the configuration; the last good version of each file keeps serving.
@@ -110,6 +114,46 @@ pub struct SnapshotView {
     pub services: usize,
     /// Where it comes from.
     pub source: String,
+}
+
+/// Identities and certificates; `meshctl certificates` has each of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityView {
+    /// Trust domain that identities are of.
+    pub trust_domain: String,
+    /// Trust domains whose identities count as the mesh's own.
+    pub trust_domain_aliases: Vec<String>,
+    /// Where certificates come from: the folder of the CA in this process, or the controller's URL.
+    pub issuer: String,
+    /// Identities of the local pods.
+    pub wanted: u64,
+    /// Those with a certificate that is valid now.
+    pub valid: u64,
+    /// Why the last attempt failed for an identity that has none; absent when all have one or are being fetched.
+    pub reason: Option<String>,
+}
+
+/// The link to a controller.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ControllerView {
+    /// Its URL.
+    pub url: String,
+    /// Whether there is a stream now. Without one the last state stays in force.
+    pub connected: bool,
+    /// Seconds since it is so.
+    pub since_s: Option<f64>,
+    /// Seconds since the controller was heard.
+    pub last_contact_s: Option<f64>,
+    /// Why the last attempt or stream ended, or what else is amiss.
+    pub reason: Option<String>,
+    /// Failed attempts since there was a stream.
+    pub attempts: u32,
+    /// The controller's number of the state in force; absent while that is the one saved on disk.
+    pub generation: Option<u64>,
+    /// Resources that were refused since the start.
+    pub refused_resources: u64,
+    /// Seconds until the node's own certificate ends.
+    pub certificate_expires_in_s: Option<f64>,
 }
 
 /// One local pod.
