@@ -511,16 +511,16 @@ metadata: {name: default, labels: {istio.io/dataplane-mode: ambient}}
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: on}
-spec: {nodeName: n1}
+metadata: {name: tunnelled}
+spec: {nodeName: n1, containers: [{name: app}]}
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: off, annotations: {nodemesh.dev/tunnel: none}}
-spec: {nodeName: n1}
+metadata: {name: plain, annotations: {nodemesh.dev/tunnel: none}}
+spec: {nodeName: n1, containers: [{name: app}]}
 ";
     let snapshot = compile(text).snapshot;
-    assert_eq!(workload(&snapshot, "on").tunnel, Tunnel::Hbone);
-    assert!(workload(&snapshot, "off").meshed);
-    assert_eq!(workload(&snapshot, "off").tunnel, Tunnel::None);
+    assert_eq!(workload(&snapshot, "tunnelled").tunnel, Tunnel::Hbone);
+    assert!(workload(&snapshot, "plain").meshed);
+    assert_eq!(workload(&snapshot, "plain").tunnel, Tunnel::None);
 }
