@@ -11,6 +11,7 @@
 
 mod evaluate;
 mod hash;
+mod judgement;
 mod matchers;
 mod model;
 
@@ -18,6 +19,7 @@ use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 pub use self::{
     hash::{content_hash, policy_hash},
+    judgement::{DecidedBy, DenyReason, DryRun, Judgement, Verdict},
     matchers::StringMatch,
     model::{Action, AuthorizationPolicy, Match, Rule, Scope, ServiceAccountMatch},
 };
@@ -51,121 +53,6 @@ pub struct Attempt<'a> {
     pub destination: IpAddr,
     /// The workload's own port, not the service's.
     pub port: u16,
-}
-
-/// What a peer gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Goes on.
-    Allow,
-    /// Refused, counted and logged under this reason.
-    Deny(DenyReason),
-}
-
-impl Verdict {
-    /// Whether the peer may go on.
-    pub fn is_allow(self) -> bool {
-        self == Self::Allow
-    }
-}
-
-/// Why a peer is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DenyReason {
-    /// The port's mode is STRICT and the peer proves no identity.
-    StrictPlaintext,
-    /// The destination is not in the snapshot: nothing is known of its policy, so nothing passes.
-    UnknownWorkload,
-    /// A DENY policy matches.
-    PolicyDenied,
-    /// There are ALLOW policies and none of them matches.
-    NoPolicyAllows,
-    /// The peer's identity is of a trust domain that is neither the mesh's nor an alias.
-    PeerTrustDomain,
-    /// A policy applies, and the peer that the kernel names is not in the snapshot.
-    UnknownPeer,
-    /// A policy applies that is not in the snapshot.
-    UnknownPolicy,
-}
-
-impl DenyReason {
-    /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 7] = [
-        Self::StrictPlaintext,
-        Self::UnknownWorkload,
-        Self::PolicyDenied,
-        Self::NoPolicyAllows,
-        Self::PeerTrustDomain,
-        Self::UnknownPeer,
-        Self::UnknownPolicy,
-    ];
-
-    /// Stable text for metric labels and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::StrictPlaintext => "strict_plaintext",
-            Self::UnknownWorkload => "unknown_workload",
-            Self::PolicyDenied => "policy_denied",
-            Self::NoPolicyAllows => "no_policy_allows",
-            Self::PeerTrustDomain => "peer_trust_domain",
-            Self::UnknownPeer => "unknown_peer",
-            Self::UnknownPolicy => "unknown_policy",
-        }
-    }
-}
-
-/// A verdict with what led to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Judgement {
-    /// What the peer gets.
-    pub verdict: Verdict,
-    /// The AuthorizationPolicy that decided; `None` when none did: the mode, or no policy applies, or several ALLOW
-    /// policies apply of which none matches.
-    pub decided_by: Option<DecidedBy>,
-    /// What the dry-run policies of the workload say, by name. Empty if no policy was looked at.
-    pub dry_run: Vec<DryRun>,
-}
-
-/// The policy that decided.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct DecidedBy {
-    /// Its name.
-    pub policy: Name,
-    /// Index of the rule that matched; `None` for the only ALLOW policy, none of whose rules matched.
-    pub rule: Option<usize>,
-}
-
-/// What a dry-run policy says.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct DryRun {
-    /// Its name.
-    pub policy: Name,
-    /// What it would do to what it matches.
-    pub action: Action,
-    /// Index of the rule that matched, if one did.
-    pub rule: Option<usize>,
-}
-
-impl DryRun {
-    /// Whether this policy alone, enforced, would refuse the connection.
-    pub fn would_deny(&self) -> bool {
-        match self.action {
-            Action::Allow => self.rule.is_none(),
-            Action::Deny => self.rule.is_some(),
-        }
-    }
-}
-
-impl Judgement {
-    fn deny(reason: DenyReason) -> Self {
-        Self { verdict: Verdict::Deny(reason), decided_by: None, dry_run: Vec::new() }
-    }
-
-    /// Whether the peer may go on.
-    pub fn is_allow(&self) -> bool {
-        self.verdict.is_allow()
-    }
 }
 
 /// Judges a connection to `dest`.

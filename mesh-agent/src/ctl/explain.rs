@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use crate::view::{AddressView, BackendView, ExplainView, HookView, ResolutionKind, VerdictView};
+use crate::view::{
+    AddressView, BackendView, ExplainView, HookView, PolicyView, ResolutionKind, TransportView, VerdictView,
+};
 
 /// The whole answer as text, from the name to the server's side.
 pub(super) fn render(view: &ExplainView) -> String {
@@ -75,6 +77,9 @@ fn explain_decision(out: &mut String, decision: &HookView) {
     if let Some(verdict) = &decision.verdict {
         put(out, 2, &describe_verdict(verdict));
     }
+    if let Some(policy) = &decision.policy {
+        explain_policy(out, policy);
+    }
     if let Some(server) = &decision.server {
         let excluded = if server.excluded { ", port excluded from capture" } else { "" };
         let closed = if server.fail_closed { ", fails closed" } else { "" };
@@ -88,6 +93,40 @@ fn explain_decision(out: &mut String, decision: &HookView) {
         let down = &server.agent_down;
         put(out, 3, &format!("agent down: {} ({})", down.outcome.to_uppercase(), down.reason));
         put(out, 4, &down.text);
+    }
+}
+
+fn explain_policy(out: &mut String, policy: &PolicyView) {
+    let transport = match policy.transport {
+        TransportView::Direct => "direct, between the two sockets",
+        TransportView::Kernel => "through the agent, on this node",
+        TransportView::MutualTls => "mutual TLS (HBONE)",
+        TransportView::Plaintext => "plaintext",
+    };
+    put(out, 2, &format!("transport: {transport}"));
+    let by = match policy.transport {
+        TransportView::MutualTls => "by its certificate",
+        TransportView::Direct | TransportView::Kernel | TransportView::Plaintext => "by the kernel",
+    };
+    let source =
+        policy.source_identity.as_ref().map_or_else(|| "not known".to_owned(), |id| format!("{id}, {by}"));
+    put(out, 3, &format!("client: {source}"));
+    put(out, 3, &format!("server: {}", policy.destination_identity));
+    let from = policy.mode_from.as_ref().map_or_else(
+        || "the default: no PeerAuthentication says anything".to_owned(),
+        |name| format!("from PeerAuthentication {name}"),
+    );
+    put(out, 3, &format!("mode: {}, {from}", policy.mode));
+    put(out, 2, &format!("policy: {} ({})", policy.verdict.to_uppercase(), policy.reason));
+    put(out, 3, &policy.text);
+    if !policy.applying.is_empty() {
+        put(out, 3, &format!("applying: {}", policy.applying.join(", ")));
+    }
+    for said in &policy.dry_run {
+        let rule =
+            said.rule.map_or_else(|| "no rule matches".to_owned(), |rule| format!("rule {rule} matches"));
+        let would = if said.would_deny { "would refuse it" } else { "would not refuse it" };
+        put(out, 3, &format!("dry run: {} {} {would}: {rule}", said.action, said.policy));
     }
 }
 
@@ -128,7 +167,7 @@ fn describe_verdict(verdict: &VerdictView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::{ArrivalView, ResolutionView, ServerView};
+    use crate::view::{ArrivalView, DecidedByView, DryRunView, ResolutionView, ServerView};
 
     fn view() -> ExplainView {
         ExplainView {
@@ -166,6 +205,24 @@ mod tests {
                         current_gen: Some(3),
                         valid: true,
                     }),
+                    policy: Some(PolicyView {
+                        transport: TransportView::Direct,
+                        source_identity: Some("spiffe://cluster.local/ns/shop/sa/cart".into()),
+                        destination_identity: "spiffe://cluster.local/ns/shop/sa/web".into(),
+                        mode: "STRICT".into(),
+                        mode_from: Some("istio-system/mesh".into()),
+                        verdict: "allow".into(),
+                        reason: "policy_allows".into(),
+                        text: "AuthorizationPolicy shop/web, rule 0 allows it".into(),
+                        decided_by: Some(DecidedByView { policy: "shop/web".into(), rule: Some(0) }),
+                        applying: vec!["shop/soon".into(), "shop/web".into()],
+                        dry_run: vec![DryRunView {
+                            policy: "shop/soon".into(),
+                            action: "DENY".into(),
+                            rule: Some(1),
+                            would_deny: true,
+                        }],
+                    }),
                     server: Some(ServerView {
                         mode: "STRICT".into(),
                         fail_closed: true,
@@ -199,6 +256,14 @@ mod tests {
              \x20   connect4: DIRECT (verdict_allow), with a ticket\n\
              \x20     a cached verdict allows it\n\
              \x20   cached verdict: allow (policy generation 3)\n\
+             \x20   transport: direct, between the two sockets\n\
+             \x20     client: spiffe://cluster.local/ns/shop/sa/cart, by the kernel\n\
+             \x20     server: spiffe://cluster.local/ns/shop/sa/web\n\
+             \x20     mode: STRICT, from PeerAuthentication istio-system/mesh\n\
+             \x20   policy: ALLOW (policy_allows)\n\
+             \x20     AuthorizationPolicy shop/web, rule 0 allows it\n\
+             \x20     applying: shop/soon, shop/web\n\
+             \x20     dry run: DENY shop/soon would refuse it: rule 1 matches\n\
              \x20   server: mode STRICT, fails closed\n\
              \x20     arrival: PASS (ticket)\n\
              \x20       the ticket lets it through to the app\n\

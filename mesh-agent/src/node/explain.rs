@@ -5,6 +5,7 @@
 //! - Nothing is sent and nothing is written.
 //! - Every outcome comes from `mesh_common::decide` or `mesh_core::policy`; here it is only put into words.
 
+mod policy;
 mod words;
 
 use std::{
@@ -25,15 +26,15 @@ use mesh_common::{
 use mesh_core::{
     dns::{self, DnsAnswer, QType, RecordData},
     id::WorkloadId,
-    mode::Mode,
-    policy::{self, Attempt, Peer, Verdict},
+    policy::{Verdict, fail_closed_inbound, fail_closed_inbound_default},
     snapshot::{Snapshot, Workload},
 };
 
+use self::policy::Way;
 use super::names::Names;
 use crate::view::{
-    AddressView, ArrivalView, BackendView, ExplainView, HookView, ResolutionKind, ResolutionView, ServerView,
-    VerdictView,
+    AddressView, ArrivalView, BackendView, ExplainView, HookView, PolicyView, ResolutionKind, ResolutionView,
+    ServerView, TransportView, VerdictView, mode_word,
 };
 
 /// Backends of one address that are explained; more are only counted.
@@ -181,6 +182,8 @@ fn hook_view<T: Tables>(
     let backend = decision.has_backend.then_some(&decision.backend);
     let dest = backend.and_then(|b| world.snapshot.workload(WorkloadId(b.workload)));
     let through_agent = decision.outcome == Outcome::Proxy;
+    let sides = backend.zip(dest).and_then(|(b, dest)| sides(world, from, decision, b, dest));
+    let (policy, server) = sides.unwrap_or_default();
     HookView {
         hook: hook.as_str().to_owned(),
         outcome: decision.outcome.as_str().to_owned(),
@@ -192,7 +195,8 @@ fn hook_view<T: Tables>(
             .flatten(),
         backend: backend.map(|b| backend_view(b, dest.map(|w| &**w), slot)),
         verdict: backend.and_then(|b| verdict_view(world.tables, dial, b)),
-        server: backend.zip(dest).and_then(|(b, dest)| server_view(world, from, decision, b, dest)),
+        policy,
+        server,
     }
 }
 
@@ -227,18 +231,15 @@ fn verdict_view<T: Tables>(tables: &T, dial: &Dial, backend: &Backend) -> Option
     })
 }
 
-/// The server's side of a connect that leaves for a meshed pod.
-fn server_view<T: Tables>(
+/// What the policy of a meshed backend says, and what its side does if the connect gets there.
+fn sides<T: Tables>(
     world: &World<'_, T>,
     from: &Workload,
     decision: &Decision,
     backend: &Backend,
     dest: &Workload,
-) -> Option<ServerView> {
-    if backend.flags & PEER_MESHED == 0
-        || decision.outcome == Outcome::Deny
-        || decision.reason == Reason::Hairpin
-    {
+) -> Option<(Option<PolicyView>, Option<ServerView>)> {
+    if backend.flags & PEER_MESHED == 0 || decision.reason == Reason::Hairpin {
         return None;
     }
     let local = (backend.flags & PEER_LOCAL != 0).then(|| (world.inbound)(dest.id)).flatten();
@@ -251,51 +252,48 @@ fn server_view<T: Tables>(
         None => decide::agent_gone(&inbound_of(world.snapshot, dest), flags),
     };
     let excluded = flags & PORT_EXCLUDED != 0;
-    let ticketed = decision.ticket || (local.is_some() && decision.outcome == Outcome::Proxy);
-    let addr: IpAddr = backend.addr.into();
-    let verdict = |peer: Peer| {
-        let attempt = Attempt {
-            peer: &peer,
-            source: from.addrs.iter().copied().find(|own| own.is_ipv4() == addr.is_ipv4()),
-            destination: addr,
-            port: backend.port,
-        };
-        policy::admit(world.snapshot, &attempt, dest).verdict
+    let way = Way {
+        outcome: decision.outcome,
+        reason: decision.reason,
+        ticketed: decision.ticket,
+        local: local.is_some(),
     };
-    let arrival = if excluded {
-        said(Outcome::Pass, Reason::ExcludedPort)
-    } else if decision.ticket {
-        said(Outcome::Pass, Reason::Ticket)
-    } else if ticketed {
+    let addr = SocketAddr::new(backend.addr.into(), backend.port);
+    let transport = way.transport(dest, backend.port);
+    let judgement = policy::judge(world.snapshot, from, dest, addr, transport);
+    let identity = (transport != TransportView::Plaintext).then(|| from.identity());
+    let policy =
+        (!excluded).then(|| PolicyView::of(identity.as_ref(), dest, backend.port, transport, &judgement));
+    if decision.outcome == Outcome::Deny {
+        return Some((policy, None));
+    }
+    let arrival = match transport {
+        _ if excluded => said(Outcome::Pass, Reason::ExcludedPort),
+        TransportView::Direct => said(Outcome::Pass, Reason::Ticket),
         // The agent judges the client by what the kernel attests, then dials with a ticket.
-        judged(verdict(Peer::Kernel(from.id)), Reason::Ticket, Outcome::Pass)
-    } else {
-        judged(verdict(Peer::Unauthenticated), Reason::Captured, Outcome::Capture)
+        TransportView::Kernel => judged(judgement.verdict, Reason::Ticket, Outcome::Pass),
+        TransportView::MutualTls => judged(judgement.verdict, Reason::Hbone, Outcome::Pass),
+        TransportView::Plaintext => judged(judgement.verdict, Reason::Captured, Outcome::Capture),
     };
     let agent_down = match (excluded, decision.ticket) {
         (true, _) => said(Outcome::Pass, Reason::ExcludedPort),
         (false, true) => said(Outcome::Pass, Reason::Ticket),
         (false, false) => said(gone.0, gone.1),
     };
-    let mode = match dest.modes.of(backend.port) {
-        Mode::Disable => "DISABLE",
-        Mode::Permissive => "PERMISSIVE",
-        Mode::Strict => "STRICT",
-    };
-    let fail_closed = policy::fail_closed_inbound(world.snapshot, dest, backend.port);
-    Some(ServerView { mode: mode.to_owned(), fail_closed, excluded, arrival, agent_down })
+    let mode = mode_word(dest.modes.of(backend.port)).to_owned();
+    let fail_closed = fail_closed_inbound(world.snapshot, dest, backend.port);
+    Some((policy, Some(ServerView { mode, fail_closed, excluded, arrival, agent_down })))
 }
 
 /// What another node's kernel holds about a port of its pod: made of the same snapshot as there.
 fn flags_of(snapshot: &Snapshot, dest: &Workload, port: u16) -> u32 {
     let excluded = if dest.settings.exclude_inbound_ports.contains(&port) { PORT_EXCLUDED } else { 0 };
-    let closed =
-        if policy::fail_closed_inbound(snapshot, dest, port) { PORT_FAIL_CLOSED } else { PORT_FAIL_OPEN };
+    let closed = if fail_closed_inbound(snapshot, dest, port) { PORT_FAIL_CLOSED } else { PORT_FAIL_OPEN };
     excluded | closed
 }
 
 fn inbound_of(snapshot: &Snapshot, dest: &Workload) -> InboundCfg {
-    let closed = policy::fail_closed_inbound_default(snapshot, dest);
+    let closed = fail_closed_inbound_default(snapshot, dest);
     InboundCfg {
         workload: dest.id.0,
         flags: if closed { INBOUND_FAIL_CLOSED } else { 0 },
@@ -317,7 +315,7 @@ fn judged(verdict: Verdict, reason: Reason, allowed: Outcome) -> ArrivalView {
         Verdict::Deny(why) => ArrivalView {
             outcome: "deny".to_owned(),
             reason: why.as_str().to_owned(),
-            text: words::denied(why).to_owned(),
+            text: format!("{why}: the connection is reset"),
         },
     }
 }

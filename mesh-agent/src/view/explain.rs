@@ -2,6 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use mesh_core::{
+    identity::Identity,
+    mode::Mode,
+    policy::{Judgement, Verdict},
+    snapshot::Workload,
+};
 use serde::{Deserialize, Serialize};
 
 /// What would happen to a connection of a local pod, from the code that decides it.
@@ -80,8 +86,121 @@ pub struct HookView {
     pub backend: Option<BackendView>,
     /// The cached verdict about this client and backend, if any.
     pub verdict: Option<VerdictView>,
+    /// Who both sides are, and what the server's policy says; absent when nothing is policed: the backend is not in
+    /// the mesh, or the port is excluded.
+    #[serde(default)]
+    pub policy: Option<PolicyView>,
     /// What the server's side does with the arrival.
     pub server: Option<ServerView>,
+}
+
+/// Identities, transport and policy of one connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyView {
+    /// How the bytes travel.
+    pub transport: TransportView,
+    /// SPIFFE identity of the client as the server's side gets to know it; absent for plaintext.
+    pub source_identity: Option<String>,
+    /// SPIFFE identity of the server.
+    pub destination_identity: String,
+    /// Effective mode of the port: `STRICT`, `PERMISSIVE` or `DISABLE`.
+    pub mode: String,
+    /// `namespace/name` of the PeerAuthentication that decides the mode; absent for the default.
+    pub mode_from: Option<String>,
+    /// `allow` or `deny`.
+    pub verdict: String,
+    /// Why: `no_policy`, `policy_allows`, or the reason of the refusal as in metrics.
+    pub reason: String,
+    /// The same in a sentence.
+    pub text: String,
+    /// The AuthorizationPolicy that decides, if one does.
+    pub decided_by: Option<DecidedByView>,
+    /// `namespace/name` of every AuthorizationPolicy that applies to the server.
+    pub applying: Vec<String>,
+    /// What the dry-run policies among them say.
+    pub dry_run: Vec<DryRunView>,
+}
+
+impl PolicyView {
+    /// Puts a judgement about a connection from `source` to `port` of `dest` into its shape.
+    pub fn of(
+        source: Option<&Identity>,
+        dest: &Workload,
+        port: u16,
+        transport: TransportView,
+        judgement: &Judgement,
+    ) -> Self {
+        let (verdict, reason) = match judgement.verdict {
+            Verdict::Allow if judgement.decided_by.is_some() => ("allow", "policy_allows"),
+            Verdict::Allow => ("allow", "no_policy"),
+            Verdict::Deny(reason) => ("deny", reason.as_str()),
+        };
+        let by = judgement.decided_by.as_ref();
+        let dry_run = judgement.dry_run.iter().map(|said| DryRunView {
+            policy: said.policy.to_string(),
+            action: said.action.to_string(),
+            rule: said.rule,
+            would_deny: said.would_deny(),
+        });
+        Self {
+            transport,
+            source_identity: source.map(ToString::to_string),
+            destination_identity: dest.identity().to_string(),
+            mode: mode_word(dest.modes.of(port)).to_owned(),
+            mode_from: dest.mode_sources.of(&dest.modes, port).map(ToString::to_string),
+            verdict: verdict.to_owned(),
+            reason: reason.to_owned(),
+            text: judgement.to_string(),
+            decided_by: by.map(|by| DecidedByView { policy: by.policy.to_string(), rule: by.rule }),
+            applying: dest.policies.iter().map(ToString::to_string).collect(),
+            dry_run: dry_run.collect(),
+        }
+    }
+}
+
+/// A mode as PeerAuthentication writes it.
+pub(crate) fn mode_word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Disable => "DISABLE",
+        Mode::Permissive => "PERMISSIVE",
+        Mode::Strict => "STRICT",
+    }
+}
+
+/// How bytes travel between two pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TransportView {
+    /// The kernel connects the two sockets; it attests who the client is.
+    Direct,
+    /// Through the agent on one node; the kernel attests who the client is.
+    Kernel,
+    /// HBONE between two nodes: mutual TLS.
+    MutualTls,
+    /// Plaintext: nobody attests who the client is.
+    Plaintext,
+}
+
+/// The policy that decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecidedByView {
+    /// `namespace/name`.
+    pub policy: String,
+    /// Index into `spec.rules` of the rule that matches; absent when it decides because none does.
+    pub rule: Option<usize>,
+}
+
+/// What a dry-run policy says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DryRunView {
+    /// `namespace/name`.
+    pub policy: String,
+    /// `ALLOW` or `DENY`.
+    pub action: String,
+    /// Index into `spec.rules` of the rule that matches, if one does.
+    pub rule: Option<usize>,
+    /// Whether it alone, enforced, would refuse the connection.
+    pub would_deny: bool,
 }
 
 /// A backend.
@@ -119,7 +238,7 @@ pub struct VerdictView {
 /// What the server's side does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerView {
-    /// Effective mode of the port: `STRICT`, `PERMISSIVE` or `DISABLE`.
+    /// Effective mode of the port, as in [`PolicyView::mode`].
     pub mode: String,
     /// Whether the port refuses plaintext while the agent is down.
     pub fail_closed: bool,
@@ -134,7 +253,7 @@ pub struct ServerView {
 /// What one arrival gets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArrivalView {
-    /// `pass`, `capture`, `drop` or `deny`.
+    /// `pass`, `capture`, `drop` or `deny`. An arrival by HBONE passes the kernel with reason `hbone`.
     pub outcome: String,
     /// Why, as in metrics.
     pub reason: String,

@@ -8,7 +8,11 @@ use mesh_common::{
     service::{Affinity, AffinityKey, BackendIndexKey, BackendKey, ServiceVal, WorkloadVal},
     verdict::{VERDICT_DENY, Verdict as CachedVerdict},
 };
-use mesh_core::snapshot::{Endpoint, Name, Parts, Protocol, Service, ServicePort};
+use mesh_core::{
+    mode::{Mode, ModeSources},
+    policy::{Action, AuthorizationPolicy, Match, Rule, StringMatch},
+    snapshot::{Endpoint, Name, Parts, Protocol, Service, ServicePort, Tunnel},
+};
 
 use super::*;
 
@@ -201,4 +205,90 @@ fn a_pod_outside_the_mesh_has_no_decisions() {
     let view = explain(&world, &Question { from, pod: None, host: "web", port: 80, now_ns: 1 });
     assert!(!view.enrolled && view.addresses.is_empty());
     assert_eq!(view.resolution.addrs, [ip("10.96.0.1")]);
+}
+
+/// The scene with tunnels and two policies of both servers: `web` about one principal, and a dry run that denies all.
+fn policed(action: Action, principal: &str) -> (Snapshot, FakeTables) {
+    let (snapshot, tables) = scene(Mode::Permissive);
+    let only = Match { principals: vec![StringMatch::parse(principal)], ..Match::default() };
+    let web = AuthorizationPolicy {
+        action,
+        rules: vec![Rule { clauses: vec![vec![only]] }],
+        ..AuthorizationPolicy::named(Name::new("shop", "web"))
+    };
+    let soon = AuthorizationPolicy {
+        action: Action::Deny,
+        dry_run: true,
+        rules: vec![Rule::default()],
+        ..AuthorizationPolicy::named(Name::new("shop", "soon"))
+    };
+    let with_policies = |w: &Arc<Workload>| {
+        let mut w = (**w).clone();
+        if w.meshed {
+            w.policies = vec![soon.name.clone(), web.name.clone()];
+            w.tunnel = Tunnel::Hbone;
+            w.mode_sources =
+                ModeSources { default: Some(Name::new("istio-system", "mesh")), ..ModeSources::default() };
+        }
+        Arc::new(w)
+    };
+    let parts = Parts {
+        workloads: snapshot.workloads().map(with_policies).collect(),
+        services: snapshot.services().cloned().collect(),
+        policies: [soon.clone(), web.clone()].map(Arc::new).to_vec(),
+        ..Parts::default()
+    };
+    (Snapshot::new(2, parts), tables)
+}
+
+#[test]
+fn identities_transport_mode_and_the_deciding_rule_are_told_for_both_nodes() {
+    let (snapshot, tables) = policed(Action::Allow, "*/ns/shop/sa/default");
+    let view = ask(&snapshot, &tables, "web");
+    let (local, remote) = decisions(&view);
+    for (decision, transport, arrival) in
+        [(local, TransportView::Kernel, "ticket"), (remote, TransportView::MutualTls, "hbone")]
+    {
+        let policy = decision.policy.as_ref().unwrap();
+        assert_eq!(policy.transport, transport);
+        assert_eq!(policy.source_identity.as_deref(), Some("spiffe://cluster.local/ns/shop/sa/default"));
+        assert_eq!(policy.destination_identity, "spiffe://cluster.local/ns/shop/sa/default");
+        assert_eq!((&*policy.mode, policy.mode_from.as_deref()), ("PERMISSIVE", Some("istio-system/mesh")));
+        assert_eq!((&*policy.verdict, &*policy.reason), ("allow", "policy_allows"));
+        assert_eq!(policy.text, "AuthorizationPolicy shop/web, rule 0 allows it");
+        let by = policy.decided_by.as_ref().unwrap();
+        assert_eq!((&*by.policy, by.rule), ("shop/web", Some(0)));
+        let [dry] = &policy.dry_run[..] else { panic!("{policy:?}") };
+        assert_eq!((&*dry.policy, dry.would_deny), ("shop/soon", true));
+        assert_eq!(decision.server.as_ref().unwrap().arrival.reason, arrival);
+    }
+}
+
+#[test]
+fn a_refusal_names_its_policy_also_when_the_kernel_knows_it_already() {
+    let (snapshot, mut tables) = policed(Action::Deny, "*/ns/shop/*");
+    assert_eq!(decisions(&ask(&snapshot, &tables, "web")).1.policy.as_ref().unwrap().verdict, "allow");
+    let (denying, _) = policed(Action::Deny, "cluster.local/ns/shop/*");
+    cache(&mut tables, VERDICT_DENY, 5);
+    let view = ask(&denying, &tables, "web");
+    let (local, remote) = decisions(&view);
+    for decision in [local, remote] {
+        let policy = decision.policy.as_ref().unwrap();
+        assert_eq!((&*policy.verdict, &*policy.reason), ("deny", "policy_denied"));
+        assert_eq!(policy.text, "AuthorizationPolicy shop/web, rule 0 denies it");
+    }
+    assert_eq!(local.server, None);
+    let arrival = &remote.server.as_ref().unwrap().arrival;
+    assert_eq!((&*arrival.outcome, &*arrival.reason), ("deny", "policy_denied"));
+    assert!(remote.server.as_ref().unwrap().fail_closed, "whoever is policed fails closed");
+}
+
+#[test]
+fn plaintext_proves_nobody() {
+    let (snapshot, mut tables) = policed(Action::Allow, "*");
+    tables.down = true;
+    let view = ask(&snapshot, &tables, "web");
+    let policy = decisions(&view).1.policy.as_ref().unwrap();
+    assert_eq!((policy.transport, &policy.source_identity), (TransportView::Plaintext, &None));
+    assert_eq!((&*policy.verdict, &*policy.reason), ("deny", "no_policy_allows"));
 }

@@ -1,7 +1,6 @@
 //! Owns the sentences of `meshctl explain`.
 
 use mesh_common::stats::{Outcome, Reason};
-use mesh_core::policy::DenyReason;
 
 /// What a connect hook's decision means.
 pub(super) fn connect(outcome: Outcome, reason: Reason) -> &'static str {
@@ -98,30 +97,15 @@ pub(super) fn arrival(outcome: Outcome, reason: Reason) -> &'static str {
             "the port is excluded from capture: the app gets it as it is"
         }
         (Outcome::Pass, Reason::Ticket) => "the kernel's ticket proves where it comes from: the app gets it",
+        (Outcome::Pass, Reason::Hbone) => {
+            "the agent of the server's node takes it by HBONE, knows the client by its certificate, and its policy allows \
+             it: the app gets it"
+        }
         (Outcome::Pass, Reason::AgentDown) => "plaintext is let through to the app",
         (Outcome::Capture, _) => {
             "the agent of the server's node takes it and its policy allows plaintext: the app gets it"
         }
         (Outcome::Drop, Reason::FailClosed) => "plaintext is refused by the kernel",
         _ => "see the reason",
-    }
-}
-
-/// Why the server's policy refuses.
-pub(super) fn denied(reason: DenyReason) -> &'static str {
-    match reason {
-        DenyReason::StrictPlaintext => {
-            "the port is STRICT and the client proves no identity: the connection is reset"
-        }
-        DenyReason::UnknownWorkload => "nothing is known of the server's policy: the connection is reset",
-        DenyReason::PolicyDenied => "an AuthorizationPolicy of the server denies it: the connection is reset",
-        DenyReason::NoPolicyAllows => {
-            "the server has AuthorizationPolicies that allow, and none of them allows this: the connection is reset"
-        }
-        DenyReason::PeerTrustDomain => "the client's trust domain is not the mesh's: the connection is reset",
-        DenyReason::UnknownPeer => "nothing is known of the client's identity: the connection is reset",
-        DenyReason::UnknownPolicy => {
-            "a policy of the server has not arrived yet, so nothing passes: the connection is reset"
-        }
     }
 }
