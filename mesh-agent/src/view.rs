@@ -21,7 +21,6 @@ pub use explain::{
     ResolutionKind, ResolutionView, ServerView, TransportView, VerdictView,
 };
 pub(crate) use explain::mode_word;
-pub(crate) use explain::mode_word;
 pub use profile::{BucketView, CounterView, HistogramView, ProfileView, ProgramCostView};
 pub use status::{
     AgentView, ControllerView, ForeignProgramView, IdentityView, KernelView, MapView, Phase, PodState, PodView, ProgramView, SnapshotView,
