@@ -82,7 +82,10 @@ pub enum ConnectError {
 }
 
 /// Connects, with a handshake by `tls`.
-pub(super) async fn connect(url: &ControllerUrl, tls: Arc<ClientConfig>) -> Result<Channel, ConnectError> {
+///
+/// # Errors
+/// No connection, or a handshake that failed.
+pub async fn connect(url: &ControllerUrl, tls: Arc<ClientConfig>) -> Result<Channel, ConnectError> {
     // TLS is ours to do, so for tonic the scheme is a plain one.
     let endpoint =
         Endpoint::from_shared(format!("http://{}", url.authority)).map_err(ConnectError::Address)?;
