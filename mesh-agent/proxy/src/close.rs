@@ -2,7 +2,8 @@
 //!
 //! Invariant: every connection that a listener accepts ends with exactly one [`CloseReason`].
 
-use serde::Serialize;
+use mesh_identity::PeerError;
+use serde::{Serialize, Serializer};
 
 /// Which direction of a pod's traffic a connection belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -37,11 +38,12 @@ pub enum Side {
 }
 
 /// Why a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseReason {
     /// The task that carried it failed; a defect of the agent.
     Bug,
+    /// The pod has no certificate yet, or none that is still valid.
+    CertificateMissing,
     /// The client's side failed without a reset, e.g. its address went away.
     ClientLost,
     /// The client reset it.
@@ -52,6 +54,12 @@ pub enum CloseReason {
     Finished,
     /// No byte in either direction for the idle time-out.
     IdleTimeout,
+    /// A request in a tunnel with other headers than CONNECT needs, or too many of them.
+    HboneHeaders,
+    /// A request in a tunnel for one of the agent's own ports.
+    HbonePort,
+    /// A request in a tunnel for an address that is not the pod's own.
+    HboneTarget,
     /// It asked for an address that is not the pod's own, or for the agent's own port.
     Misdirected,
     /// The service has no endpoint that takes connections.
@@ -64,6 +72,16 @@ pub enum CloseReason {
     PolicyDenied,
     /// No upstream socket could be made in the pod's namespace.
     SocketFailed,
+    /// The peer, or what it sent in the TLS handshake, was refused; or it refused us.
+    Tls(PeerError),
+    /// The TLS handshake took too long.
+    TlsTimeout,
+    /// More TLS handshakes at once than the agent or the pod may have.
+    TooManyHandshakes,
+    /// The tunnel that carried it ended.
+    TunnelLost,
+    /// The agent on the other side did not take it.
+    TunnelRefused,
     /// The server's side failed without a reset.
     UpstreamLost,
     /// The server refused the connection.
@@ -77,13 +95,17 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 17] = [
+    /// The reasons without those of TLS handshakes.
+    const PLAIN: [Self; 25] = [
         Self::Bug,
+        Self::CertificateMissing,
         Self::ClientLost,
         Self::ClientReset,
         Self::Drained,
         Self::Finished,
+        Self::HboneHeaders,
+        Self::HbonePort,
+        Self::HboneTarget,
         Self::IdleTimeout,
         Self::Misdirected,
         Self::NoEndpoint,
@@ -91,6 +113,10 @@ impl CloseReason {
         Self::Overloaded,
         Self::PolicyDenied,
         Self::SocketFailed,
+        Self::TlsTimeout,
+        Self::TooManyHandshakes,
+        Self::TunnelLost,
+        Self::TunnelRefused,
         Self::UpstreamLost,
         Self::UpstreamRefused,
         Self::UpstreamReset,
@@ -98,14 +124,40 @@ impl CloseReason {
         Self::UpstreamUnreachable,
     ];
 
+    /// Every reason: the plain ones, then those of TLS handshakes.
+    pub const ALL: [Self; Self::PLAIN.len() + PeerError::ALL.len()] = {
+        let mut all = [Self::Bug; Self::PLAIN.len() + PeerError::ALL.len()];
+        let mut at = 0;
+        while at < all.len() {
+            all[at] = if at < Self::PLAIN.len() {
+                Self::PLAIN[at]
+            } else {
+                Self::Tls(PeerError::ALL[at - Self::PLAIN.len()])
+            };
+            at += 1;
+        }
+        all
+    };
+
+    /// Its place in [`Self::ALL`].
+    pub fn index(self) -> usize {
+        // Every reason is in the list, as a test shows.
+        Self::ALL.iter().position(|reason| *reason == self).unwrap_or(0)
+    }
+
     /// Metric label and log value: stable, never derived from an error's text.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Tls(reason) => reason.as_str(),
             Self::Bug => "bug",
+            Self::CertificateMissing => "certificate_missing",
             Self::ClientLost => "client_lost",
             Self::ClientReset => "client_reset",
             Self::Drained => "drained",
             Self::Finished => "finished",
+            Self::HboneHeaders => "hbone_headers",
+            Self::HbonePort => "hbone_port",
+            Self::HboneTarget => "hbone_target",
             Self::IdleTimeout => "idle_timeout",
             Self::Misdirected => "misdirected",
             Self::NoEndpoint => "no_endpoint",
@@ -113,6 +165,10 @@ impl CloseReason {
             Self::Overloaded => "overloaded",
             Self::PolicyDenied => "policy_denied",
             Self::SocketFailed => "socket_failed",
+            Self::TlsTimeout => "tls_timeout",
+            Self::TooManyHandshakes => "tls_too_many_handshakes",
+            Self::TunnelLost => "tunnel_lost",
+            Self::TunnelRefused => "tunnel_refused",
             Self::UpstreamLost => "upstream_lost",
             Self::UpstreamRefused => "upstream_refused",
             Self::UpstreamReset => "upstream_reset",
@@ -124,13 +180,21 @@ impl CloseReason {
     /// Who ended it.
     pub const fn side(self) -> Side {
         match self {
-            Self::ClientLost | Self::ClientReset | Self::Finished => Side::Downstream,
-            Self::UpstreamLost
+            Self::ClientLost
+            | Self::ClientReset
+            | Self::Finished
+            | Self::HboneHeaders
+            | Self::HbonePort
+            | Self::HboneTarget => Side::Downstream,
+            Self::TunnelLost
+            | Self::TunnelRefused
+            | Self::UpstreamLost
             | Self::UpstreamRefused
             | Self::UpstreamReset
             | Self::UpstreamTimeout
             | Self::UpstreamUnreachable => Side::Upstream,
             Self::Bug
+            | Self::CertificateMissing
             | Self::Drained
             | Self::IdleTimeout
             | Self::Misdirected
@@ -138,24 +202,38 @@ impl CloseReason {
             | Self::OriginalDstMiss
             | Self::Overloaded
             | Self::PolicyDenied
-            | Self::SocketFailed => Side::Local,
+            | Self::SocketFailed
+            | Self::TlsTimeout
+            | Self::TooManyHandshakes
+            | Self::Tls(_) => Side::Local,
         }
     }
 
     /// Istio's `response_flags` label.
     pub const fn response_flags(self) -> &'static str {
         match self {
-            Self::Finished => "-",
+            Self::Bug
+            | Self::CertificateMissing
+            | Self::Drained
+            | Self::HboneHeaders
+            | Self::HbonePort
+            | Self::HboneTarget
+            | Self::Misdirected
+            | Self::OriginalDstMiss
+            | Self::SocketFailed => "LR",
             Self::ClientLost | Self::ClientReset => "DC",
+            Self::Finished => "-",
             Self::IdleTimeout => "SI",
             Self::NoEndpoint => "UH",
-            Self::Overloaded => "UO",
+            Self::Overloaded | Self::TooManyHandshakes => "UO",
             Self::PolicyDenied => "UAEX",
-            Self::UpstreamLost | Self::UpstreamReset => "UC",
-            Self::UpstreamRefused | Self::UpstreamTimeout | Self::UpstreamUnreachable => "UF",
-            Self::Bug | Self::Drained | Self::Misdirected | Self::OriginalDstMiss | Self::SocketFailed => {
-                "LR"
-            }
+            Self::TlsTimeout
+            | Self::TunnelRefused
+            | Self::UpstreamRefused
+            | Self::UpstreamTimeout
+            | Self::UpstreamUnreachable
+            | Self::Tls(_) => "UF",
+            Self::TunnelLost | Self::UpstreamLost | Self::UpstreamReset => "UC",
         }
     }
 
@@ -165,14 +243,23 @@ impl CloseReason {
     }
 }
 
+impl Serialize for CloseReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_is_listed_once_at_its_own_index() {
+    fn every_reason_is_listed_once_and_found_at_its_index() {
         for (index, reason) in CloseReason::ALL.iter().enumerate() {
-            assert_eq!(*reason as usize, index, "{reason:?}");
+            assert_eq!(reason.index(), index, "{reason:?}");
+        }
+        for reason in PeerError::ALL {
+            assert_eq!(CloseReason::ALL[CloseReason::Tls(reason).index()], CloseReason::Tls(reason));
         }
     }
 

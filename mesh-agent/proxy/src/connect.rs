@@ -1,12 +1,13 @@
 //! Dialling an upstream from a pod's namespace, with a time-out.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
 use mesh_core::policy::DenyReason;
 use tokio::time::timeout;
 
 use crate::{
     close::CloseReason,
+    hbone::TunnelFailure,
     kernel::{PodHandle, Sockets, UpstreamTags},
     stream::Stream,
 };
@@ -43,6 +44,14 @@ pub(crate) enum ConnectError {
         #[source]
         source: io::Error,
     },
+    /// No tunnel, or the other side of it refused.
+    #[error("tunnel to {addr}: {failure}")]
+    Tunnel {
+        /// The endpoint.
+        addr: SocketAddr,
+        /// Why.
+        failure: Rc<TunnelFailure>,
+    },
     /// No answer.
     #[error("upstream {addr} did not answer within {limit_ms} ms")]
     TimedOut {
@@ -67,6 +76,7 @@ impl ConnectError {
             Self::NoEndpoint => CloseReason::NoEndpoint,
             Self::Socket { .. } => CloseReason::SocketFailed,
             Self::TimedOut { .. } => CloseReason::UpstreamTimeout,
+            Self::Tunnel { failure, .. } => failure.reason,
         }
     }
 
@@ -74,6 +84,10 @@ impl ConnectError {
     pub(crate) fn is_endpoints_fault(&self) -> bool {
         match self {
             Self::Failed { .. } | Self::TimedOut { .. } => true,
+            // Neither its policy nor our own lack of a certificate is better elsewhere.
+            Self::Tunnel { failure, .. } => {
+                !matches!(failure.reason, CloseReason::PolicyDenied | CloseReason::CertificateMissing)
+            }
             Self::Denied { .. } | Self::NoEndpoint | Self::Socket { .. } => false,
         }
     }

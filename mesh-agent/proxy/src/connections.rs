@@ -17,13 +17,16 @@ use std::{
     },
 };
 
-use mesh_core::snapshot::Name;
+use mesh_core::{identity::Identity, snapshot::Name};
 use serde::Serialize;
 
 use crate::{
     close::{CloseReason, Direction},
     kernel::PodHandle,
-    metrics::{Metrics, edges::Edge},
+    metrics::{
+        Metrics,
+        edges::{Edge, Security},
+    },
     relay::Meter,
     server::ServerRequest,
 };
@@ -49,6 +52,11 @@ pub struct ConnectionView {
     pub source: Option<Name>,
     /// The server's workload, if known.
     pub destination: Option<Name>,
+    /// What protects it and proves the peer.
+    pub security: Security,
+    /// Whom the other side is proved to be, of an inbound connection the client, of an outbound one the server.
+    #[serde(skip)]
+    pub peer: Option<Arc<Identity>>,
     /// Bytes from the client to the server.
     pub bytes_to_server: u64,
     /// Bytes from the server to the client.
@@ -82,6 +90,9 @@ pub(crate) struct Names {
     pub(crate) service: Option<Name>,
     pub(crate) source: Option<Name>,
     pub(crate) destination: Option<Name>,
+    pub(crate) security: Security,
+    /// Whom the other side is proved to be.
+    pub(crate) peer: Option<Arc<Identity>>,
 }
 
 /// The bytes of a connection already added to an edge.
@@ -142,6 +153,8 @@ impl Live {
             service: names.service,
             source: names.source,
             destination: names.destination,
+            security: names.security,
+            peer: names.peer,
             bytes_to_server: self.meter.to_server(),
             bytes_to_client: self.meter.to_client(),
             age_ms: u64::from(now.wrapping_sub(self.started)) * tick_ms,

@@ -15,7 +15,7 @@ use crate::{
     connections::{Live, Names},
     kernel::UpstreamTags,
     metrics::edges::{EdgeKey, Parties, Reporter, Security},
-    outbound::Upstream,
+    outbound::{Transport, Upstream},
     server::{ServerRequest, server_stage},
     target::canonical,
     worker::Worker,
@@ -82,6 +82,7 @@ pub(crate) async fn open<'a>(
             service: None,
             source: source.map(|workload| workload.name.clone()),
             destination: Some(live.pod.name.clone()),
+            ..Names::default()
         },
     );
     let key = EdgeKey {
@@ -98,5 +99,5 @@ pub(crate) async fn open<'a>(
         cluster_domain: snapshot.cluster_domain(),
     };
     live.join(worker.edge(key, parties));
-    Ok(Upstream { stream, load: None })
+    Ok(Upstream { transport: Transport::Tcp(stream), load: None })
 }

@@ -35,9 +35,18 @@ mod worker;
 
 pub use close::{CloseReason, Direction, Side};
 pub use connections::ConnectionView;
-pub use metrics::{DirectTraffic, Metrics};
+pub use metrics::{DirectTraffic, Metrics, Security};
 pub use proxy::{AddPodError, Dependencies, Drained, Proxy, StartError};
-pub use settings::{DnsSettings, Settings};
+pub use settings::{DnsSettings, HboneSettings, Settings};
 
 #[cfg(test)]
 mod tests;
+
+/// Bodies of fuzz targets; each runs as a property test too.
+#[cfg(fuzzing)]
+pub mod fuzz {
+    /// Frames of HTTP/2, as a tunnel's peer sends them. Panics if the layer breaks its promises.
+    pub fn h2_frames(input: &[u8]) {
+        crate::hbone::h2::fuzz(input);
+    }
+}

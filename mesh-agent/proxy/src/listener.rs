@@ -27,7 +27,7 @@ use crate::{
     close::Direction,
     dns, reactor,
     target::canonical,
-    worker::{Accepted, Pod, Worker},
+    worker::{Accepted, Arrival, Pod, Worker},
 };
 
 /// Connections accepted before other tasks get a turn.
@@ -47,6 +47,7 @@ pub(crate) struct Listener {
 pub(crate) enum Purpose {
     DnsTcp,
     DnsUdp,
+    Hbone,
     Tcp(Direction),
 }
 
@@ -76,11 +77,15 @@ pub(crate) fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, listener: Listener) -> 
     let stopped = Rc::clone(&stop);
     let (own, of) = (Rc::clone(worker), Arc::clone(pod));
     let task = match purpose {
-        Purpose::Tcp(direction) => {
+        Purpose::Tcp(_) | Purpose::Hbone => {
             let listener = registered(socket)?;
             let (carrier, pod) = (Rc::clone(worker), Arc::clone(pod));
+            let arrival = match purpose {
+                Purpose::Tcp(direction) => Arrival::Tcp(direction),
+                _ => Arrival::Tunnel,
+            };
             let take = move |socket, client| {
-                carrier.accept(Accepted { socket, client, direction, pod: Arc::clone(&pod) });
+                carrier.accept(Accepted { socket, client, arrival, pod: Arc::clone(&pod) });
             };
             spawn_local(async move { accept_all(&own, &listener, &stopped, take).await })
         }

@@ -6,6 +6,7 @@
 mod direct;
 pub(crate) mod edges;
 mod labels;
+mod tunnels;
 
 use std::{
     fmt,
@@ -18,8 +19,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
-pub use self::direct::DirectTraffic;
-use self::edges::Edges;
+pub use self::{direct::DirectTraffic, edges::Security};
+use self::{edges::Edges, tunnels::Tunnels};
 use crate::close::{CloseReason, Direction};
 
 /// Everything the data path counts; registered once, shared by every worker.
@@ -40,6 +41,8 @@ pub struct Metrics {
     pub(crate) held_bytes: Gauge<i64, AtomicI64>,
     /// Traffic by edge.
     pub(crate) edges: Edges,
+    /// Tunnels between nodes.
+    pub(crate) tunnels: Tunnels,
 }
 
 /// How a DNS query was dealt with.
@@ -153,6 +156,7 @@ impl Metrics {
             panics: Counter::default(),
             held_bytes: Gauge::default(),
             edges: Edges::register(registry),
+            tunnels: Tunnels::register(registry),
         };
         registry.register("mesh_proxy_connections_closed", "Proxied connections by how they ended", closed);
         registry.register("mesh_proxy_connections_open", "Proxied connections now", open);
@@ -183,7 +187,7 @@ impl Metrics {
 
     /// Connections that ended so.
     pub(crate) fn closed(&self, direction: Direction, reason: CloseReason) -> &Counter {
-        &self.closed[direction as usize][reason as usize]
+        &self.closed[direction as usize][reason.index()]
     }
 
     /// Connections now.

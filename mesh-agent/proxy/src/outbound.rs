@@ -9,18 +9,19 @@
 //!
 //! Not here: the choice itself ([`crate::target`]), policy ([`crate::server`]), moving bytes ([`crate::relay`]).
 
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsFd;
+use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use mesh_core::{
-    policy::{Peer, Verdict},
-    snapshot::Snapshot,
+    policy::{Peer, Verdict, transport},
+    snapshot::{Snapshot, Workload},
 };
+use tokio::time::timeout;
 
 use crate::{
     close::CloseReason,
     connect::{ConnectError, dial, report},
     connections::{Live, Names},
+    hbone::{TunnelFailure, client::Route, request::Request, tunnel::TunnelStream},
     kernel::{TicketRequest, UpstreamTags, VerdictEntry},
     loads::LoadGuard,
     metrics::edges::{EdgeKey, Parties, Reporter, Security},
@@ -30,10 +31,19 @@ use crate::{
     worker::Worker,
 };
 
+/// How bytes reach the server.
+#[derive(Debug)]
+pub(crate) enum Transport {
+    /// A socket of its own.
+    Tcp(Stream),
+    /// A stream in a tunnel to the server's node.
+    Tunnel(TunnelStream),
+}
+
 /// An open way to the server.
 #[derive(Debug)]
 pub(crate) struct Upstream<'a> {
-    pub(crate) stream: Stream,
+    pub(crate) transport: Transport,
     /// Counts the connection at its endpoint for as long as it lives.
     pub(crate) load: Option<LoadGuard<'a>>,
 }
@@ -44,7 +54,7 @@ pub(crate) struct Upstream<'a> {
 pub(crate) async fn open<'a>(
     worker: &'a Worker,
     live: &Live,
-    accepted: &TcpStream,
+    accepted: &mut Stream,
 ) -> Result<Upstream<'a>, CloseReason> {
     let Some(dialled) = worker.kernel().dialled(accepted.as_fd()) else {
         return Err(CloseReason::OriginalDstMiss);
@@ -52,7 +62,7 @@ pub(crate) async fn open<'a>(
     live.set_original_dst(canonical(dialled.dst));
     let snapshot = worker.snapshot();
     let target = Target::of(&snapshot, &dialled);
-    connect(worker, live, &snapshot, &target).await.map_err(|error| {
+    connect(worker, live, &snapshot, &target, accepted).await.map_err(|error| {
         if worker.may_log() {
             tracing::info!(
                 pod = %live.pod.name,
@@ -71,6 +81,7 @@ async fn connect<'a>(
     live: &Live,
     snapshot: &Snapshot,
     target: &Target<'_>,
+    accepted: &mut Stream,
 ) -> Result<Upstream<'a>, ConnectError> {
     let settings = worker.settings();
     let mut tried: Vec<SocketAddr> = Vec::new();
@@ -92,8 +103,8 @@ async fn connect<'a>(
             settings.attempt_timeout.min(settings.connect_timeout)
         };
         let load = worker.loads().count(choice.addr);
-        match open_transport(worker, live, snapshot, target, choice, limit).await {
-            Ok(stream) => return Ok(Upstream { stream, load: Some(load) }),
+        match open_transport(worker, live, snapshot, target, choice, limit, accepted).await {
+            Ok(transport) => return Ok(Upstream { transport, load: Some(load) }),
             Err(error) if error.is_endpoints_fault() => last = error,
             Err(error) => return Err(error),
         }
@@ -101,16 +112,17 @@ async fn connect<'a>(
     Err(last)
 }
 
-/// Opens the transport that the chosen endpoint needs: TCP. A peer on this node is dialled by ticket, after its own side
-/// has been decided here.
+/// Opens the transport that the chosen endpoint needs: TCP, or a stream in a tunnel to a meshed pod of another node, and
+/// then nothing but that. A peer on this node is dialled by ticket, after its own side has been decided here.
 async fn open_transport(
     worker: &Worker,
     live: &Live,
     snapshot: &Snapshot,
     target: &Target<'_>,
     choice: Choice<'_>,
-    limit: std::time::Duration,
-) -> Result<Stream, ConnectError> {
+    limit: Duration,
+    accepted: &mut Stream,
+) -> Result<Transport, ConnectError> {
     let ticket = admit_local(worker, live, choice)?;
     let service = target.service();
     let tags = UpstreamTags {
@@ -121,15 +133,35 @@ async fn open_transport(
         ticket,
         client_addr: None,
     };
-    let stream = dial(worker.sockets(), &live.pod, choice.addr, &tags, limit).await?;
-
     let source = snapshot.workload(live.pod.workload);
+    let tunnelled = choice.workload.filter(|workload| {
+        ticket.is_none()
+            && *workload.node != *worker.settings().node
+            && transport(workload, choice.addr.port()) == mesh_core::policy::Transport::Hbone
+    });
+    let (way, security) = match tunnelled {
+        Some(destination) => {
+            let source = source.map(|source| &**source);
+            let stream =
+                open_tunnel(worker, live, source, destination, choice.addr, &tags, limit, accepted).await?;
+            (Transport::Tunnel(stream), Security::MutualTls)
+        }
+        None => {
+            let stream = dial(worker.sockets(), &live.pod, choice.addr, &tags, limit).await?;
+            let security = if ticket.is_some() { Security::Kernel } else { Security::Plaintext };
+            (Transport::Tcp(stream), security)
+        }
+    };
+
+    let attested = choice.workload.filter(|_| security != Security::Plaintext);
     live.set_upstream(
         choice.addr,
         Names {
             service: service.map(|service| service.name.clone()),
             source: Some(live.pod.name.clone()),
             destination: choice.workload.map(|workload| workload.name.clone()),
+            security,
+            peer: attested.map(|workload| Arc::new(workload.identity())),
         },
     );
     let key = EdgeKey {
@@ -137,7 +169,7 @@ async fn open_transport(
         source: tags.src_workload,
         destination: tags.dst_workload,
         service: tags.service,
-        security: if ticket.is_some() { Security::Kernel } else { Security::Plaintext },
+        security,
     };
     let parties = Parties {
         source: source.map(|workload| &**workload),
@@ -150,7 +182,45 @@ async fn open_transport(
         // Both sides are done in this pass, so both report.
         live.join(worker.edge(EdgeKey { reporter: Reporter::Destination, ..key }, parties));
     }
-    Ok(stream)
+    Ok(way)
+}
+
+/// Opens a stream to a pod of another node, and waits until its node answers or the app has bytes for it.
+#[expect(clippy::too_many_arguments, reason = "each is looked up by the caller already")]
+async fn open_tunnel(
+    worker: &Worker,
+    live: &Live,
+    source: Option<&Workload>,
+    destination: &Workload,
+    addr: SocketAddr,
+    tags: &UpstreamTags,
+    limit: Duration,
+    accepted: &mut Stream,
+) -> Result<TunnelStream, ConnectError> {
+    let failed = |failure| ConnectError::Tunnel { addr, failure };
+    let Some(source) = source else {
+        let text = "the pod is not in the snapshot";
+        return Err(failed(TunnelFailure::new(CloseReason::CertificateMissing, text)));
+    };
+    let route = Route {
+        pod: live.pod.pod,
+        incarnation: live.pod.netns_cookie,
+        source: source.identity(),
+        destination: addr.ip(),
+        expected: destination.identity(),
+    };
+    let fields = Request::new(source, live.client, addr, worker.random());
+    let open = async {
+        let stream = worker.hbone().open(&live.pod, &route, tags, &fields.fields()).await.map_err(failed)?;
+        stream.ready(accepted).await.map_err(|reason| {
+            failed(TunnelFailure::new(reason, format!("the other side did not take it: {}", reason.as_str())))
+        })?;
+        Ok(stream)
+    };
+    match timeout(limit, open).await {
+        Ok(opened) => opened,
+        Err(_) => Err(ConnectError::TimedOut { addr, limit_ms: limit.as_millis() }),
+    }
 }
 
 /// The server's side of a same-node connection; `None` when the endpoint is not on this node.

@@ -4,9 +4,11 @@
 //! - A pod's listeners are spread over the workers when it is added and stay where they are.
 //! - Dropping a [`Proxy`] ends its workers and with them every connection.
 
-use std::{fmt, io, net::TcpListener, rc::Rc, sync::Arc, thread, time::Duration};
+use std::{fmt, io, net::TcpListener, os::fd::OwnedFd, rc::Rc, sync::Arc, thread, time::Duration};
 
 use mesh_core::snapshot::Snapshot;
+use mesh_identity::Certificates;
+use socket2::SockRef;
 use tokio::{
     runtime::{Builder, LocalOptions, LocalRuntime},
     sync::{mpsc, oneshot, watch},
@@ -38,6 +40,8 @@ pub struct Dependencies {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Certificates of this node's workloads, for tunnels.
+    pub certificates: Arc<Certificates>,
     /// Called each 100 ms with the oldest liveness stamp of all workers, CLOCK_MONOTONIC nanoseconds.
     pub alive: Box<dyn Fn(u64) + Send + Sync>,
 }
@@ -117,7 +121,7 @@ impl Proxy {
     /// # Errors
     /// No thread or no event loop; those that were started end again.
     pub fn start(settings: Settings, dependencies: Dependencies) -> Result<Self, StartError> {
-        let Dependencies { sockets, kernel, snapshots, metrics, alive } = dependencies;
+        let Dependencies { sockets, kernel, snapshots, metrics, certificates, alive } = dependencies;
         let workers = settings.workers.get();
         let (links, commands): (Vec<_>, Vec<_>) = (0..workers)
             .map(|_| {
@@ -126,7 +130,18 @@ impl Proxy {
             })
             .unzip();
         let admission = Arc::new(Admission::new(settings.connections_max));
-        let shared = Arc::new(Shared { settings, sockets, kernel, metrics, admission, links, alive });
+        let handshakes = Admission::new(settings.hbone.handshakes_max);
+        let shared = Arc::new(Shared {
+            settings,
+            sockets,
+            kernel,
+            metrics,
+            certificates,
+            handshakes,
+            admission,
+            links,
+            alive,
+        });
         let (stop, _) = watch::channel(());
         for (index, commands) in commands.into_iter().enumerate() {
             let (shared, snapshots, stop) = (Arc::clone(&shared), snapshots.clone(), stop.subscribe());
@@ -165,12 +180,24 @@ impl Proxy {
         let unusable = |source| AddPodError::Listener { pod: name.clone(), source };
         let inbound = TcpListener::from(listeners.inbound);
         let inbound_port = inbound.local_addr().map_err(unusable)?.port();
+        let port_of = |socket: &OwnedFd| {
+            let addr = SockRef::from(socket).local_addr()?.as_socket();
+            Ok::<u16, io::Error>(addr.map_or(0, |addr| addr.port()))
+        };
+        let mut private_ports = vec![inbound_port];
+        for socket in
+            listeners.outbound.iter().chain([&listeners.hbone, &listeners.dns_tcp, &listeners.dns_udp])
+        {
+            private_ports.push(port_of(socket).map_err(unusable)?);
+        }
         let settings = &self.shared.settings;
         let id = handle.pod;
         let pod = Arc::new(Pod {
             handle: Arc::new(handle),
             admission: Arc::new(Admission::new(settings.pod_connections_max)),
             inbound_port,
+            private_ports,
+            handshakes: Admission::new(settings.hbone.pod_handshakes_max),
             dns_in_flight: Admission::new(settings.dns.in_flight_max),
             dns_connections: Admission::new(settings.dns.tcp_connections_max),
         });
@@ -180,6 +207,7 @@ impl Proxy {
             .map(|socket| (socket, Purpose::Tcp(Direction::Outbound)))
             .chain([
                 (inbound.into(), Purpose::Tcp(Direction::Inbound)),
+                (listeners.hbone, Purpose::Hbone),
                 (listeners.dns_udp, Purpose::DnsUdp),
                 (listeners.dns_tcp, Purpose::DnsTcp),
             ])

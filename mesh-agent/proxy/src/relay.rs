@@ -76,6 +76,23 @@ impl Meter {
         self.lingering.get()
     }
 
+    /// Counts bytes handed to the server's side.
+    pub(crate) fn add_to_server(&self, bytes: u64, tick: u32) {
+        self.count(&self.to_server, bytes, tick);
+    }
+
+    /// Counts bytes handed to the client's side.
+    pub(crate) fn add_to_client(&self, bytes: u64, tick: u32) {
+        self.count(&self.to_client, bytes, tick);
+    }
+
+    /// Starts the clock of a reset that waits to be passed on, if it does not run yet.
+    pub(crate) fn linger(&self, reason: CloseReason, tick: u32) {
+        if self.lingering.get().is_none() {
+            self.lingering.set(Some((tick, reason)));
+        }
+    }
+
     /// Ends the connection with a reset at its next turn. The first reason stays.
     pub(crate) fn stop(&self, reason: CloseReason) {
         if self.stopped.get().is_none() {
@@ -218,9 +235,7 @@ impl Relay<'_> {
     }
 
     fn linger(&self, reason: CloseReason) {
-        if self.meter.lingering.get().is_none() {
-            self.meter.lingering.set(Some((self.env.tick.get(), reason)));
-        }
+        self.meter.linger(reason, self.env.tick.get());
     }
 }
 
@@ -233,7 +248,8 @@ impl Meter {
     }
 }
 
-fn reason_for(side: Side, error: &io::Error) -> CloseReason {
+/// Why a connection ended whose socket on `side` failed.
+pub(crate) fn reason_for(side: Side, error: &io::Error) -> CloseReason {
     let reset = matches!(
         error.kind(),
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted

@@ -30,6 +30,54 @@ pub struct Settings {
     pub splice: bool,
     /// The DNS proxy.
     pub dns: DnsSettings,
+    /// Tunnels between nodes.
+    pub hbone: HboneSettings,
+}
+
+/// Settings of tunnels between nodes.
+#[derive(Clone, Debug)]
+pub struct HboneSettings {
+    /// Port on which pods of other nodes take tunnels. Default 15008, as everywhere.
+    pub port: u16,
+    /// Time for a TLS handshake, the wait for a certificate included. Default 10 s, as ztunnel gives.
+    pub handshake_timeout: Duration,
+    /// Inbound TLS handshakes at once, of all pods. Default 4096: each costs about 20 KiB while it lasts.
+    pub handshakes_max: usize,
+    /// The same for one pod. Default 1024.
+    pub pod_handshakes_max: usize,
+    /// Tunnels of one worker from one pod to another while the sockets of those there are keep streams waiting.
+    /// Default 4.
+    pub tunnels_max: usize,
+    /// The same when those there are carry as many streams as they may. Default 64.
+    pub full_tunnels_max: usize,
+    /// Streams of one tunnel at once, announced to peers. Default 1024.
+    pub streams_max: u32,
+    /// Bytes in flight on one stream that its app has not read. Default 512 KiB.
+    pub stream_window: u32,
+    /// The same over all streams of a tunnel. Default 16 MiB.
+    pub tunnel_window: u32,
+    /// A tunnel that carries no stream for this long is closed by the client. Default 5 min, as ztunnel does.
+    pub idle_timeout: Duration,
+    /// The same by the server, in case the client is gone. Default 15 min.
+    pub server_idle_timeout: Duration,
+}
+
+impl Default for HboneSettings {
+    fn default() -> Self {
+        Self {
+            port: 15008,
+            handshake_timeout: Duration::from_secs(10),
+            handshakes_max: 4096,
+            pod_handshakes_max: 1024,
+            tunnels_max: 4,
+            full_tunnels_max: 64,
+            streams_max: 1024,
+            stream_window: 512 << 10,
+            tunnel_window: 16 << 20,
+            idle_timeout: Duration::from_secs(300),
+            server_idle_timeout: Duration::from_secs(900),
+        }
+    }
 }
 
 /// Settings of the DNS proxy.
@@ -64,6 +112,7 @@ impl Settings {
             held_bytes_max: 16 << 20,
             splice: true,
             dns: DnsSettings::default(),
+            hbone: HboneSettings::default(),
         }
     }
 }
@@ -80,7 +129,7 @@ impl Default for DnsSettings {
     }
 }
 
-/// Two descriptors a connection; the rest is for listeners (7 a pod), kernel objects and pipes.
+/// Two descriptors a connection; the rest is for listeners (8 a pod), kernel objects and pipes.
 fn connections_for(descriptors_max: u64) -> usize {
     let reserve = (descriptors_max / 4).clamp(64, 8192);
     usize::try_from(descriptors_max.saturating_sub(reserve) / 2).unwrap_or(usize::MAX).clamp(16, 1_000_000)

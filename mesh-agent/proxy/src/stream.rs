@@ -118,6 +118,11 @@ impl Stream {
         }
     }
 
+    /// The socket itself, for its addresses.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        self.io.get_ref()
+    }
+
     pub(crate) fn is_readable(&self) -> bool {
         self.readable
     }
@@ -134,6 +139,16 @@ impl Stream {
     /// Makes the next reads real ones, whatever the edges said: used to fetch what a failed socket still holds.
     pub(crate) fn assume_readable(&mut self) {
         self.readable = true;
+    }
+
+    /// Whether a read would return at once: there are bytes, an end or an error.
+    pub(crate) fn has_bytes(&mut self) -> bool {
+        if self.readable && !self.read_closed {
+            // A fresh socket is only taken for readable.
+            let peeked = self.io.get_ref().peek(&mut [0]);
+            self.readable = !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        }
+        self.readable
     }
 
     /// Reads what is there.

@@ -2,6 +2,7 @@
 
 mod dns;
 mod fixture;
+mod hbone;
 mod life;
 mod outbound;
 mod relay;

@@ -35,6 +35,7 @@ use crate::{
     buffers::Buffers,
     close::{CloseReason, Direction},
     connections::{Connections, Live},
+    hbone::{self, Hbone},
     inbound,
     kernel::{Kernel, Sockets},
     listener,
@@ -43,7 +44,7 @@ use crate::{
         Metrics,
         edges::{EDGES_MAX, Edge, EdgeKey, Parties},
     },
-    outbound,
+    outbound::{self, Transport, Upstream},
     random::Random,
     relay::{RelayEnv, relay},
     server::is_denied_now,
@@ -52,7 +53,7 @@ use crate::{
 };
 
 use self::link::monotonic_ns;
-pub(crate) use self::link::{Accepted, Command, Link, Pod, Shared};
+pub(crate) use self::link::{Accepted, Arrival, Command, Link, Pod, Shared};
 
 /// The worker's coarse clock: liveness is stamped, and idle connections are looked for, in these steps.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
@@ -77,7 +78,8 @@ pub(crate) struct Worker {
     pub(crate) connections: Connections,
     buffers: Buffers,
     random: Random,
-    tick: Cell<u32>,
+    tick: Rc<Cell<u32>>,
+    hbone: Rc<Hbone>,
     snapshots: RefCell<watch::Receiver<Arc<Snapshot>>>,
     snapshot: RefCell<Arc<Snapshot>>,
     edges: RefCell<(u64, HashMap<EdgeKey, Arc<Edge>>)>,
@@ -95,12 +97,14 @@ impl Worker {
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
     ) -> Self {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let tick = Rc::new(Cell::new(0));
         Self {
+            hbone: Hbone::new(Arc::clone(&shared), Rc::clone(&tick)),
             index,
             connections: Connections::new(index, Arc::clone(&shared.admission), Arc::clone(&shared.metrics)),
             buffers: Buffers::new(shared.settings.held_bytes_max),
             random: Random::default(),
-            tick: Cell::new(0),
+            tick,
             snapshots: RefCell::new(snapshots),
             snapshot: RefCell::new(snapshot),
             edges: RefCell::default(),
@@ -110,6 +114,20 @@ impl Worker {
             judged: Cell::new(0),
             shared,
         }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The tunnels of this worker.
+    pub(crate) fn hbone(&self) -> &Rc<Hbone> {
+        &self.hbone
+    }
+
+    /// The coarse clock.
+    pub(crate) fn tick(&self) -> u32 {
+        self.tick.get()
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -198,52 +216,77 @@ impl Worker {
     }
 
     fn carry(self: &Rc<Self>, accepted: Accepted) {
-        self.link().carried.fetch_add(1, Ordering::Relaxed);
+        let carried = self.count_carried();
         let worker = Rc::clone(self);
         // The table of connections owns the task: it can end it, waits for it in a drain, and hears of its panic.
         drop(spawn_local(async move {
-            let _carried = Carried(Rc::clone(&worker));
-            worker.serve(accepted).await;
+            let _carried = carried;
+            match accepted.arrival {
+                Arrival::Tcp(direction) => worker.serve(accepted, direction).await,
+                Arrival::Tunnel => hbone::server::serve(&worker, accepted).await,
+            }
         }));
     }
 
-    pub(crate) async fn serve(&self, accepted: Accepted) {
-        let Accepted { socket, client, direction, pod } = accepted;
+    /// Counts something this worker carries, until it is dropped.
+    pub(crate) fn count_carried(self: &Rc<Self>) -> Carried {
+        self.link().carried.fetch_add(1, Ordering::Relaxed);
+        Carried(Rc::clone(self))
+    }
+
+    pub(crate) async fn serve(&self, accepted: Accepted, direction: Direction) {
+        let Accepted { socket, client, pod, .. } = accepted;
         let opened = self.connections.open(direction, &pod.handle, &pod.admission, client, self.tick.get());
         let Ok(open) = opened else { return stream::reset(socket) };
         let live = Rc::clone(open.live());
+        let Ok(mut downstream) = Stream::new(socket) else { return open.close(CloseReason::Overloaded) };
         let upstream = {
             // Boxed: finding the server needs several times the memory of relaying, and for a moment only.
-            let mut find = Box::pin(async {
+            let find = Box::pin(async {
                 match direction {
-                    Direction::Outbound => outbound::open(self, &live, &socket).await,
-                    Direction::Inbound => inbound::open(self, &live, &socket, pod.inbound_port).await,
+                    Direction::Outbound => outbound::open(self, &live, &mut downstream).await,
+                    Direction::Inbound => {
+                        inbound::open(self, &live, downstream.socket(), pod.inbound_port).await
+                    }
                 }
             });
-            stoppable(&live, find.as_mut()).await
+            self.unless_stopped(&live, find).await
         };
         let reason = match upstream {
-            Ok(upstream) => {
-                let _load = upstream.load;
+            Ok(Upstream { transport, load }) => {
+                let _load = load;
                 live.meter.touch(self.tick.get());
-                match Stream::new(socket) {
-                    Ok(downstream) => {
+                match transport {
+                    Transport::Tcp(upstream) => {
                         let env = RelayEnv {
                             buffers: &self.buffers,
                             tick: &self.tick,
                             splice: self.settings().splice,
                         };
-                        relay(&env, &live.meter, downstream, upstream.stream).await
+                        relay(&env, &live.meter, downstream, upstream).await
                     }
-                    Err(_) => CloseReason::Overloaded,
+                    Transport::Tunnel(stream) => stream.carry(&live, downstream).await,
                 }
             }
             Err(reason) => {
-                stream::reset(socket);
+                downstream.reset();
                 reason
             }
         };
         open.close(reason);
+    }
+
+    /// Runs `work` until it is done or the connection is told to stop.
+    pub(crate) async fn unless_stopped<T, E: From<CloseReason>>(
+        &self,
+        live: &Live,
+        mut work: Pin<Box<impl Future<Output = Result<T, E>>>>,
+    ) -> Result<T, E> {
+        poll_fn(|cx| match live.meter.poll_stopped(cx) {
+            Some(reason) => Poll::Ready(Err(reason.into())),
+            None => work.as_mut().poll(cx),
+        })
+        .await
     }
 
     fn link(&self) -> &Link {
@@ -268,6 +311,7 @@ impl Worker {
         self.judge_again();
         if tick.is_multiple_of(SWEEP_TICKS) {
             sweep::end_overdue(&self.connections, self.settings(), tick);
+            self.hbone.sweep(tick);
         }
         if tick.is_multiple_of(PUBLISH_TICKS) {
             self.connections.each(|live| live.publish_bytes());
@@ -275,6 +319,7 @@ impl Worker {
         if tick.is_multiple_of(TRIM_TICKS) {
             if self.buffers().held() == 0 {
                 self.buffers.trim();
+                self.hbone.trim();
             }
             if self.index == 0 {
                 self.shared.metrics.edges.retain(&self.snapshot());
@@ -303,6 +348,7 @@ impl Worker {
         for serving in listeners.into_values().flatten() {
             serving.stop().await;
         }
+        self.hbone.drain();
         while self.connections.len() > 0 && Instant::now() < deadline {
             sleep(Duration::from_millis(10)).await;
         }
@@ -325,6 +371,7 @@ impl Worker {
             }
             Command::Remove { pod, done } => {
                 let listeners = self.listeners.borrow_mut().remove(&pod).unwrap_or_default();
+                self.hbone.leave_pod(pod);
                 drop(spawn_local(async move {
                     for serving in listeners {
                         serving.stop().await;
@@ -363,7 +410,7 @@ pub(crate) async fn run(
         loop {
             ticks.tick().await;
             ticking.on_tick();
-            let now = i64::try_from(ticking.buffers().held()).unwrap_or(i64::MAX);
+            let now = i64::try_from(ticking.buffers().held() + ticking.hbone.held()).unwrap_or(i64::MAX);
             ticking.metrics().held_bytes.inc_by(now - held);
             held = now;
         }
@@ -381,22 +428,10 @@ pub(crate) async fn run(
 }
 
 /// Takes a connection off its worker's count.
-struct Carried(Rc<Worker>);
+pub(crate) struct Carried(Rc<Worker>);
 
 impl Drop for Carried {
     fn drop(&mut self) {
         self.0.link().carried.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// Runs `work` until it is done or the connection is told to stop.
-async fn stoppable<T>(
-    live: &Live,
-    mut work: Pin<&mut impl Future<Output = Result<T, CloseReason>>>,
-) -> Result<T, CloseReason> {
-    poll_fn(|cx| match live.meter.poll_stopped(cx) {
-        Some(reason) => Poll::Ready(Err(reason)),
-        None => work.as_mut().poll(cx),
-    })
-    .await
 }

@@ -12,7 +12,7 @@ pub(crate) mod handshake;
 pub(crate) mod record;
 pub(crate) mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// Why a TLS connection failed after its handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

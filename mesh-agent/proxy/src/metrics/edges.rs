@@ -35,12 +35,28 @@ pub(crate) enum Reporter {
 }
 
 /// What protects the bytes, and what proves the peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Security {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Security {
+    /// TLS with certificates of both sides.
+    MutualTls,
     /// Nothing on a wire; the kernel says which pod it is.
     Kernel,
     /// Nothing.
+    #[default]
+    #[serde(rename = "none")]
     Plaintext,
+}
+
+impl Security {
+    /// Stable text for metric labels and views.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MutualTls => "mutual_tls",
+            Self::Kernel => "kernel",
+            Self::Plaintext => "none",
+        }
+    }
 }
 
 /// Identity of an edge.
@@ -76,7 +92,7 @@ pub(crate) struct Edge {
 impl Edge {
     /// Connections of this edge that ended so.
     pub(crate) fn closed(&self, reason: CloseReason) -> &Counter {
-        self.closed_by[reason as usize].get_or_init(|| {
+        self.closed_by[reason.index()].get_or_init(|| {
             let labels = EndLabels { edge: self.labels.clone(), response_flags: reason.response_flags() };
             self.closed.get_or_create(&labels).clone()
         })

@@ -73,8 +73,8 @@ const CLUSTER: &str = "Kubernetes";
 impl EdgeLabels {
     pub(super) fn of(key: EdgeKey, parties: Parties<'_>) -> Self {
         let domain = parties.cluster_domain;
-        let source = Party::of(parties.source, key.security, domain);
-        let destination = Party::of(parties.destination, key.security, domain);
+        let source = Party::of(parties.source, key.security);
+        let destination = Party::of(parties.destination, key.security);
         let service: Option<&Name> = parties.service.map(|service| &service.name);
         let unknown = || Arc::from(UNKNOWN);
         Self {
@@ -109,10 +109,7 @@ impl EdgeLabels {
                 destination_cluster: destination.cluster,
             },
             request_protocol: "tcp",
-            connection_security_policy: match key.security {
-                Security::Kernel => "kernel",
-                Security::Plaintext => "none",
-            },
+            connection_security_policy: key.security.as_str(),
         }
     }
 }
@@ -130,7 +127,7 @@ struct Party {
 }
 
 impl Party {
-    fn of(workload: Option<&Workload>, security: Security, trust_domain: &str) -> Self {
+    fn of(workload: Option<&Workload>, security: Security) -> Self {
         let Some(workload) = workload else {
             let unknown: Arc<str> = Arc::from(UNKNOWN);
             return Self {
@@ -159,10 +156,7 @@ impl Party {
             workload: owner.to_owned(),
             namespace: Arc::clone(&workload.name.namespace),
             principal: match security {
-                Security::Kernel => format!(
-                    "spiffe://{trust_domain}/ns/{}/sa/{}",
-                    workload.name.namespace, workload.service_account
-                ),
+                Security::MutualTls | Security::Kernel => workload.identity().to_string(),
                 Security::Plaintext => UNKNOWN.to_owned(),
             },
             app: label(&["app.kubernetes.io/name", "app"]).unwrap_or_else(unknown),

@@ -6,14 +6,16 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener, UdpSocket as StdUdp},
     os::fd::{BorrowedFd, OwnedFd},
     rc::Rc,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
 use mesh_core::{
     id::WorkloadId,
+    identity::Identity,
     snapshot::{Endpoint, Name, Parts, Protocol, Service, ServicePort, Snapshot, Workload},
 };
+use mesh_identity::{Ca, Certificates, LocalIssuer, TrustDomains, ca::CaOptions, workloads::Options};
 use prometheus_client::registry::Registry;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::{
@@ -99,6 +101,8 @@ pub(super) struct World {
     pub(super) snapshots: watch::Sender<Arc<Snapshot>>,
     /// The outbound listener.
     pub(super) outbound: SocketAddr,
+    /// The listener for tunnels.
+    pub(super) hbone: SocketAddr,
     /// The DNS listeners, on every address.
     pub(super) dns_udp: u16,
     pub(super) dns_tcp: SocketAddr,
@@ -115,11 +119,46 @@ where
         .start_paused(paused)
         .build_local(LocalOptions::default())
         .unwrap();
-    let mut settings = Settings::new("a");
-    settings.connections_max = 1000;
-    settings.pod_connections_max = 1000;
+    let mut settings = settings("a");
     shape(&mut settings);
     runtime.block_on(async move { test(World::new(settings)).await });
+}
+
+/// Settings as tests need them.
+pub(super) fn settings(node: &str) -> Settings {
+    let mut settings = Settings::new(node);
+    settings.connections_max = 1000;
+    settings.pod_connections_max = 1000;
+    settings
+}
+
+/// A CA that lives as long as the tests.
+fn ca() -> Arc<Ca> {
+    static CA: OnceLock<Arc<Ca>> = OnceLock::new();
+    let open = || {
+        let folder = std::env::temp_dir().join(format!("mesh-proxy-ca-{}", std::process::id()));
+        let ca = Ca::open(CaOptions::new(&folder, "cluster.local")).unwrap();
+        // Its files were needed for opening only.
+        std::fs::remove_dir_all(&folder).unwrap();
+        Arc::new(ca)
+    };
+    Arc::clone(CA.get_or_init(open))
+}
+
+/// Certificates of nobody.
+pub(super) fn idle_certificates() -> Arc<Certificates> {
+    let issuer = LocalIssuer::new(ca(), "a", |_| false);
+    Certificates::new(Options::new(TrustDomains::new("cluster.local")), Arc::new(issuer)).0
+}
+
+/// Certificates for these identities, fetched on this runtime.
+pub(super) fn certificates(identities: &[Identity]) -> Arc<Certificates> {
+    let issuer = LocalIssuer::new(ca(), "a", |_| true);
+    let options = Options::new(TrustDomains::new("cluster.local"));
+    let (certificates, renewer) = Certificates::new(options, Arc::new(issuer));
+    certificates.want(identities.to_vec());
+    drop(tokio::task::spawn_local(renewer.run()));
+    certificates
 }
 
 /// The pod's name in every test.
@@ -159,12 +198,16 @@ pub(super) fn endpoint(addr: SocketAddr, workload: Option<WorkloadId>) -> Endpoi
 
 impl World {
     fn new(settings: Settings) -> Self {
-        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let client = workload("client", "a", localhost);
+        Self::of(workload("client", "a", IpAddr::V4(Ipv4Addr::LOCALHOST)), settings)
+    }
+
+    /// A worker whose pod is this workload.
+    pub(super) fn of(client: Workload, settings: Settings) -> Self {
+        let localhost = client.addrs[0];
         let handle = Arc::new(PodHandle {
             pod: 1,
             workload: client.id,
-            name: pod_name(),
+            name: client.name.clone(),
             netns_cookie: 77,
             addrs: vec![localhost],
         });
@@ -172,6 +215,8 @@ impl World {
             handle,
             admission: Arc::new(Admission::new(settings.pod_connections_max)),
             inbound_port: 1,
+            private_ports: vec![1],
+            handshakes: Admission::new(settings.hbone.pod_handshakes_max),
             dns_in_flight: Admission::new(settings.dns.in_flight_max),
             dns_connections: Admission::new(settings.dns.tcp_connections_max),
         });
@@ -181,10 +226,12 @@ impl World {
         let (commands, commands_rx) = mpsc::channel(16);
         let (snapshots, snapshots_rx) = watch::channel(Arc::new(Snapshot::new(
             1,
-            Parts { workloads: vec![Arc::new(client)], ..Parts::default() },
+            Parts { workloads: vec![Arc::new(client.clone())], ..Parts::default() },
         )));
         let shared = Arc::new(Shared {
             admission: Arc::new(Admission::new(settings.connections_max)),
+            certificates: certificates(&[client.identity()]),
+            handshakes: Admission::new(settings.hbone.handshakes_max),
             settings,
             sockets: Arc::clone(&sockets) as Arc<dyn Sockets>,
             kernel: Arc::clone(&kernel) as Arc<dyn Kernel>,
@@ -200,9 +247,12 @@ impl World {
         let dns_tcp = StdListener::bind((localhost, 0)).unwrap();
         let dns_udp = StdUdp::bind("[::]:0").unwrap();
         let (outbound_addr, dns_tcp_addr) = (outbound.local_addr().unwrap(), dns_tcp.local_addr().unwrap());
+        let hbone = StdListener::bind((localhost, 0)).unwrap();
+        let hbone_addr = hbone.local_addr().unwrap();
         let dns_udp_port = dns_udp.local_addr().unwrap().port();
         for (socket, purpose) in [
             (OwnedFd::from(outbound), Purpose::Tcp(Direction::Outbound)),
+            (hbone.into(), Purpose::Hbone),
             (dns_tcp.into(), Purpose::DnsTcp),
             (dns_udp.into(), Purpose::DnsUdp),
         ] {
@@ -218,6 +268,7 @@ impl World {
             commands,
             snapshots,
             outbound: outbound_addr,
+            hbone: hbone_addr,
             dns_udp: dns_udp_port,
             dns_tcp: dns_tcp_addr,
             _stop: stop,

@@ -173,10 +173,10 @@ fn a_connections_task_stays_small() {
         let accepted = crate::worker::Accepted {
             socket: client.into_std().unwrap(),
             client: world.outbound,
-            direction: Direction::Outbound,
+            arrival: crate::worker::Arrival::Tcp(Direction::Outbound),
             pod: Arc::clone(&world.pod),
         };
-        let size = size_of_val(&world.worker.serve(accepted));
+        let size = size_of_val(&world.worker.serve(accepted, Direction::Outbound));
         assert!((300..1000).contains(&size), "{size} bytes");
     });
 }
@@ -198,6 +198,7 @@ async fn proxy(
         kernel: Arc::new(kernel),
         snapshots,
         metrics: Arc::clone(&metrics),
+        certificates: super::fixture::idle_certificates(),
         alive,
     };
     let proxy = Proxy::start(settings, dependencies).unwrap();

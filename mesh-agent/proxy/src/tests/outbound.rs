@@ -17,7 +17,7 @@ use super::fixture::{World, endpoint, eventually, in_world, service, soon, workl
 use crate::{
     close::{CloseReason, Direction},
     kernel::{LocalPeer, TicketRequest, VerdictEntry},
-    worker::{Accepted, Pod},
+    worker::{Accepted, Arrival, Pod},
 };
 
 const VIP: &str = "10.96.0.1";
@@ -249,11 +249,13 @@ async fn arrive(world: &World, listener: &TcpListener, inbound_port: u16) -> Tcp
         handle: Arc::clone(&world.pod.handle),
         admission: Arc::clone(&world.pod.admission),
         inbound_port,
+        private_ports: vec![inbound_port],
+        handshakes: crate::connections::Admission::new(1),
         dns_in_flight: crate::connections::Admission::new(1),
         dns_connections: crate::connections::Admission::new(1),
     });
     let socket = accepted.into_std().unwrap();
-    world.worker.accept(Accepted { socket, client: addr, direction: Direction::Inbound, pod });
+    world.worker.accept(Accepted { socket, client: addr, arrival: Arrival::Tcp(Direction::Inbound), pod });
     client
 }
 

@@ -14,6 +14,8 @@ use tokio::{
     time::Instant,
 };
 
+use mesh_identity::Certificates;
+
 use crate::{
     close::Direction,
     connections::{Admission, ConnectionView},
@@ -29,6 +31,10 @@ pub(crate) struct Shared {
     pub(crate) sockets: Arc<dyn Sockets>,
     pub(crate) kernel: Arc<dyn Kernel>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Certificates of this node's workloads.
+    pub(crate) certificates: Arc<Certificates>,
+    /// Inbound TLS handshakes now.
+    pub(crate) handshakes: Admission,
     pub(crate) admission: Arc<Admission>,
     pub(crate) links: Vec<Link>,
     /// Called with the oldest stamp (CLOCK_MONOTONIC nanoseconds) over all workers.
@@ -59,6 +65,10 @@ pub(crate) struct Pod {
     pub(crate) admission: Arc<Admission>,
     /// Port of its inbound listener.
     pub(crate) inbound_port: u16,
+    /// Ports of all the agent's listeners in it.
+    pub(crate) private_ports: Vec<u16>,
+    /// Its inbound TLS handshakes now.
+    pub(crate) handshakes: Admission,
     /// Forwarded DNS queries in flight.
     pub(crate) dns_in_flight: Admission,
     /// DNS connections over TCP.
@@ -70,8 +80,17 @@ pub(crate) struct Pod {
 pub(crate) struct Accepted {
     pub(crate) socket: TcpStream,
     pub(crate) client: SocketAddr,
-    pub(crate) direction: Direction,
+    pub(crate) arrival: Arrival,
     pub(crate) pod: Arc<Pod>,
+}
+
+/// What an accepted connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// One connection of an app.
+    Tcp(Direction),
+    /// A tunnel of an agent elsewhere.
+    Tunnel,
 }
 
 /// What other threads ask of a worker.

@@ -164,7 +164,10 @@ fn settle<Data>(
 ///
 /// # Errors
 /// Why there is no connection.
-pub(crate) async fn client(stream: &mut Stream, config: Arc<ClientConfig>) -> Result<Established, HandshakeError> {
+pub(crate) async fn client(
+    stream: &mut Stream,
+    config: Arc<ClientConfig>,
+) -> Result<Established, HandshakeError> {
     // Identities are verified, never names. The name only steers SNI, which the configuration turns off.
     let nobody = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
     let connection = UnbufferedClientConnection::new(config, nobody).map_err(HandshakeError::Tls)?;
@@ -177,7 +180,10 @@ pub(crate) async fn client(stream: &mut Stream, config: Arc<ClientConfig>) -> Re
 ///
 /// # Errors
 /// Why there is no connection.
-pub(crate) async fn server(stream: &mut Stream, config: Arc<ServerConfig>) -> Result<Established, HandshakeError> {
+pub(crate) async fn server(
+    stream: &mut Stream,
+    config: Arc<ServerConfig>,
+) -> Result<Established, HandshakeError> {
     let connection = UnbufferedServerConnection::new(config).map_err(HandshakeError::Tls)?;
     shake(stream, Hand::Server(connection)).await
 }
@@ -200,8 +206,14 @@ async fn shake(stream: &mut Stream, mut hand: Hand) -> Result<Established, Hands
                 None => receive(stream, &mut incoming).await?,
             },
             Err(error) => {
-                // rustls gives its alert with the next steps.
-                while let (_, Ok(Step::Again | Step::Send)) = hand.step(&mut [], &mut outgoing) {}
+                // rustls gives its alert with the next steps. It must see what it has not discarded: messages behind
+                // the refused one are noted by their place in these bytes.
+                while let (discard, Ok(Step::Again | Step::Send)) =
+                    hand.step(&mut incoming[..offered], &mut outgoing)
+                {
+                    incoming.drain(..discard);
+                    offered -= discard;
+                }
                 // Best effort: a peer whose socket is full learns of it by the close.
                 stream.write(&outgoing).ok();
                 return Err(HandshakeError::Tls(error));

@@ -118,10 +118,8 @@ impl Protection {
         let Some((header, protected)) = record.split_first_chunk_mut::<HEADER>() else {
             return Err(TlsError::RecordSize);
         };
-        let inner = self
-            .key
-            .open_in_place(nonce, Aad::from(*header), protected)
-            .map_err(|_| TlsError::BadRecord)?;
+        let inner =
+            self.key.open_in_place(nonce, Aad::from(*header), protected).map_err(|_| TlsError::BadRecord)?;
         self.sequence = next;
         // Padding is zeros behind the content's type.
         let end = inner.iter().rposition(|byte| *byte != 0).ok_or(TlsError::Unexpected)?;

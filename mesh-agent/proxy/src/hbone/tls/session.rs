@@ -215,10 +215,7 @@ impl Session {
     }
 
     /// The last record under our present key, and the next key.
-    pub(super) fn sealed_key_update(
-        &mut self,
-        request: u8,
-    ) -> Result<[u8; HEADER + 5 + TRAILER], TlsError> {
+    pub(super) fn sealed_key_update(&mut self, request: u8) -> Result<[u8; HEADER + 5 + TRAILER], TlsError> {
         let mut record = [0; HEADER + 5 + TRAILER];
         record[HEADER..HEADER + 5].copy_from_slice(&[KEY_UPDATE, 0, 0, 1, request]);
         self.tx.seal(Content::Handshake, &mut record)?;

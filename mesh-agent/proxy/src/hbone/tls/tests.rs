@@ -26,14 +26,14 @@ use super::{
 use crate::stream::{Io, Stream};
 
 /// A root and a certificate of it for 127.0.0.1, for both sides.
-struct Pki {
+pub(crate) struct Pki {
     root: CertificateDer<'static>,
     certificate: CertificateDer<'static>,
     key: Vec<u8>,
 }
 
 impl Pki {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let root_key = rcgen::KeyPair::generate().unwrap();
         let mut root = rcgen::CertificateParams::new(Vec::new()).unwrap();
         root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -59,7 +59,7 @@ impl Pki {
         PrivateKeyDer::Pkcs8(self.key.clone().into())
     }
 
-    fn client(&self, suite: SupportedCipherSuite) -> Arc<ClientConfig> {
+    pub(crate) fn client(&self, suite: SupportedCipherSuite) -> Arc<ClientConfig> {
         let mut config = ClientConfig::builder_with_provider(provider(suite))
             .with_protocol_versions(&[&TLS13])
             .unwrap()
@@ -71,9 +71,10 @@ impl Pki {
         Arc::new(config)
     }
 
-    fn server(&self, suite: SupportedCipherSuite, tickets: usize) -> Arc<ServerConfig> {
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), provider(suite)).build().unwrap();
+    pub(crate) fn server(&self, suite: SupportedCipherSuite, tickets: usize) -> Arc<ServerConfig> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), provider(suite))
+            .build()
+            .unwrap();
         let mut config = ServerConfig::builder_with_provider(provider(suite))
             .with_protocol_versions(&[&TLS13])
             .unwrap()
@@ -91,7 +92,7 @@ fn provider(suite: SupportedCipherSuite) -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider { cipher_suites: vec![suite], ..aws_lc_rs::default_provider() })
 }
 
-const SUITES: [SupportedCipherSuite; 3] = [
+pub(crate) const SUITES: [SupportedCipherSuite; 3] = [
     aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
     aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
     aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
@@ -180,7 +181,10 @@ async fn write(stream: &mut Stream, mut bytes: &[u8]) {
     }
 }
 
-async fn our_server(pki: &Pki, suite: SupportedCipherSuite) -> (Ours, tokio_rustls::client::TlsStream<TcpStream>) {
+async fn our_server(
+    pki: &Pki,
+    suite: SupportedCipherSuite,
+) -> (Ours, tokio_rustls::client::TlsStream<TcpStream>) {
     let (mut stream, peer) = sockets().await;
     let name = ServerName::try_from("0.0.0.0").unwrap();
     let connector = TlsConnector::from(pki.client(suite));
@@ -331,7 +335,10 @@ fn garbage_behind_the_handshake_is_refused() {
         for (garbage, error) in [
             (&b"GET / HTTP/1.1\r\n\r\n"[..], TlsError::Unexpected),
             (&[23, 3, 3, 0x50, 0], TlsError::RecordSize),
-            (&[23, 3, 3, 0, 17, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], TlsError::BadRecord),
+            (
+                &[23, 3, 3, 0, 17, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16],
+                TlsError::BadRecord,
+            ),
         ] {
             let (mut ours, mut theirs) = our_server(&pki, SUITES[0]).await;
             theirs.get_mut().0.write_all(garbage).await.unwrap();
