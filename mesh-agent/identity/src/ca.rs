@@ -8,6 +8,8 @@
 //! caller of [`Ca::sign`] says the requester may have. Whatever signs is trusted everywhere before it signs, and as long as what it signed lives.
 
 mod authority;
+mod load;
+mod options;
 mod replay;
 mod rotation;
 mod sign;
@@ -16,104 +18,33 @@ mod store;
 mod tests;
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
-use mesh_core::identity::Identity;
-use rcgen::SubjectPublicKeyInfo;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use self::{
-    authority::{Authority, Names, SharedAuthority, certificates, union},
+    authority::{Authority, SharedAuthority, union},
+    load::{Loaded, Reload, announce, load},
     replay::Replays,
-    rotation::{Announced, Journal},
+    rotation::Journal,
     sign::Counts,
-    store::{CA_CERT, CA_CRL, CA_KEY, CERT_CHAIN, Locked, NEXT_KEY, ROOT_CERT, Signature, Store},
+    store::{CA_CERT, Store},
 };
 pub use self::{
     authority::{AuthorityError, BACKDATE, PluggedIn, ROOT_LIFE},
+    options::{CaError, CaOptions},
     replay::KEYS_MAX,
     sign::{CaCounters, Refusal, SignRequest},
     store::StoreError,
 };
-use crate::{
-    bundle::TrustMaterial,
-    clock::{Clock, SystemClock, unix_seconds},
-    csr::Csr,
-    issuer::Issued,
-    key::{KeyAlgorithm, KeyError, PrivateKey},
-    peer::Principal,
-};
+use crate::bundle::TrustMaterial;
 
 /// How often the folder is looked at.
 pub const POLL: Duration = Duration::from_secs(1);
-
-/// How a CA behaves.
-#[derive(Clone, Debug)]
-pub struct CaOptions {
-    /// Where it keeps its files.
-    pub folder: PathBuf,
-    /// The trust domain it issues for.
-    pub trust_domain: Arc<str>,
-    /// Life of a certificate for which nobody asked a life.
-    pub default_ttl: Duration,
-    /// Longest life.
-    pub max_ttl: Duration,
-    /// Kind of key of a self-signed root.
-    pub algorithm: KeyAlgorithm,
-    /// Life of a self-signed root.
-    pub root_life: Duration,
-    /// A self-signed root is rotated when less than this is left of its life.
-    pub rotate_before: Duration,
-    /// How long a new root is trusted before it signs: as long as it may take until every agent has heard of it.
-    pub announce: Duration,
-    /// How long an old root stays trusted: as long as what it signed may live.
-    pub retire: Duration,
-    /// The time of day.
-    pub clock: Arc<dyn Clock>,
-}
-
-impl CaOptions {
-    /// A day by default, 90 days at most, a P-256 root of ten years that is replaced in its last year, announced for ten minutes.
-    pub fn new(folder: impl Into<PathBuf>, trust_domain: impl Into<Arc<str>>) -> Self {
-        let days = |days: u64| Duration::from_secs(days * 86_400);
-        Self {
-            folder: folder.into(),
-            trust_domain: trust_domain.into(),
-            default_ttl: days(1),
-            max_ttl: days(90),
-            algorithm: KeyAlgorithm::EcdsaP256,
-            root_life: ROOT_LIFE,
-            rotate_before: days(365),
-            announce: Duration::from_secs(600),
-            retire: days(90),
-            clock: Arc::new(SystemClock),
-        }
-    }
-}
-
-/// Why a CA cannot be opened, reloaded or rotated.
-#[derive(Debug, thiserror::Error)]
-pub enum CaError {
-    /// Its folder.
-    #[error("the CA's folder cannot be used")]
-    Store(#[from] StoreError),
-    /// Its certificates or key.
-    #[error("the CA's files cannot be used")]
-    Authority(#[from] AuthorityError),
-    /// A root without its key; nothing is overwritten.
-    #[error("{} has {ROOT_CERT} but no {CA_KEY}", .0.display())]
-    NoKey(PathBuf),
-    /// No key could be made.
-    #[error("no key for a root")]
-    Key(#[from] KeyError),
-    /// A plugged-in CA is rotated by whoever plugs it in.
-    #[error("a plugged-in CA is rotated by replacing its files")]
-    PluggedIn,
-}
 
 /// What signs and what is trusted.
 #[derive(Debug)]
@@ -135,23 +66,6 @@ impl Active {
             ..TrustMaterial::default()
         }
     }
-}
-
-/// What a look at the folder found.
-struct Loaded {
-    authority: Authority,
-    others: Vec<CertificateDer<'static>>,
-    switched: bool,
-}
-
-/// What reloading remembers.
-#[derive(Debug, Default)]
-struct Reload {
-    signature: Signature,
-    /// Files from elsewhere (a Secret), which take precedence over the folder's.
-    plugged: Option<PluggedIn>,
-    /// When something in the journal is due.
-    due: Option<SystemTime>,
 }
 
 /// A certificate authority. Shared.
@@ -217,110 +131,13 @@ impl Ca {
         self.counts.snapshot()
     }
 
-    /// Signs a request, if `allowed` says that the requester may have a certificate for that principal. Each outcome is counted and logged.
-    ///
-    /// # Errors
-    /// Why not.
-    pub fn sign(
-        &self,
-        request: &SignRequest<'_>,
-        allowed: &dyn Fn(&Principal) -> bool,
-    ) -> Result<Issued, Refusal> {
-        let signed = self.decide_and_sign(request, allowed);
-        if let Err(refusal) = &signed {
-            self.counts.refuse(*refusal);
-            let subject = request.subject.map(ToString::to_string).unwrap_or_default();
-            tracing::warn!(
-                reason = refusal.as_str(),
-                requester = request.requester,
-                subject,
-                "certificate refused"
-            );
-        }
-        signed
-    }
-
-    fn decide_and_sign(
-        &self,
-        request: &SignRequest<'_>,
-        allowed: &dyn Fn(&Principal) -> bool,
-    ) -> Result<Issued, Refusal> {
-        let csr = Csr::parse(request.csr)?;
-        let subject = subject_of(request, &csr)?;
-        let ttl = request.ttl.unwrap_or(self.options.default_ttl);
-        if ttl < Duration::from_secs(1) || ttl > self.options.max_ttl {
-            return Err(Refusal::Ttl);
-        }
-        let local = Arc::clone(&self.trust_domain.read().unwrap_or_else(PoisonError::into_inner));
-        if *subject.trust_domain() != local {
-            return Err(Refusal::TrustDomain);
-        }
-        if !allowed(&subject) {
-            return Err(Refusal::NotHosted);
-        }
-        let key = SubjectPublicKeyInfo::from_der(csr.public_key()).map_err(|_| Refusal::Key)?;
-        let is_fresh = csr.public_key() != self.active().authority.public_key()
-            && self.replays.lock().unwrap_or_else(PoisonError::into_inner).insert(csr.public_key());
-        if !is_fresh {
-            return Err(Refusal::ReplayedKey);
-        }
-        let names = Names { uri: subject.to_string(), dns: &[] };
-        let encipherment = rcgen::PublicKeyData::algorithm(&key) == &rcgen::PKCS_RSA_SHA256;
-        self.issue(&key, encipherment, &names, ttl, request.requester)
-    }
-
-    /// Issues a certificate for a key of this very process: the controller's own, which also has DNS names for clients that
-    /// know it by those.
-    ///
-    /// # Errors
-    /// Only [`Refusal::CaExpired`] and [`Refusal::Internal`].
-    pub fn issue_own(
-        &self,
-        key: &PrivateKey,
-        identity: &Identity,
-        dns: &[String],
-        ttl: Duration,
-    ) -> Result<Issued, Refusal> {
-        let names = Names { uri: identity.to_string(), dns };
-        self.issue(key, key.is_rsa(), &names, ttl, "controller")
-            .inspect_err(|refusal| self.counts.refuse(*refusal))
-    }
-
-    fn issue(
-        &self,
-        key: &impl rcgen::PublicKeyData,
-        encipherment: bool,
-        names: &Names<'_>,
-        ttl: Duration,
-        requester: &str,
-    ) -> Result<Issued, Refusal> {
-        let now = self.options.clock.now();
-        let active = self.active();
-        if active.authority.not_after <= now {
-            return Err(Refusal::CaExpired);
-        }
-        let signed = active.authority.sign(key, encipherment, names, now, ttl).map_err(|error| {
-            tracing::error!(%error, "the CA could not sign");
-            Refusal::Internal
-        })?;
-        self.counts.issued.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(
-            subject = names.uri,
-            requester,
-            serial = signed.serial,
-            not_after = unix_seconds(signed.not_after),
-            "certificate issued"
-        );
-        Ok(Issued { chain: signed.chain, roots: active.trust().roots })
-    }
-
-    /// Begins a rotation of a self-signed root: a new one is announced now and signs after `announce` (the options', if
+    /// Begins a rotation of a self-signed root: a new one is announced now and signs after `after` (the options' `announce`, if
     /// `None`). Whichever process looks at the folder then does the switch, so this also works from a command beside a running agent.
     /// A rotation that is under way already goes on as it is. Blocks for file operations.
     ///
     /// # Errors
     /// The folder, or a plugged-in CA.
-    pub fn rotate(&self, announce: Option<Duration>) -> Result<(), CaError> {
+    pub fn rotate(&self, after: Option<Duration>) -> Result<(), CaError> {
         let mut reload = self.lock_reload();
         {
             let folder = self.store.lock()?;
@@ -329,7 +146,7 @@ impl Ca {
             }
             let mut journal = Journal::read(&folder)?;
             if journal.announced.is_none() && journal.switching.is_none() {
-                self::announce(&folder, &mut journal, &self.options, &self.domain(), announce)?;
+                announce(&folder, &mut journal, &self.options, &self.domain(), after)?;
             }
         }
         self.look(&mut reload)
@@ -450,136 +267,4 @@ impl Ca {
     fn lock_reload(&self) -> MutexGuard<'_, Reload> {
         self.reload.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// For whom a request is: what the requester says beside it, and the request's own URI, must not differ.
-fn subject_of(request: &SignRequest<'_>, csr: &Csr) -> Result<Principal, Refusal> {
-    let wished = match csr.uris() {
-        [] => None,
-        [uri] => Some(Principal::parse(uri).map_err(|_| Refusal::NoIdentity)?),
-        _ => return Err(Refusal::NoIdentity),
-    };
-    match (request.subject, wished) {
-        (Some(subject), Some(wished)) if *subject != wished => Err(Refusal::IdentityMismatch),
-        (Some(subject), _) => Ok(subject.clone()),
-        (None, Some(wished)) => Ok(wished),
-        (None, None) => Err(Refusal::NoIdentity),
-    }
-}
-
-/// Makes a root and announces it. The key is stored first: a key without an announcement is nothing.
-fn announce(
-    folder: &Locked<'_>,
-    journal: &mut Journal,
-    options: &CaOptions,
-    trust_domain: &str,
-    announce: Option<Duration>,
-) -> Result<(), CaError> {
-    let now = options.clock.now();
-    let (key, pem) = PrivateKey::generate_pem(options.algorithm)?;
-    let root = Authority::make_root(trust_domain, &key, now, options.root_life)?;
-    folder.write(NEXT_KEY, pem.as_bytes())?;
-    let switch_at = unix_seconds(now + announce.unwrap_or(options.announce));
-    journal.announced = Some(Announced { root, switch_at });
-    journal.write(folder)?;
-    tracing::info!(switch_at, "a new root is announced");
-    Ok(())
-}
-
-/// Looks at the folder, does what is due in it, and makes an authority of it.
-fn load(
-    store: &Store,
-    options: &CaOptions,
-    trust_domain: &str,
-    reload: &mut Reload,
-) -> Result<Loaded, CaError> {
-    let now = options.clock.now();
-    let folder = store.lock()?;
-    let mut journal = Journal::read(&folder)?;
-    let (mut switched, mut changed, mut rotate_at) = (false, false, None);
-    let plugged = match &reload.plugged {
-        Some(plugged) => Some(plugged.clone()),
-        None => plugged_in_of(&folder)?,
-    };
-    let authority = match plugged {
-        Some(plugged) => {
-            changed = journal.abandon();
-            Authority::plugged_in(&plugged, now)?
-        }
-        None => {
-            switched = journal.advance(&folder, now)?;
-            let authority = self_signed(&folder, options, trust_domain)?;
-            // Never more than half its life, or each root would at once be followed by the next.
-            let ahead = options.rotate_before.min(options.root_life / 2);
-            let at = authority.not_after.checked_sub(ahead).unwrap_or(now);
-            if journal.announced.is_none() && at <= now {
-                announce(&folder, &mut journal, options, trust_domain, None)?;
-            }
-            rotate_at = journal.announced.is_none().then_some(at);
-            authority
-        }
-    };
-    let roots = authority.roots.iter().map(|root| pem_of(root)).collect();
-    if journal.note(roots, now, options.retire) || changed {
-        journal.write(&folder)?;
-    }
-    let announced = journal.announced.iter().map(|next| (&next.root, next.switch_at));
-    let retired = journal.retired.iter().map(|old| (&old.root, old.until));
-    let due = announced.clone().chain(retired.clone()).map(|(_, at)| at).min();
-    let mut others = Vec::new();
-    for (pem, _) in announced.chain(retired) {
-        others.extend(certificates(ROOT_CERT, pem.as_bytes())?);
-    }
-    let due = due.map(|at| SystemTime::UNIX_EPOCH + Duration::from_secs(at));
-    reload.due = due.into_iter().chain(rotate_at).min();
-    reload.signature = store.signature();
-    Ok(Loaded { authority, others, switched })
-}
-
-/// The self-signed root of the folder; made, if there is none.
-fn self_signed(folder: &Locked<'_>, options: &CaOptions, trust_domain: &str) -> Result<Authority, CaError> {
-    let now = options.clock.now();
-    let (root, key) = match (folder.read(ROOT_CERT)?, folder.read(CA_KEY)?) {
-        (Some(root), Some(key)) => (root, key),
-        (Some(_), None) => return Err(CaError::NoKey(options.folder.clone())),
-        // The key is stored first, so a key alone is where somebody died.
-        (None, key) => {
-            let key = match key {
-                Some(key) => key,
-                None => {
-                    let (_, pem) = PrivateKey::generate_pem(options.algorithm)?;
-                    folder.write(CA_KEY, pem.as_bytes())?;
-                    zeroize::Zeroizing::new(pem.as_bytes().to_vec())
-                }
-            };
-            let root =
-                Authority::make_root(trust_domain, &PrivateKey::from_pem(&key)?, now, options.root_life)?;
-            folder.write(ROOT_CERT, root.as_bytes())?;
-            tracing::info!(folder = %options.folder.display(), "made a root certificate");
-            (zeroize::Zeroizing::new(root.into_bytes()), key)
-        }
-    };
-    let mut authority = Authority::self_signed(&root, &key, now)?;
-    if let Some(crl) = folder.read(CA_CRL)? {
-        authority = authority.with_crls(&crl, now)?;
-    }
-    Ok(authority)
-}
-
-/// The plugged-in CA of the folder, if it has one.
-fn plugged_in_of(folder: &Locked<'_>) -> Result<Option<PluggedIn>, CaError> {
-    let Some(ca_cert) = folder.read(CA_CERT)? else { return Ok(None) };
-    let read = |name| folder.read(name).map(Option::unwrap_or_default);
-    Ok(Some(PluggedIn {
-        ca_cert: ca_cert.to_vec(),
-        ca_key: read(CA_KEY)?,
-        cert_chain: read(CERT_CHAIN)?.to_vec(),
-        root_cert: read(ROOT_CERT)?.to_vec(),
-        crl: read(CA_CRL)?.to_vec(),
-    }))
-}
-
-/// A certificate as PEM.
-fn pem_of(der: &CertificateDer<'_>) -> String {
-    crate::key::pem("CERTIFICATE", der).to_string()
 }

@@ -364,3 +364,6 @@ pub(crate) fn principal_in(certificate: &X509Certificate<'_>) -> Result<Principa
     }
     Principal::parse(uri)
 }
+
+#[cfg(test)]
+mod tests;

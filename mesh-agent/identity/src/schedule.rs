@@ -178,3 +178,6 @@ impl Schedule {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

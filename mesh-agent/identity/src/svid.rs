@@ -100,7 +100,8 @@ impl Svid {
             not_before: system_time(parsed.validity().not_before.timestamp()),
             not_after: system_time(parsed.validity().not_after.timestamp()),
         };
-        let serial = hex(parsed.raw_serial());
+        // DER puts a zero before a first bit that is set.
+        let serial = hex(parsed.raw_serial().strip_prefix(&[0]).unwrap_or(parsed.raw_serial()));
         let material = TrustMaterial { roots: issued.roots.clone(), ..TrustMaterial::default() };
         let domains = TrustDomains::new(Arc::clone(principal.trust_domain()));
         let bundle = Bundle::new(domains, material).map_err(SvidError::Roots)?;

@@ -285,10 +285,12 @@ fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Authori
     X509Certificate::from_der(der).map(|(_, parsed)| parsed).map_err(|_| AuthorityError::NotCa)
 }
 
-/// 128 random bits.
+/// A random number of 16 bytes. Its first byte needs neither a sign byte nor loses a zero, so that every reader and log line
+/// shows the same 32 digits.
 fn random_serial() -> Result<[u8; 16], AuthorityError> {
     let mut serial = [0; 16];
     SystemRandom::new().fill(&mut serial).map_err(|_| AuthorityError::Random)?;
+    serial[0] = serial[0] & 0x3f | 0x40;
     Ok(serial)
 }
 

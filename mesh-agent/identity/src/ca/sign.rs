@@ -1,15 +1,25 @@
-//! What a requester asks of the CA, and why it may be refused.
+//! What a requester asks of the CA, why it may be refused, and the signing itself.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use crate::{csr::CsrError, peer::Principal};
+use mesh_core::identity::Identity;
+use rcgen::SubjectPublicKeyInfo;
+
+use super::{Ca, authority::Names};
+use crate::{
+    clock::unix_seconds,
+    csr::{Csr, CsrError},
+    issuer::Issued,
+    key::PrivateKey,
+    peer::Principal,
+};
 
 /// A request for a certificate.
 #[derive(Clone, Copy, Debug)]
@@ -150,5 +160,119 @@ impl Counts {
             reload_failures: self.reload_failures.load(Ordering::Relaxed),
             root_switches: self.root_switches.load(Ordering::Relaxed),
         }
+    }
+}
+
+impl Ca {
+    /// Signs a request, if `allowed` says that the requester may have a certificate for that principal. Each outcome is counted and logged.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn sign(
+        &self,
+        request: &SignRequest<'_>,
+        allowed: &dyn Fn(&Principal) -> bool,
+    ) -> Result<Issued, Refusal> {
+        let signed = self.decide_and_sign(request, allowed);
+        if let Err(refusal) = &signed {
+            self.counts.refuse(*refusal);
+            let subject = request.subject.map(ToString::to_string).unwrap_or_default();
+            tracing::warn!(
+                reason = refusal.as_str(),
+                requester = request.requester,
+                subject,
+                "certificate refused"
+            );
+        }
+        signed
+    }
+
+    fn decide_and_sign(
+        &self,
+        request: &SignRequest<'_>,
+        allowed: &dyn Fn(&Principal) -> bool,
+    ) -> Result<Issued, Refusal> {
+        let csr = Csr::parse(request.csr)?;
+        let subject = subject_of(request, &csr)?;
+        let ttl = request.ttl.unwrap_or(self.options.default_ttl);
+        if ttl < Duration::from_secs(1) || ttl > self.options.max_ttl {
+            return Err(Refusal::Ttl);
+        }
+        let local = Arc::clone(&self.trust_domain.read().unwrap_or_else(PoisonError::into_inner));
+        if *subject.trust_domain() != local {
+            return Err(Refusal::TrustDomain);
+        }
+        if !allowed(&subject) {
+            return Err(Refusal::NotHosted);
+        }
+        let key = SubjectPublicKeyInfo::from_der(csr.public_key()).map_err(|_| Refusal::Key)?;
+        let is_fresh = csr.public_key() != self.active().authority.public_key()
+            && self.replays.lock().unwrap_or_else(PoisonError::into_inner).insert(csr.public_key());
+        if !is_fresh {
+            return Err(Refusal::ReplayedKey);
+        }
+        let names = Names { uri: subject.to_string(), dns: &[] };
+        let encipherment = rcgen::PublicKeyData::algorithm(&key) == &rcgen::PKCS_RSA_SHA256;
+        self.issue(&key, encipherment, &names, ttl, request.requester)
+    }
+
+    /// Issues a certificate for a key of this very process: the controller's own, which also has DNS names for clients that
+    /// know it by those.
+    ///
+    /// # Errors
+    /// Only [`Refusal::CaExpired`] and [`Refusal::Internal`].
+    pub fn issue_own(
+        &self,
+        key: &PrivateKey,
+        identity: &Identity,
+        dns: &[String],
+        ttl: Duration,
+    ) -> Result<Issued, Refusal> {
+        let names = Names { uri: identity.to_string(), dns };
+        self.issue(key, key.is_rsa(), &names, ttl, "controller")
+            .inspect_err(|refusal| self.counts.refuse(*refusal))
+    }
+
+    fn issue(
+        &self,
+        key: &impl rcgen::PublicKeyData,
+        encipherment: bool,
+        names: &Names<'_>,
+        ttl: Duration,
+        requester: &str,
+    ) -> Result<Issued, Refusal> {
+        let now = self.options.clock.now();
+        let active = self.active();
+        if active.authority.not_after <= now {
+            return Err(Refusal::CaExpired);
+        }
+        let signed = active.authority.sign(key, encipherment, names, now, ttl).map_err(|error| {
+            tracing::error!(%error, "the CA could not sign");
+            Refusal::Internal
+        })?;
+        self.counts.issued.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(
+            subject = names.uri,
+            requester,
+            serial = signed.serial,
+            not_after = unix_seconds(signed.not_after),
+            "certificate issued"
+        );
+        Ok(Issued { chain: signed.chain, roots: active.trust().roots })
+    }
+}
+
+/// For whom a request is: what the requester says beside it, and the request's own URI, must not differ.
+fn subject_of(request: &SignRequest<'_>, csr: &Csr) -> Result<Principal, Refusal> {
+    let wished = match csr.uris() {
+        [] => None,
+        [uri] => Some(Principal::parse(uri).map_err(|_| Refusal::NoIdentity)?),
+        _ => return Err(Refusal::NoIdentity),
+    };
+    match (request.subject, wished) {
+        (Some(subject), Some(wished)) if *subject != wished => Err(Refusal::IdentityMismatch),
+        (Some(subject), _) => Ok(subject.clone()),
+        (None, Some(wished)) => Ok(wished),
+        (None, None) => Err(Refusal::NoIdentity),
     }
 }

@@ -4,12 +4,18 @@ mod rotation;
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use mesh_core::identity::Identity;
 use rustls::pki_types::CertificateRevocationListDer;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::*;
+use super::{
+    store::{CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT},
+    *,
+};
 use crate::{
+    KeyAlgorithm, Principal, PrivateKey,
     bundle::{Trust, TrustDomains},
+    clock::{Clock, unix_seconds},
     csr,
     fixture::{DAY, Folder, Forger, SetClock, identity, plugged_in, start},
     peer::{NodeIdentity, identity_of},
@@ -73,7 +79,7 @@ fn a_certificate_says_what_it_should_and_no_more() {
     assert!(names.critical, "with an empty subject");
     assert_eq!(names.value.general_names, [GeneralName::URI("spiffe://cluster.local/ns/shop/sa/cart")]);
     assert!(!parsed.is_ca());
-    assert!(parsed.raw_serial().len() >= 12, "random: {:?}", parsed.raw_serial());
+    assert_eq!(parsed.raw_serial().len(), 16, "random: {:?}", parsed.raw_serial());
     let usage = parsed.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.server_auth && usage.client_auth && !usage.any);
     let usage = parsed.key_usage().unwrap().unwrap().value;

@@ -225,7 +225,7 @@ fn another_plugged_in_root_is_announced_before_it_signs_and_the_old_one_stays() 
     assert!(roots(&ca).contains(&first.certificate), "remembered across a restart");
     clock.advance(91 * DAY);
     ca.refresh().unwrap();
-    assert_eq!(roots(&ca), [second.certificate.clone()]);
+    assert_eq!(roots(&ca), [second.certificate]);
 }
 
 #[test]
