@@ -49,6 +49,12 @@ fn collect(world: &World, target: &Path) -> io::Result<()> {
             }
         }
     }
+    for node in world.nodes() {
+        for (number, agent) in node.agents().iter().enumerate() {
+            let text = agent.http("/metrics").map(|(_, text)| text).unwrap_or_else(|error| error.to_string());
+            fs::write(target.join(format!("{}-agent{number}.metrics", node.name())), text)?;
+        }
+    }
     for place in world.places() {
         fs::write(target.join(format!("{}.sockets", place.name())), place.sockets())?;
         let network = place.run(|| {

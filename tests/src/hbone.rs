@@ -23,7 +23,7 @@ use crate::netns::NetNsError;
 use crate::waiting::limit;
 
 pub use client::{Connect, Session, Tunnel};
-pub use knock::{Answer, End, client_hello_of_tls12, half_open, knock};
+pub use knock::{Answer, End, client_hello_of_tls12, half_open, knock, raise_descriptor_limit};
 pub use server::{HboneServer, Seen};
 
 /// Where HBONE listens in a pod.

@@ -7,6 +7,7 @@ use mesh_tests::authority::{Authority, Leaf, spiffe_of};
 use mesh_tests::hbone::{Connect, HboneServer, PORT, Session, everywhere};
 use mesh_tests::manifests::MtlsMode;
 use mesh_tests::protocol::{Identity, Serve};
+use mesh_tests::shop::Vip;
 use mesh_tests::tool::ServerOptions;
 use mesh_tests::{
     Agent, Failure, Pod, Shop, TestResult, eventually, require_agent, require_root, shop, test_name,
@@ -52,6 +53,7 @@ struct Pair {
     shop: Shop,
     client: Pod,
     web: Pod,
+    vip: Vip,
     agents: Vec<Agent>,
 }
 
@@ -59,8 +61,9 @@ impl Pair {
     fn set(test: &str) -> Result<Self, Failure> {
         let shop = Shop::open(test, &["a", "b"])?;
         let (web, client) = (shop.pod("a", "web")?, shop.pod("b", "client")?);
+        let vip = shop.service("web", 80)?;
         let agents = shop.start_agents()?;
-        Ok(Self { shop, client, web, agents })
+        Ok(Self { shop, client, web, vip, agents })
     }
 }
 
@@ -68,7 +71,7 @@ impl Pair {
 fn between_nodes_nothing_can_be_read_and_apps_see_each_other() -> TestResult {
     require_agent!();
     let pair = Pair::set(test_name!())?;
-    let vip = pair.shop.service("web", 80)?;
+    let vip = pair.vip;
     let _server = pair.shop.serve(&pair.web)?;
     let tap = pair.shop.world().tap_wire()?;
     let targets = [pair.web.at4(8080), pair.web.at6(8080), pair.web.at_mapped(8080), vip.v4, vip.v6];

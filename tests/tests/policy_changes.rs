@@ -134,10 +134,10 @@ fn an_allow_policy_ends_what_it_does_not_allow() -> TestResult {
     let policy = AuthorizationPolicyManifest::new(shop::NAMESPACE, "changed", PolicyAction::Allow)
         .rule(Rule::any().from("serviceAccounts", &["shop/bob"]));
     scene.change(policy, &held, |what| !what.starts_with("bystander"))?;
-    let counted = scene.agents[0].metric(&["reason=\"no_policy_allows\""])?;
+    let counted = scene.agents[0].metric(&["reason=\"policy_denied\""])?;
     // What ended is not a refusal; this is.
     assert!(scene.far.tool()?.who(scene.web.at4(8080)).is_err());
-    let refused = || scene.agents[0].metric(&["reason=\"no_policy_allows\""]);
+    let refused = || scene.agents[0].metric(&["reason=\"policy_denied\""]);
     eventually(SOON, refused, |now| now.as_ref().is_ok_and(|now| *now > counted))??;
     Ok(())
 }

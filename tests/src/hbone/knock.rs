@@ -66,8 +66,8 @@ fn listen(stream: &mut TcpStream, heard: &mut Vec<u8>, until: Instant) -> End {
     }
 }
 
-/// Open `count` connections from inside `from` and send `bytes` on each: half a handshake, or nothing at all.
-/// Stops early when the server refuses to take more.
+/// Open `count` connections from inside `from` and send `bytes` on each: half a handshake, or nothing at all. What the
+/// server ends at once is not among those returned.
 ///
 /// # Errors
 /// When not even one could be opened.
@@ -84,12 +84,23 @@ pub fn half_open(
             match stream.and_then(|mut stream| stream.write_all(bytes).map(|()| stream)) {
                 Ok(stream) => opened.push(stream),
                 Err(error) if opened.is_empty() => return Err(error),
-                Err(_) => break,
+                // More than the server takes.
+                Err(_) => {}
             }
         }
         Ok(opened)
     })?;
     opened.map_err(io_error("connect"))
+}
+
+/// Let this process hold as many sockets as it may at most.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
 /// A ClientHello as a client of TLS 1.2 sends it: one good record without `supported_versions`, offering ALPN `h2`.

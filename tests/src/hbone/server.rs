@@ -1,8 +1,10 @@
 //! The server: takes any CONNECT of a client with a good certificate, remembers what it said, and answers lines.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
@@ -11,12 +13,17 @@ use http::{Request, Response, StatusCode};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 use super::{HboneError, io_error, runtime, tls};
 use crate::authority::Credentials;
 use crate::place::Place;
 use crate::protocol::Identity;
+use crate::waiting::limit;
+
+/// How long the address may still be another's.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(2);
 
 /// A CONNECT as the server saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +51,7 @@ pub struct Seen {
 pub struct HboneServer {
     shared: Arc<Shared>,
     control: watch::Sender<Control>,
+    accepting: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +99,7 @@ impl HboneServer {
         let config = tls::server(credentials)?;
         let listener = at
             .run(|| {
-                let listener = StdListener::bind(on)?;
+                let listener = bind(on)?;
                 listener.set_nonblocking(true)?;
                 Ok(listener)
             })?
@@ -106,8 +114,8 @@ impl HboneServer {
         let (control, orders) = watch::channel(Control::Serve);
         let _entered = runtime().enter();
         let listener = TcpListener::from_std(listener).map_err(io_error("watch the listener"))?;
-        tokio::spawn(accept(listener, config, Arc::clone(&shared), orders));
-        Ok(Self { shared, control })
+        let accepting = Some(tokio::spawn(accept(listener, config, Arc::clone(&shared), orders)));
+        Ok(Self { shared, control, accepting })
     }
 
     /// Every CONNECT so far.
@@ -140,6 +148,24 @@ impl HboneServer {
 impl Drop for HboneServer {
     fn drop(&mut self) {
         self.control.send_replace(Control::Stop);
+        // With it the listener goes, so that another can take its place.
+        if let Some(accepting) = self.accepting.take() {
+            drop(runtime().block_on(accepting));
+        }
+    }
+}
+
+/// Bind, waiting for a predecessor's descriptor: a process that another test is just starting holds a copy until it
+/// executes its program.
+fn bind(on: SocketAddr) -> io::Result<StdListener> {
+    let deadline = Instant::now() + limit(PREDECESSOR_LIMIT);
+    loop {
+        match StdListener::bind(on) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            outcome => return outcome,
+        }
     }
 }
 
