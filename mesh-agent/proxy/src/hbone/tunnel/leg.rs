@@ -191,7 +191,7 @@ impl Leg {
     /// Adapts the size of reads to what the last one brought.
     pub(super) fn learn(&mut self, got: usize, want: usize) {
         if got == want {
-            self.full += 1;
+            self.full = self.full.saturating_add(1);
             if self.full >= FULL_READS_FOR_MORE && usize::from(self.level) + 1 < LEVELS.len() {
                 self.level += 1;
                 self.full = 0;

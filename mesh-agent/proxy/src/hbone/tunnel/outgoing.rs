@@ -42,7 +42,10 @@ impl State {
                 }
                 Ok(Io::Bytes(0)) => {
                     leg.up = Half::Ended;
-                    self.h2.end(key);
+                    // Behind a failed write this is what is left of a reset: no end that the app meant.
+                    if leg.app_failed.is_none() {
+                        self.h2.end(key);
+                    }
                     self.settle(tick, key.id());
                     self.stage_control(outbox)?;
                     self.transmit(ws, outbox)?;
