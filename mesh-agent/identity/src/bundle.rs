@@ -86,7 +86,8 @@ pub struct Bundle {
     material: TrustMaterial,
     anchors: Vec<TrustAnchor<'static>>,
     federated: BTreeMap<Arc<str>, Vec<TrustAnchor<'static>>>,
-    crls: Vec<CertRevocationList<'static>>,
+    /// Revocation lists in layers: a layer has at most one list of each issuer, for the library looks at one only.
+    crls: Vec<Vec<CertRevocationList<'static>>>,
     /// When the first of the revocation lists goes stale.
     crls_fresh_until: Option<SystemTime>,
 }
@@ -109,7 +110,8 @@ impl Bundle {
             .iter()
             .map(|(domain, roots)| Ok((Arc::clone(domain), anchors_of(roots)?)))
             .collect::<Result<_, BundleError>>()?;
-        let mut crls = Vec::with_capacity(material.crls.len());
+        let mut crls: Vec<Vec<CertRevocationList<'static>>> = Vec::new();
+        let mut lists_of: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
         let mut crls_fresh_until: Option<SystemTime> = None;
         for (index, der) in material.crls.iter().enumerate() {
             let malformed = |error: &dyn fmt::Display| BundleError::Crl(index, error.to_string());
@@ -117,10 +119,16 @@ impl Bundle {
                 return Err(malformed(&"too long"));
             }
             let crl = OwnedCertRevocationList::from_der(der).map_err(|error| malformed(&error))?;
-            crls.push(CertRevocationList::from(crl));
-            if let Ok((_, list)) = CertificateRevocationList::from_der(der)
-                && let Some(next) = list.next_update()
-            {
+            let (_, list) = CertificateRevocationList::from_der(der).map_err(|error| malformed(&error))?;
+            let layer = lists_of.entry(list.issuer().as_raw().to_vec()).or_default();
+            if crls.len() <= *layer {
+                crls.push(Vec::new());
+            }
+            if let Some(lists) = crls.get_mut(*layer) {
+                lists.push(CertRevocationList::from(crl));
+            }
+            *layer += 1;
+            if let Some(next) = list.next_update() {
                 let next = system_time(next.timestamp());
                 crls_fresh_until = Some(crls_fresh_until.map_or(next, |first| first.min(next)));
             }
@@ -159,9 +167,9 @@ impl Bundle {
         }
     }
 
-    /// The revocation lists.
-    pub(crate) fn crls(&self) -> Vec<&CertRevocationList<'static>> {
-        self.crls.iter().collect()
+    /// The revocation lists, in layers with at most one of each issuer.
+    pub(crate) fn crls(&self) -> &[Vec<CertRevocationList<'static>>] {
+        &self.crls
     }
 
     /// How long ago the first revocation list went stale, if one has.
@@ -176,7 +184,7 @@ impl fmt::Debug for Bundle {
             .field("domains", &self.domains)
             .field("roots", &self.anchors.len())
             .field("federated", &self.federated.keys())
-            .field("crls", &self.crls.len())
+            .field("crls", &self.material.crls.len())
             .finish_non_exhaustive()
     }
 }

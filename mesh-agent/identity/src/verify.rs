@@ -6,7 +6,11 @@
 //! Invariants: nothing is accepted by DNS name or address; signatures are TLS 1.3's only; the bundle and the time are read at each
 //! handshake. Each refusal carries a [`PeerError`] that [`PeerRefusal::of`] finds again in the error of the handshake.
 
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+    time::SystemTime,
+};
 
 use mesh_core::identity::Identity;
 use rustls::{
@@ -18,8 +22,8 @@ use rustls::{
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 use webpki::{
-    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
-    UnknownStatusPolicy,
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
+    RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 
 use crate::{
@@ -28,6 +32,10 @@ use crate::{
     peer::{CERTIFICATE_BYTES_MAX, NodeIdentity, PeerError, PeerRefusal, Principal, principal_of},
     svid::CHAIN_MAX,
 };
+
+/// What signatures are verified with.
+static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> =
+    LazyLock::new(|| default_provider().signature_verification_algorithms);
 
 /// The peer's side of TLS, which its certificate must be meant for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,33 +120,44 @@ fn verify_path(
     })?;
     let refused = |error: webpki::Error| PeerRefusal { reason: reason_of(&error), detail: error.to_string() };
     let leaf = EndEntityCert::try_from(leaf).map_err(refused)?;
-    let crls = bundle.crls();
-    let revocation = match RevocationOptionsBuilder::new(&crls) {
-        // A certificate that no list speaks about is fine, and a stale list still revokes what it lists.
-        Ok(builder) => Some(
+    let usage = || match side {
+        Side::Client => KeyUsage::client_auth(),
+        Side::Server => KeyUsage::server_auth(),
+    };
+    let verify = |lists: &[&CertRevocationList<'_>]| {
+        // No list at all is fine, and so is a certificate that none speaks about. A stale list still revokes.
+        let revocation = RevocationOptionsBuilder::new(lists).ok().map(|builder| {
             builder
                 .with_depth(RevocationCheckDepth::Chain)
                 .with_status_policy(UnknownStatusPolicy::Allow)
                 .with_expiration_policy(ExpirationPolicy::Ignore)
-                .build(),
-        ),
-        Err(_none) => None,
+                .build()
+        });
+        leaf.verify_for_usage(ALGORITHMS.all, anchors, intermediates, now, usage(), revocation, None)
+            .map(|_| ())
     };
-    let usage = match side {
-        Side::Client => KeyUsage::client_auth(),
-        Side::Server => KeyUsage::server_auth(),
+    let Some((first, others)) = bundle.crls().split_first() else {
+        return verify(&[]).map_err(refused);
     };
-    leaf.verify_for_usage(
-        default_provider().signature_verification_algorithms.all,
-        anchors,
-        intermediates,
-        now,
-        usage,
-        revocation,
-        None,
-    )
-    .map(|_| ())
-    .map_err(refused)
+    for layer in std::iter::once(first).chain(others) {
+        let lists: Vec<_> = layer.iter().collect();
+        match verify(&lists) {
+            // A list of the issuer's name but by another key: the issuer was given a new key. Each list is tried alone, and
+            // says nothing about what its signer did not issue.
+            Err(webpki::Error::InvalidCrlSignatureForPublicKey) => {
+                for list in lists {
+                    match verify(&[list]) {
+                        Err(webpki::Error::InvalidCrlSignatureForPublicKey) => {
+                            verify(&[]).map_err(refused)?
+                        }
+                        result => result.map_err(refused)?,
+                    }
+                }
+            }
+            result => result.map_err(refused)?,
+        }
+    }
+    Ok(())
 }
 
 fn reason_of(error: &webpki::Error) -> PeerError {
@@ -176,14 +195,12 @@ pub struct PeerVerifier {
     expect: Expect,
     /// Whether a client may come without a certificate.
     anonymous: bool,
-    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl PeerVerifier {
     /// A verifier that demands a certificate.
     pub fn new(trust: Arc<Trust>, clock: Arc<dyn Clock>, expect: Expect) -> Self {
-        let algorithms = default_provider().signature_verification_algorithms;
-        Self { trust, clock, expect, anonymous: false, algorithms }
+        Self { trust, clock, expect, anonymous: false }
     }
 
     /// Lets clients in that show no certificate; one that is shown must be valid all the same. For the controller, whose
@@ -278,11 +295,11 @@ impl ServerCertVerifier for PeerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+        verify_tls13_signature(message, cert, dss, &ALGORITHMS)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        schemes(&self.algorithms)
+        schemes(&ALGORITHMS)
     }
 }
 
@@ -322,11 +339,11 @@ impl ClientCertVerifier for PeerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+        verify_tls13_signature(message, cert, dss, &ALGORITHMS)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        schemes(&self.algorithms)
+        schemes(&ALGORITHMS)
     }
 }
 

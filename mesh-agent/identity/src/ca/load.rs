@@ -85,6 +85,9 @@ pub(super) fn load(
     if journal.note(roots, now, options.retire) || changed {
         journal.write(&folder)?;
     }
+    if folder.is_readable_by_others(CA_KEY) {
+        tracing::warn!(folder = %options.folder.display(), "{CA_KEY} is readable by others than its owner");
+    }
     let announced = journal.announced.iter().map(|next| (&next.root, next.switch_at));
     let retired = journal.retired.iter().map(|old| (&old.root, old.until));
     let due = announced.clone().chain(retired.clone()).map(|(_, at)| at).min();

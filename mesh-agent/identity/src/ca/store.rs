@@ -150,6 +150,11 @@ impl Locked<'_> {
         self.attempt("read", name, |path| read(path))
     }
 
+    /// Whether others than the owner may read a file.
+    pub(crate) fn is_readable_by_others(&self, name: &str) -> bool {
+        fs::metadata(self.store.folder.join(name)).is_ok_and(|meta| meta.mode() & 0o077 != 0)
+    }
+
     /// Puts a file in place, or replaces it, durably and at once.
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         let beside = self.store.folder.join(format!(".{name}.new"));

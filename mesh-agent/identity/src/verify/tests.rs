@@ -280,6 +280,35 @@ fn what_a_revoked_intermediate_signed_is_refused() {
 }
 
 #[test]
+fn every_list_of_an_issuer_counts_and_one_by_its_former_key_does_no_harm() {
+    let mesh = Mesh::new();
+    let (former, current) = (mesh.root.intermediate("issuing"), mesh.root.intermediate("issuing"));
+    let leaf = |issuer: &Forger, serial| issuer.leaf(&Claims { serial, ..Claims::of(identity("server")) });
+    let lists = [
+        former.revoke(&[1], start() + DAY).0,
+        current.revoke(&[2], start() + DAY).0,
+        current.revoke(&[3], start() + DAY).0,
+    ];
+    for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0], [1, 2, 0]] {
+        let mut material = mesh.context.trust.current().material().clone();
+        material.crls = order.iter().map(|index| lists[*index].clone()).collect();
+        mesh.context.trust.set_material(material).unwrap();
+        for (issuer, serial, revoked) in [
+            (&former, 1, true),
+            (&former, 2, false),
+            (&current, 1, false),
+            (&current, 2, true),
+            (&current, 3, true),
+            (&current, 4, false),
+        ] {
+            let expected = if revoked { Some(PeerError::Revoked) } else { None };
+            let refused = mesh.dial(leaf(issuer, serial)).err().map(|refusal| refusal.reason);
+            assert_eq!(refused, expected, "serial {serial} with lists in order {order:?}");
+        }
+    }
+}
+
+#[test]
 fn a_malformed_revocation_list_is_refused_and_the_last_good_bundle_stays() {
     let mesh = Mesh::new();
     let good = mesh.context.trust.current().material().clone();
