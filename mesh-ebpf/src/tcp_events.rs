@@ -72,6 +72,10 @@ fn connecting(ops: &SockOps) {
     if state.role == ROLE_NONE {
         return;
     }
+    if state.role == ROLE_AGENT_UPSTREAM {
+        // SAFETY: helper call. The agent's sockets have no connect hook to stamp them.
+        state.started_ns = unsafe { bpf_ktime_get_ns() };
+    }
     if state.role == ROLE_CLIENT_PROXY {
         publish_original(ops, state);
     }
@@ -83,10 +87,6 @@ fn connecting(ops: &SockOps) {
         if CLIENT_ADDR.insert(client_tuple(ops), client, BPF_ANY as u64).is_err() {
             count(Hook::SockOps, Outcome::Error, Reason::ClientAddrFull);
         }
-    }
-    if state.role == ROLE_AGENT_UPSTREAM {
-        // SAFETY: helper call. The agent's sockets have no connect hook to stamp them.
-        state.started_ns = unsafe { bpf_ktime_get_ns() };
     }
     let flags = ops.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG as u32;
     // SAFETY: helper call. It fails only for sockets that are not full, which have no storage.
@@ -152,8 +152,8 @@ fn write_ticket(ops: &SockOps, state: &SockState) {
         dst_workload: state.dst_workload,
         incarnation: state.incarnation,
         policy_gen: state.policy_gen,
-        // SAFETY: helper call.
-        expires_ns: unsafe { bpf_ktime_get_ns() } + TICKET_SYN_NS,
+        // The connect began a moment ago.
+        expires_ns: state.started_ns + TICKET_SYN_NS,
         netns_cookie: cookie,
     };
     if TICKETS.insert(key, ticket, BPF_ANY as u64).is_err() {
@@ -324,9 +324,9 @@ fn closed(ops: &SockOps) {
     if state.role == ROLE_NONE {
         return;
     }
-    let key = client_tuple(ops);
-    if state.flags & SOCK_TICKET != 0 {
-        drop_ticket(&key);
+    // The server's side has taken the ticket of an established connection, or it runs out within seconds.
+    if state.flags & SOCK_TICKET != 0 && state.established == 0 {
+        drop_ticket(&client_tuple(ops));
     }
     // SAFETY: helper call.
     let now_ns = unsafe { bpf_ktime_get_ns() };

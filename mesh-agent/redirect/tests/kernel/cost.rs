@@ -80,16 +80,25 @@ fn what_a_direct_connection_costs() {
     let runs = || -> BTreeMap<String, (u64, u64)> {
         node.program_runs().into_iter().map(|p| (p.name, (p.runs, p.run_time_ns))).collect()
     };
-    let before = runs();
-    let started = Instant::now();
-    let made = window(&client, vip).rate * WINDOW.as_secs_f64();
-    for (name, (count, ns)) in runs() {
-        let (count, ns) = (count - before[&name].0, ns - before[&name].1);
-        if count > 0 {
-            eprintln!("{name:14} {:5.2} runs {:7.1} ns a connection", count as f64 / made, ns as f64 / made);
+    // Runs and nanoseconds for one connection, of each window: what else the machine does only ever adds.
+    let mut seen: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    for _ in 0..(4 * seconds / 5).max(1) {
+        let before = runs();
+        let made = window(&client, vip).rate * WINDOW.as_secs_f64();
+        for (name, (count, ns)) in runs() {
+            let (count, ns) = ((count - before[&name].0) as f64 / made, (ns - before[&name].1) as f64 / made);
+            seen.entry(name).or_default().push((count, ns));
         }
     }
-    assert!(started.elapsed() >= WINDOW);
+    for (name, mut windows) in seen {
+        windows.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let (runs, least, median) = (windows[0].0, windows[0].1, windows[windows.len() / 2].1);
+        if runs > 0.0 {
+            eprintln!(
+                "{name:14} {runs:5.2} runs, {least:7.1} ns a connection at least, {median:7.1} in the middle"
+            );
+        }
+    }
 }
 
 fn median(windows: &[Window], of: impl Fn(&Window) -> f64) -> f64 {
