@@ -517,3 +517,87 @@ fn a_stream_given_up_before_its_answer_is_reset_at_the_server() {
         assert_eq!(rig.client.state.borrow().h2.streams() + rig.server.state.borrow().h2.streams(), 0);
     });
 }
+
+/// A small generator, so that a failing run is one number.
+#[derive(Clone)]
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % bound
+    }
+}
+
+/// What one side of a connection does, at random: sends, reads, ends or resets when it likes.
+async fn misbehave(mut socket: TcpStream, mut random: Random) {
+    let mut buffer = vec![3; 30_000];
+    for _ in 0..random.below(12) {
+        let size = 1 + random.below(buffer.len());
+        let outcome = match random.below(6) {
+            0 | 1 => timeout(Duration::from_millis(20), socket.write(&buffer[..size])).await,
+            2 | 3 => timeout(Duration::from_millis(20), socket.read(&mut buffer[..size])).await,
+            4 => {
+                tokio::time::sleep(Duration::from_millis(random.below(15) as u64)).await;
+                continue;
+            }
+            _ => {
+                let _shut = socket.shutdown().await;
+                continue;
+            }
+        };
+        if matches!(outcome, Ok(Err(_))) {
+            return;
+        }
+    }
+    if random.below(2) == 0 {
+        socket.set_zero_linger().ok();
+    }
+}
+
+#[test]
+fn whatever_apps_do_nothing_is_left_and_the_windows_are_whole() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let limits = Limits { stream_window: 30_000, connection_window: 100_000, ..Limits::default() };
+        for seed in 0..4 {
+            let mut random = Random(seed);
+            let rig = Rig::new(limits, Answer::Dial(addr)).await;
+            let mut apps = JoinSet::new();
+            let mut tasks = Vec::new();
+            for place in 0..150 {
+                let (app, task) = rig.connect().await;
+                apps.spawn_local(misbehave(app, Random(seed << 32 | place)));
+                tasks.push(task);
+                if random.below(3) == 0 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                while let Ok(Ok((socket, _))) = timeout(Duration::from_millis(1), listener.accept()).await {
+                    apps.spawn_local(misbehave(socket, Random(seed << 32 | place << 8 | 1)));
+                }
+            }
+            while let Ok(Ok((socket, _))) = timeout(Duration::from_millis(300), listener.accept()).await {
+                drop(socket);
+            }
+            while let Some(done) = apps.join_next().await {
+                done.unwrap();
+            }
+            for task in tasks {
+                assert_ne!(task.await.unwrap(), CloseReason::Bug);
+            }
+            rig.is_empty().await;
+            assert!(!rig.ended.borrow().contains(&CloseReason::Bug));
+
+            let (app, task) = rig.connect().await;
+            let (server, _) = listener.accept().await.unwrap();
+            let echo = spawn_local(async move {
+                let (mut from, mut to) = server.into_split();
+                tokio::io::copy(&mut from, &mut to).await.unwrap();
+            });
+            assert!(exchange(app, text(1_000_000, 2)).await == text(1_000_000, 2));
+            echo.await.unwrap();
+            assert_eq!(task.await.unwrap(), CloseReason::Finished);
+        }
+    });
+}
