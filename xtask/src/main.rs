@@ -7,6 +7,7 @@ mod build_ebpf;
 mod codegen;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod libtest;
 mod process;
 mod setup;
@@ -43,6 +44,8 @@ enum Task {
     Vm(vm::VmArguments),
     /// Measure against the same traffic without a mesh.
     Bench(bench::BenchArguments),
+    /// Fuzz the decoders of what peers send.
+    Fuzz(fuzz::FuzzArguments),
     /// Check the rules of the tree: layering, sizes, module docs, names.
     Tidy,
     /// Install what is missing: eBPF toolchain, iproute2, qemu, …
@@ -71,6 +74,7 @@ fn run() -> anyhow::Result<()> {
         Task::Test(arguments) => test::run(&workspace, &arguments),
         Task::Vm(arguments) => vm::run(&workspace, &arguments),
         Task::Bench(arguments) => bench::run(&workspace, &arguments),
+        Task::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Task::Tidy => tidy::run(&workspace),
         Task::Setup => setup::run(&workspace),
         Task::Codegen(arguments) => codegen::run(&workspace, &arguments),

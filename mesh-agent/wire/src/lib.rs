@@ -3,6 +3,8 @@
 //! Invariant: decoders are total. Whatever bytes arrive, they return a value or an error, in bounded memory.
 #![deny(missing_docs)]
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod hbone;
 pub mod proto;
 pub mod wds;

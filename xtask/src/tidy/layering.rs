@@ -12,7 +12,7 @@ struct Layer {
 }
 
 /// Arrows go one way; `proxy`, `redirect` and `control` meet only in `mesh-agent`. The longest folder wins.
-const LAYERS: [Layer; 12] = [
+const LAYERS: [Layer; 13] = [
     Layer { package: "mesh-common", folder: "mesh-common/", may_import: &[] },
     Layer { package: "mesh-ebpf", folder: "mesh-ebpf/", may_import: &["mesh-common"] },
     Layer { package: "mesh-core", folder: "mesh-agent/core/", may_import: &[] },
@@ -56,6 +56,11 @@ const LAYERS: [Layer; 12] = [
         package: "mesh-benches",
         folder: "benches/",
         may_import: &["mesh-common", "mesh-core", "mesh-tests"],
+    },
+    Layer {
+        package: "mesh-fuzz",
+        folder: "fuzz/",
+        may_import: &["mesh-core", "mesh-wire", "mesh-identity", "mesh-proxy"],
     },
     Layer { package: "xtask", folder: "xtask/", may_import: &[] },
 ];

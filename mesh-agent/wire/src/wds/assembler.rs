@@ -334,16 +334,19 @@ fn place<'a>(
 }
 
 /// The service with its endpoints, sorted, each address and port once.
-fn fill<'a>(decoded: &service::Decoded, serving: impl Iterator<Item = &'a Serving> + Clone) -> Service {
+fn fill<'a>(decoded: &service::Decoded, serving: impl Iterator<Item = &'a Serving>) -> Service {
+    let mut by_number: HashMap<u16, Vec<&Serving>> = HashMap::new();
+    for serving in serving {
+        let (PortRef::Exact { port, .. } | PortRef::Number(port)) = serving.port;
+        by_number.entry(port).or_default().push(serving);
+    }
     let mut service = decoded.service.clone();
     for port in &mut service.ports {
         let target =
             decoded.targets.iter().find(|(number, _)| *number == port.port).map(|(_, target)| *target);
-        let here = serving.clone().filter(|serving| match &serving.port {
-            PortRef::Exact { name, port: number, protocol } => {
-                *name == port.name && *number == port.port && *protocol == port.protocol
-            }
-            PortRef::Number(number) => *number == port.port,
+        let here = by_number.get(&port.port).into_iter().flatten().filter(|serving| match &serving.port {
+            PortRef::Exact { name, protocol, .. } => *name == port.name && *protocol == port.protocol,
+            PortRef::Number(_) => true,
         });
         port.endpoints = here
             .map(|serving| {

@@ -13,6 +13,9 @@ use crate::proto::{
     workload::{self, load_balancing},
 };
 
+/// Most ports of one service.
+const PORTS_MAX: usize = 4096;
+
 /// A decoded service, without endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Decoded {
@@ -140,10 +143,18 @@ fn decode_facts(name: Name, facts: &nodemesh::ServiceFacts) -> Result<Decoded, L
             .transpose()?,
         affinity,
         publish_not_ready: facts.publish_not_ready,
-        ports: each("ports", &facts.ports, port)?,
+        ports: each("ports", few(&facts.ports)?, port)?,
     };
     let yields_to = each("yields_to", &facts.yields_to, value::name)?;
     Ok(Decoded { service, yields_to, targets: Vec::new() })
+}
+
+/// Ports of a service that are not too many: each is compared with each of its endpoints.
+fn few<T>(ports: &[T]) -> Result<&[T], Located> {
+    if ports.len() > PORTS_MAX {
+        return Err(Located::at("ports", Problem::TooMany(ports.len())));
+    }
+    Ok(ports)
 }
 
 /// A service as istiod says it: TCP ports without names; without an address it is headless.
