@@ -16,7 +16,7 @@ use crate::{
     kernel::UpstreamTags,
     metrics::edges::{EdgeKey, Parties, Reporter, Security},
     outbound::{Transport, Upstream},
-    server::{ServerRequest, server_stage},
+    server::{ServerRequest, log_dry_run, server_stage},
     target::canonical,
     worker::Worker,
 };
@@ -41,7 +41,9 @@ pub(crate) async fn open<'a>(
     let destination = live.pod.workload;
     let request =
         ServerRequest { peer: Peer::Unauthenticated, source: Some(live.client.ip()), destination, addr: dst };
-    if let Verdict::Deny(reason) = server_stage(&snapshot, &request).verdict {
+    let judgement = server_stage(&snapshot, &request);
+    log_dry_run(worker, live, &judgement);
+    if let Verdict::Deny(reason) = judgement.verdict {
         if worker.may_log() {
             tracing::info!(
                 pod = %live.pod.name,

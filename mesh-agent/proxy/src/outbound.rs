@@ -25,7 +25,7 @@ use crate::{
     kernel::{TicketRequest, UpstreamTags, VerdictEntry},
     loads::LoadGuard,
     metrics::edges::{EdgeKey, Parties, Reporter, Security},
-    server::{ServerRequest, server_stage},
+    server::{ServerRequest, log_dry_run, server_stage},
     stream::Stream,
     target::{Choice, Target, canonical},
     worker::Worker,
@@ -240,7 +240,9 @@ fn admit_local(
         destination: workload.id,
         addr: choice.addr,
     };
-    let verdict = server_stage(&snapshot, &request).verdict;
+    let judgement = server_stage(&snapshot, &request);
+    log_dry_run(worker, live, &judgement);
+    let verdict = judgement.verdict;
     worker.kernel().put_verdict(
         &live.pod,
         VerdictEntry {

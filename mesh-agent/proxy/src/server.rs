@@ -13,6 +13,8 @@ use mesh_core::{
     snapshot::Snapshot,
 };
 
+use crate::{connections::Live, worker::Worker};
+
 /// What a peer wants of a local workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServerRequest {
@@ -45,4 +47,20 @@ pub(crate) fn server_stage(snapshot: &Snapshot, request: &ServerRequest) -> Judg
         port: request.addr.port(),
     };
     policy::admit_in(snapshot, &attempt, request.destination)
+}
+
+/// Says what policies that are only tried out would refuse.
+pub(crate) fn log_dry_run(worker: &Worker, live: &Live, judgement: &Judgement) {
+    for tried in judgement.dry_run.iter().filter(|tried| tried.would_deny()) {
+        if worker.may_log() {
+            tracing::info!(
+                policy = %tried.policy,
+                action = %tried.action,
+                rule = ?tried.rule,
+                pod = %live.pod.name,
+                client = %live.client,
+                "dry run: this policy would refuse the connection"
+            );
+        }
+    }
 }

@@ -31,7 +31,7 @@ use crate::{
     connections::{Admission, Live, Names},
     kernel::UpstreamTags,
     metrics::edges::{EdgeKey, Parties, Reporter, Security},
-    server::{ServerRequest, server_stage},
+    server::{ServerRequest, log_dry_run, server_stage},
     stream::{self, Stream},
     target::canonical,
     worker::{Accepted, Pod, Worker},
@@ -184,7 +184,9 @@ async fn find_app(
         destination,
         addr: target,
     };
-    if let Verdict::Deny(reason) = server_stage(&snapshot, &request).verdict {
+    let judgement = server_stage(&snapshot, &request);
+    log_dry_run(worker, live, &judgement);
+    if let Verdict::Deny(reason) = judgement.verdict {
         log_refused(worker, live, peer, reason.as_str());
         return Err(Refusal { status: 403, reason: CloseReason::PolicyDenied });
     }
