@@ -16,8 +16,7 @@ use mesh_common::{
     ports,
     sock::{
         ClientAddr, OrigDst, OrigKey, ROLE_AGENT_ACCEPTED, ROLE_AGENT_LISTENER, ROLE_AGENT_UPSTREAM,
-        ROLE_APP_ACCEPTED, ROLE_CLIENT_PROXY, ROLE_NONE, SOCK_CLIENT_ADDR, SOCK_SHOW,
-        SOCK_TICKET, SockState,
+        ROLE_APP_ACCEPTED, ROLE_CLIENT_PROXY, ROLE_NONE, SOCK_CLIENT_ADDR, SOCK_SHOW, SOCK_TICKET, SockState,
     },
     stats::{Hist, Hook, Outcome, Reason},
     ticket::{Ticket, TupleKey},

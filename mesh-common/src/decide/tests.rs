@@ -121,6 +121,7 @@ fn pod(flags: u32) -> PodCfg {
         workload: 100,
         addr4: addr("10.0.0.7"),
         addr6: addr("fd00::7"),
+        identity: 0,
         prober_cgroup: 0,
         pod: POD,
         flags: flags | POD_DNS,
