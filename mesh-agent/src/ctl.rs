@@ -1,10 +1,11 @@
 //! Owns `meshctl`: asks a running agent over its admin socket and prints the answer.
 //!
 //! Invariants:
-//! - Exit status 0 when the question was answered, 1 when it could not be, 2 for wrong usage.
+//! - Exit status 0 when the question was answered, 1 when it could not be, 2 for wrong usage; `policy test` has
+//!   its own: 1 is "denied".
 //! - With `-o json`, standard output holds one JSON document (a line each for a live `top`) and nothing else.
 //!
-//! Not here: any decision; every answer comes from the agent.
+//! Not here: any decision; every answer comes from the agent or, for `policy test`, from what an agent is made of.
 
 mod certificates;
 mod cli;
@@ -12,6 +13,7 @@ mod client;
 mod connections;
 mod explain;
 mod figures;
+mod policy;
 mod profile;
 mod status;
 mod table;
@@ -25,6 +27,7 @@ use std::{
 
 pub use cli::{Args, Command, DEFAULT_ADMIN_SOCKET, ExplainArgs, Output, ProfileArgs, TopArgs};
 use client::{AskError, Client};
+pub use policy::{PolicyArgs, PolicyCommand, PolicyTestArgs};
 
 use crate::{
     report::report,
@@ -54,7 +57,7 @@ enum CtlError {
 /// Runs one command; errors go to standard error.
 pub fn run(args: &Args) -> ExitCode {
     match answer(args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         // Whoever reads our output has seen enough (`meshctl top | head`).
         Err(CtlError::Print { source }) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
@@ -64,10 +67,10 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn answer(args: &Args) -> Result<(), CtlError> {
+fn answer(args: &Args) -> Result<ExitCode, CtlError> {
     let client = Client::new(&args.admin_socket);
     let out = args.output;
-    match &args.command {
+    let answered: Result<(), CtlError> = match &args.command {
         Command::Status => {
             let view: StatusView = client.ask(paths::STATUS, &[], ANSWER_WITHIN)?;
             print(out, &view, status::render)
@@ -92,7 +95,9 @@ fn answer(args: &Args) -> Result<(), CtlError> {
             let view: ExplainView = client.ask(paths::EXPLAIN, &query, ANSWER_WITHIN)?;
             print(out, &view, explain::render)
         }
-    }
+        Command::Policy(policy_args) => return Ok(policy::run(policy_args, out)),
+    };
+    answered.map(|()| ExitCode::SUCCESS)
 }
 
 /// Prints a view as text or JSON.

@@ -14,6 +14,7 @@
 pub mod compile;
 pub mod index;
 pub mod link;
+pub mod offline;
 pub mod problem;
 pub mod publish;
 pub mod resource;

@@ -1,5 +1,5 @@
 //! Where resources come from. Every source feeds the same [`crate::index::Index`] with the same types.
 
-mod directory;
+pub(crate) mod directory;
 pub mod document;
 pub mod file;

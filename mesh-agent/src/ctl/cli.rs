@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::policy::PolicyArgs;
+
 /// Where the agent listens unless told otherwise; both programs use it.
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/nodemesh/admin.sock";
 
@@ -68,6 +70,14 @@ pub enum Command {
         meshctl explain --from shop/cart --to 10.96.0.10:80 -o json\n\n\
         The answer comes from the code that decides, over the live tables. Nothing is sent.")]
     Explain(ExplainArgs),
+    /// What policies in manifests say about a connection, before they are used. Needs no agent.
+    #[command(
+        after_help = "Examples:\n  meshctl policy test -f mesh/ --from shop/cart --to shop/reviews-1:9080\n  \
+        meshctl policy test -f mesh/ --from-ip 192.0.2.1 --to reviews-1:9080 -o json\n  \
+        meshctl policy test -f mesh/ --matrix\n\n\
+        `meshctl policy test --help` has more."
+    )]
+    Policy(PolicyArgs),
 }
 
 /// Options of `top`.

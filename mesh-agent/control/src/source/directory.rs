@@ -22,7 +22,7 @@ const RACY: Duration = Duration::from_secs(1);
 
 /// Changes whenever the contents do, except shortly after a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fingerprint {
+pub(crate) struct Fingerprint {
     inode: (u64, u64),
     len: u64,
     modified: (i64, i64),
@@ -44,14 +44,14 @@ impl Fingerprint {
 
 /// What a look at a directory found.
 #[derive(Debug, Default)]
-pub(super) struct Scan {
-    pub(super) files: BTreeMap<PathBuf, Fingerprint>,
+pub(crate) struct Scan {
+    pub(crate) files: BTreeMap<PathBuf, Fingerprint>,
     /// Files and folders that could not be looked at. What was known below them is not gone.
-    pub(super) failed: BTreeMap<PathBuf, io::Error>,
+    pub(crate) failed: BTreeMap<PathBuf, io::Error>,
 }
 
 /// Looks at everything below `root`. Only a `root` that cannot be listed is an error.
-pub(super) fn scan(root: &Path) -> io::Result<Scan> {
+pub(crate) fn scan(root: &Path) -> io::Result<Scan> {
     let mut scan = Scan::default();
     let mut seen = BTreeSet::new();
     let mut folders = vec![(root.to_owned(), 0)];
