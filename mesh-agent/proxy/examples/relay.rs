@@ -1,7 +1,8 @@
 //! Measures the relay alone: a client and a server with and without a proxy between them, on plain sockets.
 //!
 //! `relay serve ADDR` runs the server; `relay [ADDR]` runs client and proxy (and the server too when no address is given).
-//! `MEASURE_S` (a measurement), `ROUNDS` and `WORKERS` are read from the environment. Run the server in another network namespace to have a real hop behind the proxy. Prints one line per row:
+//! Without an address there are also rows for a tunnel: two proxies back to back, as on two nodes, with TLS between them.
+//! `PATHS` (a list of `none`, `copy`, `splice`, `tunnel`) chooses among them. `MEASURE_S` (a measurement), `ROUNDS` and `WORKERS` are read from the environment. Run the server in another network namespace to have a real hop behind the proxy. Prints one line per row:
 //! path, round trip p50 and p99, 64 KiB and 1 KiB writes, connects with one request, the processor time of the
 //! proxy's process per GiB, and the memory of an idle connection.
 
@@ -10,15 +11,16 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     num::NonZeroUsize,
     os::fd::{BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     thread,
     time::{Duration, Instant},
 };
 
 use mesh_core::{
     id::WorkloadId,
-    snapshot::{Name, Snapshot},
+    snapshot::{Name, Parts, Snapshot, Tunnel, Workload},
 };
+use mesh_identity::{Ca, Certificates, LocalIssuer, TrustDomains, ca::CaOptions, workloads::Options};
 use mesh_proxy::{
     Dependencies, Metrics, Proxy, Settings,
     kernel::{Dialled, Kernel, LocalPeer, PodHandle, PodListeners, Sockets, UpstreamTags, VerdictEntry},
@@ -59,8 +61,8 @@ fn main() -> io::Result<()> {
         ["serve", addr] => serve(TcpListener::bind(addr)?),
         [addr] => compare(addr.parse().map_err(io::Error::other)?),
         _ => {
-            let listener = TcpListener::bind("127.0.0.1:0")?;
-            let addr = listener.local_addr()?;
+            let listener = TcpListener::bind("0.0.0.0:0")?;
+            let addr = SocketAddr::from(([127, 0, 0, 1], listener.local_addr()?.port()));
             thread::spawn(move || serve(listener));
             compare(addr)
         }
@@ -95,53 +97,139 @@ fn compare(server: SocketAddr) -> io::Result<()> {
         std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
     };
     let seconds = Duration::from_secs_f64(number("MEASURE_S", 2.0));
+    let paths = std::env::var("PATHS").unwrap_or_else(|_| "none,copy,splice,tunnel".to_owned());
     for round in 0..number("ROUNDS", 3.0) as u32 {
-        row(&format!("none {round}"), server, seconds)?;
-        for (name, splice) in [("copy", false), ("splice", true)] {
-            let (proxy, addr) = proxy(server, splice)?;
+        for name in paths.split(',') {
+            let (proxies, addr) = match name {
+                "none" => (Vec::new(), server),
+                "tunnel" if server.ip().is_loopback() => tunnel(server.port())?,
+                "tunnel" => continue,
+                _ => {
+                    let (proxy, addr) = proxy(Pod::client(), server, name == "splice", 0, None)?;
+                    (vec![proxy], addr)
+                }
+            };
             row(&format!("{name} {round}"), addr, seconds)?;
-            println!("{name:8} {round} {} bytes of memory for an idle connection", idle(addr)?);
-            drop(proxy);
+            if !proxies.is_empty() {
+                println!("{name:8} {round} {} bytes of memory for an idle connection", idle(addr)?);
+            }
+            drop(proxies);
             thread::sleep(Duration::from_millis(300));
         }
     }
     Ok(())
 }
 
-fn proxy(server: SocketAddr, splice: bool) -> io::Result<(Proxy, SocketAddr)> {
-    let mut settings = Settings::new("a");
+/// A pod of the measured paths.
+#[derive(Clone, Copy)]
+struct Pod {
+    name: &'static str,
+    node: &'static str,
+    addr: [u8; 4],
+}
+
+impl Pod {
+    fn client() -> Self {
+        Self { name: "client", node: "a", addr: [127, 0, 0, 1] }
+    }
+
+    fn server() -> Self {
+        Self { name: "server", node: "b", addr: [127, 0, 0, 2] }
+    }
+
+    fn workload(self) -> Workload {
+        Workload {
+            addrs: vec![self.addr.into()],
+            node: self.node.into(),
+            meshed: true,
+            ready: true,
+            tunnel: Tunnel::Hbone,
+            ..Workload::named(Name::new("default", self.name))
+        }
+    }
+}
+
+/// Two proxies with a tunnel between them; the address of the first one's listener.
+fn tunnel(port: u16) -> io::Result<(Vec<Proxy>, SocketAddr)> {
+    let hbone = TcpListener::bind(SocketAddr::from((Pod::server().addr, 0)))?;
+    let hbone_port = hbone.local_addr()?.port();
+    let target = SocketAddr::from((Pod::server().addr, port));
+    let (server, _) = proxy(Pod::server(), target, false, 0, Some(hbone))?;
+    let (client, addr) = proxy(Pod::client(), target, false, hbone_port, None)?;
+    Ok((vec![client, server], addr))
+}
+
+/// One CA for both sides; certificates are fetched by a thread of its own.
+fn certificates(pod: Pod) -> io::Result<Arc<Certificates>> {
+    static CA: OnceLock<Arc<Ca>> = OnceLock::new();
+    let open = || {
+        let folder = std::env::temp_dir().join(format!("mesh-proxy-example-{}", std::process::id()));
+        let ca = Ca::open(CaOptions::new(&folder, "cluster.local")).map(Arc::new);
+        std::fs::remove_dir_all(&folder).ok();
+        ca
+    };
+    let ca = match CA.get() {
+        Some(ca) => Arc::clone(ca),
+        None => Arc::clone(CA.get_or_init({
+            let ca = open().map_err(io::Error::other)?;
+            || ca
+        })),
+    };
+    let issuer = LocalIssuer::new(ca, pod.node, |_| true);
+    let options = Options::new(TrustDomains::new("cluster.local"));
+    let (certificates, renewer) = Certificates::new(options, Arc::new(issuer));
+    certificates.want([pod.workload().identity()]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::spawn(move || runtime.block_on(renewer.run()));
+    Ok(certificates)
+}
+
+fn proxy(
+    pod: Pod,
+    server: SocketAddr,
+    splice: bool,
+    hbone_port: u16,
+    hbone: Option<TcpListener>,
+) -> io::Result<(Proxy, SocketAddr)> {
+    let mut settings = Settings::new(pod.node);
     settings.splice = splice;
-    if let Some(workers) =
-        std::env::var("WORKERS").ok().and_then(|n| n.parse().ok()).and_then(NonZeroUsize::new)
-    {
+    settings.hbone.port = hbone_port;
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<usize>().ok());
+    if let Some(workers) = number("WORKERS").and_then(NonZeroUsize::new) {
         settings.workers = workers;
     }
+    if let Some(window) = number("WINDOW") {
+        settings.hbone.stream_window = window as u32;
+    }
     let plain = Arc::new(Plain(server));
-    let (_, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let workloads = [Pod::client(), Pod::server()].map(|pod| Arc::new(pod.workload())).to_vec();
+    let snapshot = Snapshot::new(1, Parts { workloads, ..Parts::default() });
+    let (_, snapshots) = watch::channel(Arc::new(snapshot));
     let dependencies = Dependencies {
         sockets: Arc::clone(&plain) as Arc<dyn Sockets>,
         kernel: plain,
         snapshots,
         metrics: Arc::new(Metrics::register(&mut Registry::default())),
+        certificates: certificates(pod)?,
         alive: Box::new(|_| {}),
     };
     let proxy = Proxy::start(settings, dependencies).map_err(io::Error::other)?;
-    let listener = || TcpListener::bind("127.0.0.1:0");
+    let listener = || TcpListener::bind(SocketAddr::from((pod.addr, 0)));
     let outbound = listener()?;
     let addr = outbound.local_addr()?;
     let listeners = PodListeners {
         outbound: vec![outbound.into()],
         inbound: listener()?.into(),
-        hbone: listener()?.into(),
-        dns_udp: std::net::UdpSocket::bind("127.0.0.1:0")?.into(),
+        hbone: hbone.map_or_else(listener, Ok)?.into(),
+        dns_udp: std::net::UdpSocket::bind(SocketAddr::from((pod.addr, 0)))?.into(),
         dns_tcp: listener()?.into(),
     };
     let handle = PodHandle {
         pod: 0,
-        workload: WorkloadId(1),
-        name: Name::new("default", "client"),
+        workload: pod.workload().id,
+        name: pod.workload().name,
         netns_cookie: 1,
-        addrs: vec![IpAddr::from([127, 0, 0, 1])],
+        addrs: vec![IpAddr::from(pod.addr)],
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(proxy.add_pod(handle, listeners)).map_err(io::Error::other)?;
