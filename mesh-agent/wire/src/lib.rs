@@ -8,3 +8,6 @@ pub mod fuzzing;
 pub mod hbone;
 pub mod proto;
 pub mod wds;
+
+/// Istio's name of the only cluster of a mesh, in names of workloads and in baggage.
+pub const CLUSTER: &str = "Kubernetes";

@@ -19,6 +19,8 @@ mod workload;
 
 use std::fmt;
 
+use crate::CLUSTER;
+
 pub use self::value::Problem;
 
 /// Largest encoded resource that is decoded, in bytes: below what Kubernetes stores of one object.
@@ -91,8 +93,6 @@ pub struct DecodeError {
 
 /// Name of the extension that carries our facts.
 const EXTENSION: &str = "nodemesh.dev/facts";
-/// Istio's name of the only cluster, in names of workloads.
-const CLUSTER: &str = "Kubernetes";
 
 #[cfg(test)]
 mod tests;

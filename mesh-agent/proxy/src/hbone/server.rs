@@ -12,6 +12,7 @@ use mesh_core::{
     identity::Identity,
     policy::{Peer, Verdict},
 };
+use mesh_wire::hbone::authority::Authority;
 use tokio::{
     task::spawn_local,
     time::{Instant, timeout_at},
@@ -33,7 +34,6 @@ use crate::{
     metrics::edges::{EdgeKey, Parties, Reporter, Security},
     server::{ServerRequest, log_dry_run, server_stage},
     stream::{self, Stream},
-    target::canonical,
     worker::{Accepted, Pod, Worker},
 };
 
@@ -46,7 +46,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
     let shared = worker.shared();
     let tunnel = {
         let (Some(_of_pod), Some(_of_all)) =
-            (Handshaking::enter(&pod.handshakes), Handshaking::enter(&shared.handshakes))
+            (Counted::enter(&pod.handshakes), Counted::enter(&shared.handshakes))
         else {
             refuse(
                 worker,
@@ -61,6 +61,13 @@ pub(crate) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
             Ok(tunnel) => tunnel,
             Err(failure) => return refuse(worker, &pod, client, &failure),
         }
+    };
+    // A tunnel takes a descriptor like any connection, however few streams it carries.
+    let (Some(_of_pod), Some(_of_all)) = (Counted::enter(&pod.admission), Counted::enter(&shared.admission))
+    else {
+        tunnel.abort(TunnelEnd::Stopped);
+        let failure = TunnelFailure::new(CloseReason::Overloaded, "too many connections and tunnels");
+        return refuse(worker, &pod, client, &failure);
     };
     let hbone = worker.hbone();
     hbone.served.borrow_mut().push((pod.handle.pod, Rc::clone(&tunnel)));
@@ -244,9 +251,8 @@ fn target(pod: &Pod, headers: &Headers) -> Result<SocketAddr, Refusal> {
         return Err(Refusal { status: 405, reason: CloseReason::HboneHeaders });
     }
     // Names are never resolved here: clients know the pod by its address.
-    let authority = headers.authority().and_then(|authority| std::str::from_utf8(authority).ok());
-    let Some(target) = authority.and_then(|authority| authority.parse::<SocketAddr>().ok()).map(canonical)
-    else {
+    let authority = headers.authority().and_then(|authority| Authority::parse(authority).ok());
+    let Some(target) = authority.and_then(|authority| authority.address()) else {
         return Err(Refusal { status: 400, reason: CloseReason::HboneTarget });
     };
     if !pod.handle.addrs.contains(&target.ip()) {
@@ -267,16 +273,16 @@ fn log_refused(worker: &Worker, live: &Live, peer: &Identity, reason: &str) {
     }
 }
 
-/// Counts a handshake while it lasts.
-struct Handshaking<'a>(&'a Admission);
+/// Counts a handshake or a tunnel while it lasts.
+struct Counted<'a>(&'a Admission);
 
-impl<'a> Handshaking<'a> {
+impl<'a> Counted<'a> {
     fn enter(admission: &'a Admission) -> Option<Self> {
         admission.enter().then_some(Self(admission))
     }
 }
 
-impl Drop for Handshaking<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.leave();
     }
