@@ -12,11 +12,7 @@ use std::{
     fs, io,
     net::IpAddr,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
+    sync::Arc,
 };
 
 use aya_obj::generated::bpf_attach_type;
@@ -43,10 +39,6 @@ use crate::{
     sys::LinkTarget,
     verdicts,
 };
-
-/// Threads for [`Node::enrol_all`]: the work is system calls, half of them waiting for the verifier's lock-free
-/// check, so a few more threads than cores pay.
-const ENROL_THREADS: usize = 8;
 
 /// A request to bring one pod in (or to take over one found in pins).
 #[derive(Clone, Debug)]
@@ -177,30 +169,6 @@ impl Node {
             );
         })?;
         Ok(actual)
-    }
-
-    /// Enrols many pods at once, in parallel. Results are in the order of the requests.
-    pub fn enrol_all(&self, requests: Vec<EnrolRequest>) -> Vec<Result<EnrolledPod, EnrolError>> {
-        let next = AtomicUsize::new(0);
-        let mut results: Vec<(usize, Result<EnrolledPod, EnrolError>)> = thread::scope(|scope| {
-            let workers: Vec<_> = (0..ENROL_THREADS.min(requests.len()))
-                .map(|_| {
-                    scope.spawn(|| {
-                        let mut done = Vec::new();
-                        while let Some((at, request)) = {
-                            let at = next.fetch_add(1, Ordering::Relaxed);
-                            requests.get(at).map(|request| (at, request))
-                        } {
-                            done.push((at, self.enrol(request.clone())));
-                        }
-                        done
-                    })
-                })
-                .collect();
-            workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
-        });
-        results.sort_by_key(|(at, _)| *at);
-        results.into_iter().map(|(_, result)| result).collect()
     }
 
     /// Brings a pod into the mesh, or takes over one that an earlier agent enrolled under the same id.
