@@ -278,7 +278,8 @@ struct Counted<'a>(&'a Admission);
 
 impl<'a> Counted<'a> {
     fn enter(admission: &'a Admission) -> Option<Self> {
-        admission.enter().then_some(Self(admission))
+        // Made only when it is in: its drop takes one off the count.
+        admission.enter().then(|| Self(admission))
     }
 }
 
