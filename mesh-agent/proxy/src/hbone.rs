@@ -13,6 +13,7 @@
 
 pub(crate) mod client;
 mod h2;
+mod recheck;
 pub(crate) mod request;
 pub(crate) mod server;
 mod tls;
@@ -29,11 +30,14 @@ use std::{
 use mesh_identity::PeerError;
 use socket2::{SockRef, TcpKeepalive};
 
+#[cfg(fuzzing)]
+pub(crate) use self::h2::fuzz;
 use self::{
     client::Pool,
     h2::Limits,
+    recheck::Recheck,
     tls::handshake::HandshakeError,
-    tunnel::{Role, Tunnel, Turn},
+    tunnel::{Role, Tunnel, TunnelEnd, Turn},
     workspace::Workspace,
 };
 use crate::{
@@ -81,6 +85,7 @@ pub(crate) struct Hbone {
     /// Tunnels of agents elsewhere, with the local pod each is for.
     served: RefCell<Vec<(u32, Rc<Tunnel>)>>,
     draining: Cell<bool>,
+    recheck: Recheck,
 }
 
 impl std::fmt::Debug for Hbone {
@@ -99,6 +104,7 @@ impl Hbone {
             pool: Pool::default(),
             served: RefCell::default(),
             draining: Cell::new(false),
+            recheck: Recheck::default(),
         })
     }
 
@@ -119,6 +125,15 @@ impl Hbone {
         let idle_max = ticks(settings.server_idle_timeout);
         for (_, tunnel) in &*self.served.borrow() {
             shutdown_idle(tunnel, tick, idle_max);
+        }
+        if let Some(judge) = self.recheck.judge(&self.shared.certificates) {
+            let served = self.served.borrow().iter().map(|(_, tunnel)| Rc::clone(tunnel)).collect::<Vec<_>>();
+            for tunnel in served.into_iter().chain(self.pool.all()) {
+                if let Some(reason) = judge.refuses(tunnel.role, &tunnel.chain) {
+                    tracing::warn!(peer = %tunnel.peer, reason = reason.as_str(), "tunnel closed: its peer is trusted no more");
+                    tunnel.abort(TunnelEnd::Distrusted);
+                }
+            }
         }
     }
 

@@ -47,6 +47,6 @@ mod tests;
 pub mod fuzz {
     /// Frames of HTTP/2, as a tunnel's peer sends them. Panics if the layer breaks its promises.
     pub fn h2_frames(input: &[u8]) {
-        crate::hbone::h2::fuzz(input);
+        crate::hbone::fuzz(input);
     }
 }
