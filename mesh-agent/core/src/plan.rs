@@ -45,9 +45,9 @@ pub struct PodConfig {
     pub excluded: Vec<ipnet::IpNet>,
     /// Ports the kubelet may probe.
     pub probe_ports: BTreeSet<u16>,
-    /// Moves the pod's policy generation.
+    /// Moves the pod's policy generation: of its policy, and of its addresses, which rules may name.
     pub policy_hash: u64,
-    /// Of the pod's own identity: when it moves, verdicts on the pod as a client are void.
+    /// Of the pod's own identity and addresses: when it moves, verdicts on the pod as a client are void.
     pub identity_hash: u64,
 }
 
@@ -69,6 +69,14 @@ impl PodConfig {
         }
         let mut addrs = workload.addrs.clone();
         addrs.sort_unstable();
+        // Verdicts are cached by workload, not by address.
+        let with_addrs = |what: &str, of: String| {
+            let addrs: Vec<String> = addrs.iter().map(ToString::to_string).collect();
+            let parts: Vec<&str> = [what, &of].into_iter().chain(addrs.iter().map(String::as_str)).collect();
+            hash(&parts)
+        };
+        let policy_hash = with_addrs("policy", workload.policy_hash.to_string());
+        let identity_hash = with_addrs("identity", workload.identity().to_string());
         let inbound_fail_closed = policy::fail_closed_inbound_default(snapshot, workload);
         let mut inbound_ports: BTreeMap<u16, PortRule> = BTreeMap::new();
         for port in workload.modes.ports.keys() {
@@ -93,8 +101,8 @@ impl PodConfig {
             outbound_ports: workload.settings.exclude_outbound_ports.iter().map(excluded_port).collect(),
             excluded: workload.settings.exclude_outbound_cidrs.clone(),
             probe_ports: workload.probe_ports.clone(),
-            policy_hash: workload.policy_hash,
-            identity_hash: hash(&["identity", &workload.identity().to_string()]),
+            policy_hash,
+            identity_hash,
         })
     }
 }

@@ -10,7 +10,7 @@ mod matrix;
 mod question;
 mod view;
 
-use std::process::ExitCode;
+use std::{io::ErrorKind, process::ExitCode};
 
 use mesh_control::{
     compile::MeshSettings,
@@ -46,6 +46,10 @@ pub(super) fn run(args: &PolicyArgs, out: Output) -> ExitCode {
     match answer(test, out) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(DENIED),
+        // Whoever reads our output has seen enough.
+        Err(PolicyError::Print(CtlError::Print { source })) if source.kind() == ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("meshctl: {}", report(&error));
             ExitCode::from(NO_ANSWER)

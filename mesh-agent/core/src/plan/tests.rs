@@ -102,6 +102,22 @@ fn port_rules_hold_only_what_differs_from_the_default() {
 }
 
 #[test]
+fn verdicts_are_void_when_a_policy_an_identity_or_an_address_is_another_one() {
+    let hashes = |workload: Workload| {
+        let config = PodConfig::of(&Snapshot::default(), &workload).unwrap();
+        (config.policy_hash, config.identity_hash)
+    };
+    let (policy, identity) = hashes(meshed("web"));
+    assert_eq!(hashes(Workload { ready: true, ..meshed("web") }), (policy, identity));
+    let policed = hashes(Workload { policy_hash: 1, ..meshed("web") });
+    assert!(policed.0 != policy && policed.1 == identity);
+    let renamed = hashes(Workload { service_account: "x".into(), ..meshed("web") });
+    assert!(renamed.0 == policy && renamed.1 != identity);
+    let moved = hashes(Workload { addrs: vec![[10, 0, 0, 2].into()], ..meshed("web") });
+    assert!(moved.0 != policy && moved.1 != identity, "rules may name addresses of both sides");
+}
+
+#[test]
 fn removal_comes_before_enrolment() {
     let (old, new) = (spec("old", 1), spec("new", 2));
     let steps = plan(&desired(std::slice::from_ref(&new)), &[(5, running(&old))].into());
