@@ -3,6 +3,8 @@
 mod http;
 mod questions;
 
+pub(crate) use questions::get_at;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::controller::ControllerSeat;
 use crate::netns::NetNsError;
 use crate::place::{Place, StartError};
 use crate::programs::{self, ProgramMissing};
@@ -108,6 +111,7 @@ pub struct AgentBuilder<'a> {
     program: Option<PathBuf>,
     args: Vec<String>,
     ca_dir: Option<PathBuf>,
+    controller: Option<(String, PathBuf)>,
     env: Vec<(String, String)>,
     admin: String,
     metrics: SocketAddr,
@@ -123,6 +127,7 @@ impl<'a> AgentBuilder<'a> {
             program: None,
             args: Vec::new(),
             ca_dir: None,
+            controller: None,
             env: Vec::new(),
             admin,
             metrics: METRICS,
@@ -141,6 +146,13 @@ impl<'a> AgentBuilder<'a> {
     #[must_use]
     pub fn ca_dir(mut self, ca_dir: &Path) -> Self {
         self.ca_dir = Some(ca_dir.to_path_buf());
+        self
+    }
+
+    /// Manifests and certificates from a controller instead of its own folders.
+    #[must_use]
+    pub fn controller(mut self, seat: &ControllerSeat) -> Self {
+        self.controller = Some((seat.url(), seat.run_dir()));
         self
     }
 
@@ -196,10 +208,12 @@ impl<'a> AgentBuilder<'a> {
         let io = |doing| move |source| AgentError::Io { doing, source };
         let open = || OpenOptions::new().create(true).append(true).open(&log);
         let mut command = Command::new(program);
+        command.arg("node");
+        match &self.controller {
+            Some((url, run_dir)) => command.args(["--controller", url, "--run-dir"]).arg(run_dir),
+            None => command.arg("--config").arg(&seat.config),
+        };
         command
-            .arg("node")
-            .arg("--config")
-            .arg(&seat.config)
             .args(["--node", &seat.node_name])
             .arg("--cgroup-root")
             .arg(&seat.cgroup_root)

@@ -10,6 +10,7 @@ pub mod bookinfo;
 mod bpf;
 pub mod cgroup;
 pub mod clean;
+pub mod controller;
 pub mod foreign;
 pub mod hbone;
 pub mod kernel;
@@ -32,6 +33,7 @@ mod yaml;
 
 pub use agent::{Agent, AgentBuilder};
 pub use authority::{Authority, Credentials, Leaf};
+pub use controller::{Controller, ControllerSeat};
 pub use kernel::{Counters, Kernel};
 pub use manifests::Manifests;
 pub use place::Place;

@@ -1,7 +1,7 @@
 //! Questions to a running agent: `meshctl`, the admin socket, metrics, the state of pods.
 
 use std::io;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::{Agent, AgentError, http};
+use crate::place::Place;
 use crate::pod::Pod;
 use crate::programs;
 use crate::waiting::limit;
@@ -92,14 +93,7 @@ impl Agent {
     /// # Errors
     /// When it cannot be reached or answers no HTTP.
     pub fn http(&self, path: &str) -> Result<(u16, String), AgentError> {
-        let io = |source| AgentError::Io { doing: "read the metrics address", source };
-        let asked = self.inner.place.run(|| {
-            let within = limit(HTTP_LIMIT);
-            let stream = TcpStream::connect_timeout(&self.inner.metrics, within)?;
-            stream.set_read_timeout(Some(within))?;
-            http::get(stream, path)
-        })?;
-        asked.map_err(io)
+        get_at(&self.inner.place, self.inner.metrics, path)
     }
 
     /// The sum of all samples of `/metrics` whose line contains every one of `parts`, such as a name and
@@ -130,6 +124,17 @@ impl Agent {
             (status, body) => Err(io(io::Error::other(format!("{path}: {status} {body}")))),
         }
     }
+}
+
+/// GET a path of a metrics address in a place: status and body.
+pub(crate) fn get_at(place: &Place, metrics: SocketAddr, path: &str) -> Result<(u16, String), AgentError> {
+    let asked = place.run(|| {
+        let within = limit(HTTP_LIMIT);
+        let stream = TcpStream::connect_timeout(&metrics, within)?;
+        stream.set_read_timeout(Some(within))?;
+        http::get(stream, path)
+    })?;
+    asked.map_err(|source| AgentError::Io { doing: "read the metrics address", source })
 }
 
 fn pod_row<'s>(status: &'s Value, pod: &Pod) -> Option<&'s Value> {

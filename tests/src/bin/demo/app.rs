@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use mesh_tests::bookinfo::{LISTENING, PORT, TrafficReport};
 use mesh_tests::manifests::{NamespaceManifest, ServiceAccountManifest, ServiceManifest};
-use mesh_tests::{Agent, Pod, World, artefacts, eventually, programs};
+use mesh_tests::{Agent, Controller, ControllerSeat, Pod, World, artefacts, eventually, programs};
 
 /// The namespace of the application.
 pub(crate) const NAMESPACE: &str = "bookinfo";
@@ -56,6 +56,8 @@ struct Process {
 #[derive(Debug)]
 pub(crate) struct App<'w> {
     world: &'w World,
+    /// Ends with the application.
+    _controller: Controller,
     agents: Vec<(String, Agent)>,
     services: Vec<Process>,
     visitors: Vec<Process>,
@@ -67,8 +69,17 @@ impl<'w> App<'w> {
     pub(crate) fn start(world: &'w World, visits: u32) -> anyhow::Result<Self> {
         let pods = make_pods(world)?;
         apply_manifests(world, &pods)?;
-        let agents = start_agents(world)?;
-        let mut app = Self { world, agents, services: Vec::new(), visitors: Vec::new(), reports: Vec::new() };
+        let seat = ControllerSeat::new(world).context("cannot make the controller's host")?;
+        let controller = seat.start(&[]).context("the controller")?;
+        let agents = start_agents(world, &seat)?;
+        let mut app = Self {
+            world,
+            _controller: controller,
+            agents,
+            services: Vec::new(),
+            visitors: Vec::new(),
+            reports: Vec::new(),
+        };
         for (pod, run) in pods.iter().zip(PODS.map(|row| row.4)) {
             if let Run::Serve(kind) = run {
                 app.services.push(start_service(pod, kind)?);
@@ -194,12 +205,13 @@ fn apply_manifests(world: &World, pods: &[Pod]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_agents(world: &World) -> anyhow::Result<Vec<(String, Agent)>> {
+fn start_agents(world: &World, controller: &ControllerSeat) -> anyhow::Result<Vec<(String, Agent)>> {
     world
         .nodes()
         .map(|node| {
             let what = || format!("the agent of node {}", node.name());
-            let agent = node.agent().apart_from_the_terminal().start().with_context(what)?;
+            let agent =
+                node.agent().controller(controller).apart_from_the_terminal().start().with_context(what)?;
             agent.wait_enrolled(&node.pods()).with_context(what)?;
             Ok((node.name().to_owned(), agent))
         })

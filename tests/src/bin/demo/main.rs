@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: two nodes, a dozen pods of Bookinfo, two real agents, steady traffic, a live view.
+//! `cargo xtask demo`: two nodes, a dozen pods of Bookinfo, a real controller and two real agents, steady traffic, a live
+//! view.
 
 mod app;
 mod checks;
@@ -27,7 +28,7 @@ const SETTLE: Duration = Duration::from_millis(500);
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo xtask demo",
-    about = "Two nodes and a Bookinfo-shaped application in network namespaces, meshed by two real agents"
+    about = "Two nodes and a Bookinfo-shaped application in network namespaces, meshed by a real controller and two real agents"
 )]
 struct Arguments {
     /// End by itself after so many seconds; exit status 0 if all traffic checks held.
