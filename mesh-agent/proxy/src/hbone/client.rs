@@ -90,6 +90,10 @@ impl Pool {
         }
     }
 
+    pub(super) fn all(&self) -> Vec<Rc<Tunnel>> {
+        self.0.borrow().values().flat_map(|way| way.tunnels.borrow().clone()).collect()
+    }
+
     fn way(&self, route: &Route) -> Rc<Way> {
         Rc::clone(self.0.borrow_mut().entry(route.clone()).or_default())
     }

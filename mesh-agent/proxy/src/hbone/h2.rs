@@ -31,7 +31,7 @@ mod violation;
 pub(crate) use connection::Connection;
 #[cfg(fuzzing)]
 pub(crate) use connection::fuzz::run as fuzz;
-pub(crate) use event::{Cause, Event, OpenError, SendError, Stall};
+pub(crate) use event::{Cause, Event, OpenError, SendError};
 pub(crate) use frame::ErrorCode;
 pub(crate) use headers::Headers;
 pub(crate) use limits::Limits;

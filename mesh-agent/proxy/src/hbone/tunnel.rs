@@ -26,6 +26,7 @@ pub(crate) use self::{
 use std::{cell::RefCell, fmt, future::poll_fn, rc::Rc, sync::Arc};
 
 use mesh_core::identity::Identity;
+use rustls::pki_types::CertificateDer;
 
 use super::{
     h2::{Connection, ErrorCode, Limits, OpenError, StreamKey},
@@ -67,6 +68,9 @@ pub(crate) struct Tunnel {
     workspace: Rc<Workspace>,
     /// Who the peer proved to be.
     pub(crate) peer: Arc<Identity>,
+    /// The certificates by which it did.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) role: Role,
 }
 
 impl fmt::Debug for Tunnel {
@@ -91,8 +95,9 @@ impl Tunnel {
             Role::Server => Connection::server(limits, now),
         };
         let tick = workspace.tick.get();
+        let chain = established.peer.clone();
         let state = State::new(role, stream, established, h2, tick);
-        Rc::new(Self { state: RefCell::new(state), workspace, peer })
+        Rc::new(Self { state: RefCell::new(state), workspace, peer, chain, role })
     }
 
     /// The tunnel task's next turn: carries bytes until there is something to tell.

@@ -30,8 +30,6 @@ use receive::Reading;
 const STREAMS_BEFORE_SETTINGS: u32 = 100;
 /// Payload of the PING that separates the two GOAWAYs of a drain.
 const DRAIN_PING: [u8; 8] = *b"nm-drain";
-/// Payload of [`Connection::ping`].
-const ALIVE_PING: [u8; 8] = *b"nm-alive";
 /// Replies that wait in the output before the peer is thought not to read.
 const MAX_REPLIES: u32 = 2_000;
 
@@ -97,7 +95,6 @@ pub(crate) struct Connection {
     headers_waiting: bool,
     /// Replies in the output.
     replies: u32,
-    pings: u32,
 }
 
 impl Connection {
@@ -163,7 +160,6 @@ impl Connection {
             output,
             headers_waiting: false,
             replies: 0,
-            pings: 0,
         }
     }
 
@@ -183,6 +179,7 @@ impl Connection {
     }
 
     /// Streams that are open, or hold bytes the caller has not consumed.
+    #[cfg(test)]
     pub(crate) fn streams(&self) -> usize {
         self.streams.len()
     }
@@ -198,11 +195,6 @@ impl Connection {
     /// The peer's first SETTINGS have come.
     pub(crate) fn is_settled(&self) -> bool {
         self.settled
-    }
-
-    /// The peer has acknowledged our SETTINGS.
-    pub(crate) fn is_acknowledged(&self) -> bool {
-        self.acknowledged
     }
 
     /// No new streams: one side said GOAWAY, or the connection failed, or its ids are used up.
@@ -239,12 +231,6 @@ impl Connection {
     pub(crate) fn go_away(&mut self, code: ErrorCode) {
         self.leaving = Leaving::Final;
         self.output.go_away(self.peer_last, code);
-    }
-
-    /// Asks whether the peer is alive; the answer is [`super::Event::Pong`].
-    pub(crate) fn ping(&mut self) {
-        self.pings = self.pings.saturating_add(1);
-        self.output.ping(0, ALIVE_PING);
     }
 
     /// Ends the connection for what the peer did.

@@ -20,7 +20,6 @@ pub(crate) enum Event {
     Response {
         stream: StreamKey,
         status: u16,
-        headers: Box<Headers>,
         /// The server's half is over already.
         end: bool,
     },
@@ -45,8 +44,6 @@ pub(crate) enum Event {
     SettingsChanged,
     /// The peer takes no more streams. Those above `last` follow as resets with [`Cause::Unprocessed`].
     GoAway { last: u32, code: ErrorCode },
-    /// Answer to `ping`.
-    Pong,
 }
 
 /// Why a stream was reset.
@@ -89,13 +86,4 @@ pub(crate) enum SendError {
     /// More than the window or the peer's frame size allows.
     #[error("the window does not allow this many bytes")]
     Window,
-}
-
-/// Whose window keeps a stream from sending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stall {
-    /// The stream's own.
-    Stream,
-    /// The connection's.
-    Connection,
 }

@@ -39,11 +39,6 @@ impl Headers {
         self.iter().find_map(|(key, value)| (key == name.as_bytes()).then_some(value))
     }
 
-    /// Every value of a field, in order.
-    pub(crate) fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.iter().filter_map(move |(key, value)| (key == name.as_bytes()).then_some(value))
-    }
-
     /// `:method` of a request.
     pub(crate) fn method(&self) -> Option<&[u8]> {
         self.get(":method")
@@ -191,7 +186,7 @@ mod tests {
         let headers = list(&[("a", "1"), ("b", ""), ("a", "2")]);
         assert_eq!(headers.iter().count(), 3);
         assert_eq!(headers.get("b"), Some(&b""[..]));
-        assert_eq!(headers.get_all("a").collect::<Vec<_>>(), [b"1", b"2"]);
+        assert_eq!(headers.get("a"), Some(&b"1"[..]));
         assert_eq!(headers.get("c"), None);
     }
 

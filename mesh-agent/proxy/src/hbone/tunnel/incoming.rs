@@ -128,10 +128,13 @@ impl State {
                         self.legs.values().filter(|leg| leg.starved).map(|leg| leg.key).collect();
                     starved.into_iter().for_each(|key| self.window_opened(key));
                 }
-                Event::Refused { .. } => {
+                Event::Refused { violation } => {
+                    tracing::debug!(%violation, "request in a tunnel refused");
                     ws.metrics.closed(Direction::Inbound, CloseReason::HboneHeaders).inc();
                 }
-                Event::Pong => {}
+                Event::GoAway { last, code } => {
+                    tracing::debug!(last, ?code, "the other side of a tunnel goes away");
+                }
                 other => {
                     // In the order of the wire: what was sent before is delivered before.
                     self.deliver(ws, incoming, batch);
@@ -152,7 +155,7 @@ impl State {
                 self.legs.insert(stream.id(), leg);
                 self.opened.push(Opened { key: stream, headers });
             }
-            Event::Response { stream, status, end, .. } => {
+            Event::Response { stream, status, end } => {
                 let Some(leg) = self.legs.get_mut(&stream.id()) else { return };
                 leg.status = Some(status);
                 if !(200..300).contains(&status) {
@@ -184,8 +187,7 @@ impl State {
             | Event::WindowOpened { .. }
             | Event::SettingsChanged
             | Event::GoAway { .. }
-            | Event::Refused { .. }
-            | Event::Pong => {}
+            | Event::Refused { .. } => {}
         }
     }
 

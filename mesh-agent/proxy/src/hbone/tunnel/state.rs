@@ -31,6 +31,9 @@ pub(crate) enum TunnelEnd {
     /// The connection ended without an end of data.
     #[error("the connection was cut")]
     Cut,
+    /// The peer is trusted no more.
+    #[error("the peer is trusted no more")]
+    Distrusted,
     /// The peer broke HTTP/2.
     #[error("HTTP/2: {0}")]
     Http(Violation),
@@ -51,6 +54,7 @@ impl TunnelEnd {
         match self {
             Self::Closed => "closed",
             Self::Cut => "cut",
+            Self::Distrusted => "distrusted",
             Self::Http(violation) => violation.as_str(),
             Self::Stopped => "stopped",
             Self::Socket(_) => "socket",
@@ -60,7 +64,7 @@ impl TunnelEnd {
 
     /// Every label.
     pub(crate) fn labels() -> impl Iterator<Item = &'static str> {
-        let plain = ["closed", "cut", "stopped", "socket", "tls"];
+        let plain = ["closed", "cut", "distrusted", "stopped", "socket", "tls"];
         plain.into_iter().chain(Violation::ALL.into_iter().map(Violation::as_str))
     }
 }

@@ -32,7 +32,8 @@ impl TunnelStream {
         &self.tunnel
     }
 
-    /// Answers a request. With `end` that is all there will be.
+    /// Answers a request. With `end` that is all there will be; else the answer is sent by the first turn of
+    /// [`TunnelStream::carry`], after the app has got what came with the request.
     pub(crate) fn respond(&self, status: u16, end: bool) {
         let mut state = self.tunnel.state.borrow_mut();
         // A stream that is gone needs no answer.
@@ -41,8 +42,8 @@ impl TunnelStream {
             // RFC 9113 §8.1: the answer is complete, whatever the client still sends.
             state.h2.reset(self.key, ErrorCode::NO_ERROR);
             state.remove(&self.tunnel.workspace, self.key);
+            state.flush_or_fail(&self.tunnel.workspace);
         }
-        state.flush_or_fail(&self.tunnel.workspace);
     }
 
     /// Waits until the server has answered or the app has bytes for it: from then on no other server can be tried.

@@ -11,7 +11,7 @@ use super::{
         },
         streams::Half,
     },
-    ALIVE_PING, Connection, DRAIN_PING, Leaving, Role,
+    Connection, DRAIN_PING, Leaving, Role,
 };
 
 /// Settings that one token of the allowance covers.
@@ -134,9 +134,6 @@ impl Connection {
         if payload == DRAIN_PING && self.leaving == Leaving::Announced {
             self.leaving = Leaving::Final;
             self.output.go_away(self.peer_last, ErrorCode::NO_ERROR);
-        } else if payload == ALIVE_PING && self.pings > 0 {
-            self.pings -= 1;
-            return Ok(Some(Event::Pong));
         } else {
             Self::spend(self.allowances.control.take(1, now), Violation::PingFlood)?;
         }

@@ -177,7 +177,7 @@ impl Connection {
                 if end {
                     self.streams.end(key, |stream| &mut stream.remote);
                 }
-                Ok(Some(Event::Response { stream: key, status, headers: Box::new(headers), end }))
+                Ok(Some(Event::Response { stream: key, status, end }))
             }
             _ => self.refuse_stream(key, Violation::MalformedHeaders, now).map(Some),
         }

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        Event, OpenError, SendError, Stall, StreamKey,
+        Event, OpenError, SendError, StreamKey,
         frame::{END_STREAM, ErrorCode, HEADER, Head, Kind, WriteFrames},
         hpack::field_size,
         streams::Half,
@@ -75,18 +75,6 @@ impl Connection {
     /// Bytes of DATA that one frame may carry to this peer.
     pub(crate) fn max_data(&self) -> usize {
         self.peer.max_frame as usize
-    }
-
-    /// Whose window keeps a stream from sending: what a time-out watches.
-    pub(crate) fn stall(&self, key: StreamKey) -> Option<Stall> {
-        let stream = self.streams.get(key).filter(|stream| stream.local == Half::Open)?;
-        if stream.send_window <= 0 {
-            Some(Stall::Stream)
-        } else if self.send_window <= 0 {
-            Some(Stall::Connection)
-        } else {
-            None
-        }
     }
 
     /// The header of a DATA frame of `length` bytes, which the caller writes at once behind the header; `end` ends our

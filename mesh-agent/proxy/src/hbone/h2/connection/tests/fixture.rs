@@ -24,7 +24,6 @@ pub(super) enum Seen {
     Window(Option<u32>),
     Settings,
     GoAway(u32, u32),
-    Pong,
 }
 
 /// A connection under test.
@@ -81,7 +80,7 @@ impl Side {
                 self.keys.push(stream);
                 Seen::Opened(stream.id(), end)
             }
-            Event::Response { stream, status, end, .. } => Seen::Response(stream.id(), status, end),
+            Event::Response { stream, status, end } => Seen::Response(stream.id(), status, end),
             Event::Data { stream, range, end } => {
                 assert!(!range.is_empty());
                 let bytes = &bytes[range];
@@ -101,7 +100,6 @@ impl Side {
             Event::WindowOpened { stream } => Seen::Window(stream.map(StreamKey::id)),
             Event::SettingsChanged => Seen::Settings,
             Event::GoAway { last, code } => Seen::GoAway(last, code.0),
-            Event::Pong => Seen::Pong,
         };
         seen.push(entry);
     }

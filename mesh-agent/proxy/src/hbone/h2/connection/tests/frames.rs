@@ -2,7 +2,7 @@
 
 use super::{
     super::super::{
-        Cause, ErrorCode, Limits, OpenError, SendError, Stall, Violation,
+        Cause, ErrorCode, Limits, OpenError, SendError, Violation,
         frame::{ACK, END_HEADERS, END_STREAM, Kind, PADDED, PREFACE, PRIORITY},
     },
     super::Connection,
@@ -104,7 +104,6 @@ fn a_smaller_initial_window_makes_windows_negative() {
     side.connection.data_frame(key, 16_000, false).unwrap();
     side.hear(&settings(&[(4, 6_000)])).unwrap();
     assert_eq!(side.connection.send_capacity(key), 0);
-    assert_eq!(side.connection.stall(key), Some(Stall::Stream));
     assert_eq!(side.connection.data_frame(key, 1, false), Err(SendError::Window));
     assert_eq!(side.hear(&window_update(1, 10_000)), Ok(vec![]), "still zero");
     assert_eq!(side.hear(&window_update(1, 1)), Ok(vec![Seen::Window(Some(1))]));
@@ -123,7 +122,7 @@ fn windows_open_once_and_overflow_is_refused() {
     for size in [16_384, 16_384, 16_384, 16_383] {
         assert!(side.connection.data_frame(key, size, false).is_ok());
     }
-    assert_eq!(side.connection.stall(key), Some(Stall::Connection));
+    assert_eq!(side.connection.send_capacity(key), 0);
     assert_eq!(side.hear(&window_update(0, 5)), Ok(vec![Seen::Window(None)]));
     assert_eq!(side.hear(&window_update(0, 5)), Ok(vec![]));
     assert_eq!(side.connection.send_capacity(key), 10);
@@ -138,14 +137,10 @@ fn windows_open_once_and_overflow_is_refused() {
 }
 
 #[test]
-fn pings_are_answered_and_answers_noticed() {
+fn pings_are_answered() {
     let mut side = server();
     assert_eq!(side.hear(&frame(Kind::Ping, 0, 0, b"12345678")), Ok(vec![]));
     assert_eq!(side.said(), [(Kind::Ping, ACK, 0, b"12345678".to_vec())]);
-    side.connection.ping();
-    let (_, _, _, payload) = side.said().remove(0);
-    assert_eq!(side.hear(&frame(Kind::Ping, ACK, 0, &payload)), Ok(vec![Seen::Pong]));
-    assert_eq!(side.hear(&frame(Kind::Ping, ACK, 0, &payload)), Ok(vec![]), "only one was asked");
     assert_eq!(refusal(server(), &frame(Kind::Ping, 0, 0, &[0; 7])), Violation::FrameSize);
     assert_eq!(refusal(server(), &frame(Kind::Ping, 0, 1, &[0; 8])), Violation::BadStreamId);
 }
