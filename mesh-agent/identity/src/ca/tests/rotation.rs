@@ -145,6 +145,38 @@ fn an_unfinished_switch_never_takes_the_key_of_the_next_rotation() {
 }
 
 #[test]
+fn a_switch_that_is_done_is_written_down_before_anything_else_happens() {
+    let (folder, clock) = (Folder::new(), SetClock::new());
+    let ca = open(&folder, &clock);
+    ca.rotate(None).unwrap();
+    clock.advance(ANNOUNCE);
+    let locked = ca.store.lock().unwrap();
+    let mut journal = Journal::read(&locked).unwrap();
+    assert!(journal.announced.is_some());
+    assert!(journal.advance(&locked, clock.now()).unwrap());
+    let written = Journal::read(&locked).unwrap();
+    assert_eq!((written.announced, written.switching), (None, None));
+}
+
+#[test]
+fn a_crash_within_a_switch_is_finished_even_if_the_clock_was_set_back() {
+    for fuse in 0..8 {
+        let (folder, clock) = (Folder::new(), SetClock::new());
+        let ca = open(&folder, &clock);
+        let of_old = certify(&ca, "cart");
+        ca.rotate(None).unwrap();
+        clock.advance(ANNOUNCE);
+        ca.store.fuse.store(fuse, Ordering::Relaxed);
+        drop(ca.refresh());
+        drop(ca);
+        clock.set_back(ANNOUNCE);
+        let ca = open(&folder, &clock);
+        assert_eq!(of_old.check(&bundle(&ca), clock.now()), Ok(()), "step {fuse}");
+        assert_eq!(certify(&ca, "cart").check(&bundle(&ca), clock.now()), Ok(()), "step {fuse}");
+    }
+}
+
+#[test]
 fn agents_that_share_a_folder_make_one_root() {
     let (folder, clock) = (Folder::new(), SetClock::new());
     let barrier = Barrier::new(8);
@@ -261,6 +293,7 @@ fn a_ca_plugged_into_a_folder_with_a_self_signed_root_takes_over_with_overlap() 
     }
     clock.advance(ANNOUNCE);
     ca.refresh().unwrap();
+    assert_eq!(roots(&ca).len(), 2, "the announced root was given up");
     assert_eq!(signing_root(&ca), root.certificate);
     assert_eq!(of_old.check(&bundle(&ca), clock.now()), Ok(()));
 }
