@@ -149,7 +149,10 @@ mod tests {
         assert_eq!(loaded.snapshot.policies().count(), 3);
         let key = Key { kind: Kind::AuthorizationPolicy, name: Name::new("default", "b") };
         let origin = loaded.origin(&key).unwrap();
-        assert_eq!(origin.document, 1 + usize::from(origin.file.ends_with("one.yaml")));
+        assert!(
+            origin.file.ends_with("conf/sub/two.yaml") && origin.document == 2,
+            "first by path: {origin:?}"
+        );
         assert_eq!(
             loaded.errors.len(),
             3,
