@@ -221,7 +221,21 @@ impl Authority {
     }
 }
 
+/// A certificate request for these URIs by a new key, PEM.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn request_for(identities: &[&str]) -> Result<String, AuthorityError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let uris = identities.iter().map(|uri| Ok(SanType::URI(Ia5String::try_from(*uri)?)));
+    params.subject_alt_names = uris.collect::<Result<_, rcgen::Error>>()?;
+    Ok(params.serialize_request(&KeyPair::generate()?)?.pem()?)
+}
+
 /// What a certificate says.
+///
+/// Good unless a method makes it bad.
 #[derive(Debug, Clone)]
 pub struct Leaf {
     uris: Vec<String>,
@@ -317,6 +331,15 @@ pub struct Credentials {
 impl Credentials {
     pub(crate) fn key(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key.clone()).into()
+    }
+
+    /// The same certificate in the hand of somebody who trusts this authority too.
+    #[must_use]
+    pub fn also_trusting(mut self, authority: &Authority) -> Self {
+        let new = authority.roots.iter().filter(|root| !self.roots.contains(root)).cloned();
+        let new: Vec<_> = new.collect();
+        self.roots.extend(new);
+        self
     }
 
     /// The same certificate in the hand of somebody who trusts this authority.

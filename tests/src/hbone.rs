@@ -6,6 +6,7 @@
 //! agent do not see them, `sk_lookup` programs do.
 
 mod client;
+mod grpc;
 mod knock;
 mod server;
 mod tls;
@@ -23,6 +24,7 @@ use crate::netns::NetNsError;
 use crate::waiting::limit;
 
 pub use client::{Connect, Session, Tunnel};
+pub use grpc::{CallOutcome, request_certificate};
 pub use knock::{Answer, End, client_hello_of_tls12, half_open, knock, raise_descriptor_limit};
 pub use server::{HboneServer, Seen};
 

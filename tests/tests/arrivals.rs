@@ -41,8 +41,8 @@ impl Scene {
     }
 
     /// Those without an identity the server's agent could know.
-    fn strangers(&self) -> [Place; 3] {
-        [Place::clone(&self.remote), Place::clone(&self.plain), self.outsider.clone()]
+    fn strangers(&self) -> [Place; 2] {
+        [Place::clone(&self.plain), self.outsider.clone()]
     }
 
     fn assert_served(&self, place: &Place) -> TestResult {
@@ -108,6 +108,7 @@ fn permissive_and_disable_take_everybody() -> TestResult {
         let scene = Scene::set(test_name!(), mode)?;
         scene.assert_served(&scene.near)?;
         scene.assert_served(&scene.near)?;
+        scene.assert_served(&scene.remote)?;
         for stranger in scene.strangers() {
             let before = shop::captured(&scene.agents[0], &scene.web)?;
             scene.assert_served(&stranger)?;
@@ -119,11 +120,12 @@ fn permissive_and_disable_take_everybody() -> TestResult {
 }
 
 #[test]
-fn strict_takes_the_nodes_own_pods_and_resets_the_rest() -> TestResult {
+fn strict_takes_those_with_an_identity_and_resets_the_rest() -> TestResult {
     require_agent!();
     let scene = Scene::set(test_name!(), MtlsMode::Strict)?;
     for _ in 0..3 {
         scene.assert_served(&scene.near)?;
+        scene.assert_served(&scene.remote)?;
     }
     let denied = || scene.agents[0].metric(&["reason=\"policy_denied\""]);
     for stranger in scene.strangers() {
@@ -146,6 +148,8 @@ fn with_a_dead_agent_an_open_pod_takes_everybody() -> TestResult {
     for stranger in scene.strangers() {
         scene.assert_served(&stranger)?;
     }
+    // A client of the mesh is not talked down to plaintext by the death of the server's agent.
+    scene.assert_refused(&scene.remote)?;
     scene.agents[1].kill9();
     scene.assert_served(&scene.remote)
 }
@@ -160,6 +164,7 @@ fn with_a_dead_agent_a_strict_pod_takes_tickets_only() -> TestResult {
     for stranger in scene.strangers() {
         scene.assert_refused(&stranger)?;
     }
+    scene.assert_refused(&scene.remote)?;
     // A client that the agent never admitted has no verdict, so no ticket either.
     let late = scene.shop.world().node("a")?.pod("shop/late")?;
     scene.assert_refused(&late)?;
@@ -224,7 +229,7 @@ fn datagrams_are_not_policed() -> TestResult {
         if !alive {
             scene.agents[0].kill9();
         }
-        for place in scene.strangers().iter().chain([&Place::clone(&scene.near)]) {
+        for place in scene.strangers().iter().chain([&scene.near.place(), &scene.remote.place()]) {
             for to in [scene.web.at4(5000), scene.web.at6(5000)] {
                 let socket = place.tool()?.open_udp(mesh_tests::protocol::Open::udp_to(to))?;
                 socket.send_to(to, "hello")?;

@@ -142,7 +142,7 @@ fn a_pod_that_dials_its_own_agents_ports_gets_nowhere() -> TestResult {
 }
 
 #[test]
-fn hbone_is_refused_while_nothing_serves_it_and_never_becomes_plaintext() -> TestResult {
+fn plaintext_at_the_hbone_port_reaches_nobody() -> TestResult {
     require_agent!();
     let shop = Shop::open(test_name!(), &["a", "b"])?;
     let node = shop.world().node("a")?;
@@ -156,9 +156,13 @@ fn hbone_is_refused_while_nothing_serves_it_and_never_becomes_plaintext() -> Tes
         for place in [Place::clone(&plain), Place::clone(&remote)] {
             for to in [web.at4(15008), web.at6(15008)] {
                 let before = node.kernel().counters()?;
-                refused(place.tool()?.who(to), place.name());
+                // The listener is there, and hears that this is no TLS.
+                let answer = place.tool()?.who(to);
+                assert!(answer.is_err(), "{}: {answer:?}", place.name());
                 let counted = node.kernel().counters()?.since(&before);
-                assert!(counted.count_at("sk_lookup", "pass", "hbone") > 0, "{}: {counted:?}", place.name());
+                // What a meshed pod dials goes through a tunnel, which may be there already.
+                let arrived = counted.count_at("sk_lookup", "pass", "hbone") > 0;
+                assert!(arrived || place.name() == "remote", "{}: {counted:?}", place.name());
                 assert_eq!(counted.outcome("capture"), 0, "{counted:?}");
             }
         }

@@ -145,7 +145,7 @@ impl Session {
     /// [`HboneError::Refused`] with the status; others when the connection has ended.
     pub fn connect(&self, connect: &Connect) -> Result<Tunnel, HboneError> {
         let request = connect.request()?;
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let sender = self.sender();
         within("an answer to CONNECT", async {
             let mut sender = sender.ready().await.map_err(http2_error("open a stream"))?;
             let sent = sender.send_request(request, false);
@@ -157,6 +157,10 @@ impl Session {
             }
             Ok(Tunnel { send, receive: answer.into_body(), left: BytesMut::new() })
         })
+    }
+
+    pub(super) fn sender(&self) -> SendRequest<Bytes> {
+        self.sender.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A round trip of the connection itself.
