@@ -87,6 +87,7 @@ fn generate(workspace: &Workspace) -> anyhow::Result<Vec<Generated>> {
         let mut builder = tonic_prost_build::configure()
             .out_dir(&scratch.0)
             .btree_map(".")
+            .codec_path("crate::codec::BoundedCodec")
             .emit_rerun_if_changed(false)
             // `Client::connect` would use the default TLS; callers bring their own channel.
             .build_transport(false);

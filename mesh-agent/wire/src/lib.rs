@@ -3,6 +3,7 @@
 //! Invariant: decoders are total. Whatever bytes arrive, they return a value or an error, in bounded memory.
 #![deny(missing_docs)]
 
+pub mod codec;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod hbone;
