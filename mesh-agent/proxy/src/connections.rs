@@ -26,6 +26,7 @@ use crate::{
     metrics::{
         Metrics,
         edges::{Edge, Security},
+        flows::Flow,
     },
     relay::Meter,
     server::ServerRequest,
@@ -80,6 +81,7 @@ pub(crate) struct Live {
     upstream: Cell<Option<SocketAddr>>,
     names: RefCell<Names>,
     edges: RefCell<Vec<EdgeShare>>,
+    flow: RefCell<Option<Arc<Flow>>>,
     /// What the server's side allowed here; judged again when policy changes.
     admitted: RefCell<Option<ServerRequest>>,
 }
@@ -129,6 +131,12 @@ impl Live {
     pub(crate) fn join(&self, edge: Arc<Edge>) {
         edge.opened.inc();
         self.edges.borrow_mut().push(EdgeShare { edge, to_server: 0, to_client: 0 });
+    }
+
+    /// Counts the connection as opened in a tunnel.
+    pub(crate) fn join_flow(&self, flow: Arc<Flow>) {
+        flow.open();
+        *self.flow.borrow_mut() = Some(flow);
     }
 
     /// Adds the bytes since the last time to the edges.
@@ -247,6 +255,7 @@ impl Connections {
             upstream: Cell::new(None),
             names: RefCell::default(),
             edges: RefCell::default(),
+            flow: RefCell::default(),
             admitted: RefCell::default(),
         });
         live.meter.touch(now);
@@ -300,6 +309,9 @@ impl Drop for Open<'_> {
         self.live.publish_bytes();
         for share in &*self.live.edges.borrow() {
             share.edge.closed(reason).inc();
+        }
+        if let Some(flow) = &*self.live.flow.borrow() {
+            flow.close(self.live.meter.to_server(), self.live.meter.to_client());
         }
         self.table.count(self.live.direction, reason);
         self.table.metrics.open(self.live.direction).dec();

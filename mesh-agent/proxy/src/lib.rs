@@ -35,7 +35,7 @@ mod worker;
 
 pub use close::{CloseReason, Direction, Side};
 pub use connections::ConnectionView;
-pub use metrics::{DirectTraffic, Metrics, Security};
+pub use metrics::{DirectTraffic, Metrics, Security, TunnelledTraffic};
 pub use proxy::{AddPodError, Dependencies, Drained, Proxy, StartError};
 pub use settings::{DnsSettings, HboneSettings, Settings};
 

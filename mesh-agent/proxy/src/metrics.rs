@@ -5,6 +5,7 @@
 
 mod direct;
 pub(crate) mod edges;
+pub(crate) mod flows;
 mod labels;
 mod tunnels;
 
@@ -19,8 +20,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
-pub use self::{direct::DirectTraffic, edges::Security};
-use self::{edges::Edges, tunnels::Tunnels};
+pub use self::{direct::DirectTraffic, edges::Security, flows::TunnelledTraffic};
+use self::{edges::Edges, flows::Flows, tunnels::Tunnels};
 use crate::close::{CloseReason, Direction};
 
 /// Everything the data path counts; registered once, shared by every worker.
@@ -41,6 +42,8 @@ pub struct Metrics {
     pub(crate) held_bytes: Gauge<i64, AtomicI64>,
     /// Traffic by edge.
     pub(crate) edges: Edges,
+    /// What goes through tunnels, by port.
+    pub(crate) flows: Flows,
     /// Tunnels between nodes.
     pub(crate) tunnels: Tunnels,
 }
@@ -156,6 +159,7 @@ impl Metrics {
             panics: Counter::default(),
             held_bytes: Gauge::default(),
             edges: Edges::register(registry),
+            flows: Flows::default(),
             tunnels: Tunnels::register(registry),
         };
         registry.register("mesh_proxy_connections_closed", "Proxied connections by how they ended", closed);

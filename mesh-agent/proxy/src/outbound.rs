@@ -24,7 +24,10 @@ use crate::{
     hbone::{TunnelFailure, client::Route, request::Request, tunnel::TunnelStream},
     kernel::{TicketRequest, UpstreamTags, VerdictEntry},
     loads::LoadGuard,
-    metrics::edges::{EdgeKey, Parties, Reporter, Security},
+    metrics::{
+        edges::{EdgeKey, Parties, Reporter, Security},
+        flows::FlowKey,
+    },
     server::{ServerRequest, log_dry_run, server_stage},
     stream::Stream,
     target::{Choice, Target, canonical},
@@ -178,6 +181,17 @@ async fn open_transport(
         cluster_domain: snapshot.cluster_domain(),
     };
     live.join(worker.edge(key, parties));
+    if security == Security::MutualTls {
+        let flow = FlowKey {
+            source: tags.src_workload,
+            destination: tags.dst_workload,
+            service: tags.service,
+            port: choice.addr.port(),
+        };
+        if let Some(flow) = worker.metrics().flows.flow(flow) {
+            live.join_flow(flow);
+        }
+    }
     if ticket.is_some() {
         // Both sides are done in this pass, so both report.
         live.join(worker.edge(EdgeKey { reporter: Reporter::Destination, ..key }, parties));

@@ -323,6 +323,7 @@ impl Worker {
             }
             if self.index == 0 {
                 self.shared.metrics.edges.retain(&self.snapshot());
+                self.shared.metrics.flows.retain(&self.snapshot());
             }
         }
     }

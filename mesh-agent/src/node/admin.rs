@@ -172,7 +172,12 @@ impl Admin {
         Ok(blocking(move || {
             let kernel = Stats::new(shared.kernel.maps()).edges()?;
             let snapshot = shared.snapshot();
-            let edges = edges::edges(&kernel, &proxied, &Names::new(&snapshot, &shared.departed()));
+            let edges = edges::edges(
+                &kernel,
+                &shared.tunnelled(),
+                &proxied,
+                &Names::new(&snapshot, &shared.departed()),
+            );
             Ok::<_, MapError>(EdgesView { node: shared.node.clone(), at_ns: monotonic_ns(), edges })
         })
         .await??)

@@ -6,7 +6,7 @@ use mesh_common::{
     pod::DIR_INBOUND,
     stats::{EdgeKey, EdgeVal, Outcome},
 };
-use mesh_proxy::Direction;
+use mesh_proxy::{Direction, TunnelledTraffic};
 use mesh_redirect::DirectFlow;
 
 use super::names::Names;
@@ -15,16 +15,27 @@ use crate::view::{ConnectionView, ConnectionsView, EdgeCountersView, EdgeKeyView
 /// Rows of an answer about connections; more are only counted.
 pub(super) const CONNECTIONS_MAX: usize = 20_000;
 
-/// Adds up the kernel's edges and the bytes of proxied connections that are still open, which the kernel only
+/// Adds up the kernel's edges, what went through tunnels, and the bytes of proxied connections that are still open, which the kernel only
 /// counts when they close.
 pub(super) fn edges(
     kernel: &[(EdgeKey, EdgeVal)],
+    tunnelled: &[TunnelledTraffic],
     proxied: &[mesh_proxy::ConnectionView],
     names: &Names<'_>,
 ) -> Vec<EdgeView> {
     let mut sums: BTreeMap<EdgeKeyView, EdgeCountersView> = BTreeMap::new();
     for (key, value) in kernel {
         sums.entry(edge_key(key, names)).or_default().add(&counters(value));
+    }
+    for traffic in tunnelled {
+        let counters = EdgeCountersView {
+            opened: traffic.opened,
+            closed: traffic.closed,
+            bytes_tx: traffic.to_server,
+            bytes_rx: traffic.to_client,
+            ..EdgeCountersView::default()
+        };
+        sums.entry(tunnelled_key(traffic, names)).or_default().add(&counters);
     }
     for live in proxied {
         let Some(key) = live_key(live) else { continue };
@@ -47,6 +58,18 @@ fn edge_key(key: &EdgeKey, names: &Names<'_>) -> EdgeKeyView {
         port: key.port,
         direction: if inbound { Direction::Inbound } else { Direction::Outbound }.as_str().to_owned(),
         path: if key.path == Outcome::Direct as u8 { Path::Direct } else { Path::Proxy },
+    }
+}
+
+fn tunnelled_key(traffic: &TunnelledTraffic, names: &Names<'_>) -> EdgeKeyView {
+    let workload = |id: Option<mesh_core::id::WorkloadId>| id.and_then(|id| names.workload(id.0));
+    EdgeKeyView {
+        source: workload(traffic.source).unwrap_or_else(unknown),
+        destination: workload(traffic.destination).unwrap_or_else(unknown),
+        service: traffic.service.and_then(|id| names.service(id.0)).unwrap_or_default(),
+        port: traffic.port,
+        direction: Direction::Outbound.as_str().to_owned(),
+        path: Path::Proxy,
     }
 }
 
@@ -194,7 +217,7 @@ mod tests {
             pad: 0,
         };
         let value = EdgeVal { opened: 3, closed: 2, bytes_tx: 100, ..EdgeVal::ZERO };
-        let edges = edges(&[(key, value)], &[live(11)], &Names::new(&snapshot, &Arc::default()));
+        let edges = edges(&[(key, value)], &[], &[live(11)], &Names::new(&snapshot, &Arc::default()));
         assert_eq!(edges.len(), 1, "{edges:?}");
         assert_eq!(edges[0].key.source, "shop/cart");
         assert_eq!(edges[0].key.service, "shop/web");
@@ -205,7 +228,7 @@ mod tests {
     fn ids_that_are_no_longer_known_stay_visible_as_ids() {
         let snapshot = snapshot();
         let key = EdgeKey { src_workload: 0, dst_workload: 0xabc, ..EdgeKey::ZERO };
-        let edges = edges(&[(key, EdgeVal::ZERO)], &[], &Names::new(&snapshot, &Arc::default()));
+        let edges = edges(&[(key, EdgeVal::ZERO)], &[], &[], &Names::new(&snapshot, &Arc::default()));
         assert_eq!(edges[0].key.source, "unknown");
         assert_eq!(edges[0].key.destination, "w0000000000000abc");
     }

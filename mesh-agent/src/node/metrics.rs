@@ -128,7 +128,12 @@ impl AgentMetrics {
             Vec::new()
         });
         let snapshot = self.shared.snapshot();
-        let mut edges = edges::edges(&kernel, &[], &Names::new(&snapshot, &self.shared.departed()));
+        let mut edges = edges::edges(
+            &kernel,
+            &self.shared.tunnelled(),
+            &[],
+            &Names::new(&snapshot, &self.shared.departed()),
+        );
         edges.truncate(EDGES_MAX);
         let metrics: [(&str, &str, Value); 5] = [
             ("mesh_edge_connections_opened", "Connections established, by edge", |c| c.opened),

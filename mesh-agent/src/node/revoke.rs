@@ -61,12 +61,7 @@ impl Revocations {
     }
 
     fn count(&self, reason: DenyReason) {
-        *self
-            .closed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(reason.as_str())
-            .or_default() += 1;
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner).entry(reason.as_str()).or_default() += 1;
     }
 }
 
@@ -252,7 +247,10 @@ mod tests {
 
     /// An ALLOW policy without rules lets nobody in.
     fn allow_nothing() -> AuthorizationPolicy {
-        AuthorizationPolicy { action: Action::Allow, ..AuthorizationPolicy::named(Name::new("shop", "nobody")) }
+        AuthorizationPolicy {
+            action: Action::Allow,
+            ..AuthorizationPolicy::named(Name::new("shop", "nobody"))
+        }
     }
 
     #[test]
@@ -260,7 +258,10 @@ mod tests {
         assert!(denied(&snapshot(Vec::new()), &flow(), |_| true).is_none());
         let with = snapshot(vec![allow_nothing()]);
         let (destination, judgement, reason) = denied(&with, &flow(), |_| true).unwrap();
-        assert_eq!((destination.name.to_string(), reason), ("shop/server".into(), DenyReason::NoPolicyAllows));
+        assert_eq!(
+            (destination.name.to_string(), reason),
+            ("shop/server".into(), DenyReason::NoPolicyAllows)
+        );
         assert_eq!(judgement.decided_by.unwrap().policy, Name::new("shop", "nobody"));
     }
 

@@ -9,13 +9,13 @@ use std::{
 
 use mesh_control::{status::SourceStatus, subscribe::status::LinkStatus};
 use mesh_core::snapshot::Snapshot;
-use mesh_proxy::{Metrics, Proxy};
+use mesh_proxy::{Metrics, Proxy, TunnelledTraffic};
 use mesh_redirect::{MapError, Node, Stats};
 use tokio::sync::watch;
 
 use super::{
-    beat::Beat, bridge::Bridge, direct::Direct, identities::Identities, names::Departed, readiness::Readiness, reconcile::Outcome,
-    revoke::Revocations,
+    beat::Beat, bridge::Bridge, direct::Direct, identities::Identities, names::Departed,
+    readiness::Readiness, reconcile::Outcome, revoke::Revocations,
 };
 
 /// The running parts and the latest findings.
@@ -131,6 +131,11 @@ impl Shared {
     pub(super) fn note_departed(&self, before: &Snapshot, now: &Snapshot) {
         let mut departed = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut departed).note(before, now);
+    }
+
+    /// What the data path sent through tunnels, which the kernel cannot count.
+    pub(super) fn tunnelled(&self) -> Vec<TunnelledTraffic> {
+        self.metrics.tunnelled()
     }
 
     /// Brings the metrics of Direct connections up to date. Blocking: reads the kernel's edges.
