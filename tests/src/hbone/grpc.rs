@@ -34,9 +34,9 @@ pub fn request_certificate(
 ) -> Result<CallOutcome, HboneError> {
     let session = Session::open_anonymously(from, to, trust)?;
     let mut message = BytesMut::new();
-    // IstioCertificateRequest.csr = 1, validity_duration = 4.
+    // IstioCertificateRequest.csr = 1, validity_duration = 3.
     put_bytes(&mut message, 1, csr_pem.as_bytes());
-    message.put_slice(&[4 << 3]);
+    message.put_slice(&[3 << 3]);
     put_varint(&mut message, 3600);
     let mut framed = BytesMut::new();
     framed.put_u8(0);
