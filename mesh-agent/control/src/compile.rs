@@ -139,7 +139,8 @@ impl Compiler {
 
         let version = self.snapshot.version() + 1;
         let policies = self.namespaces.values().flat_map(|n| &n.policies).cloned().collect();
-        let parts = Parts { workloads, services, policies, mesh: Arc::clone(&self.mesh) };
+        let parts =
+            Parts { workloads, services, policies, routes: Arc::default(), mesh: Arc::clone(&self.mesh) };
         let snapshot = Snapshot::new(version, parts);
         // The first compilation is published even if it is empty: "nothing configured" is an answer.
         if version == 1 || !snapshot.same_world(&self.snapshot) {

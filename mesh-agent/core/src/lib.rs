@@ -15,5 +15,6 @@ pub mod identity;
 pub mod mode;
 pub mod plan;
 pub mod policy;
+pub mod route;
 pub mod slots;
 pub mod snapshot;

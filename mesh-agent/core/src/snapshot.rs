@@ -12,6 +12,7 @@ use crate::{
     identity::Identity,
     mode::{ModeSources, PortModes},
     policy::AuthorizationPolicy,
+    route::Routes,
 };
 
 /// Namespace and name of a resource.
@@ -275,6 +276,8 @@ pub struct Parts {
     pub services: Vec<Arc<Service>>,
     /// AuthorizationPolicies that apply to some workload, in any order.
     pub policies: Vec<Arc<AuthorizationPolicy>>,
+    /// What connections and requests are routed by.
+    pub routes: Arc<Routes>,
     /// The mesh as a whole.
     pub mesh: Arc<Mesh>,
 }
@@ -288,6 +291,7 @@ pub struct Snapshot {
     policies: BTreeMap<Name, Arc<AuthorizationPolicy>>,
     by_addr: HashMap<IpAddr, WorkloadId>,
     by_vip: HashMap<(IpAddr, u16, Protocol), (Name, usize)>,
+    routes: Arc<Routes>,
     mesh: Arc<Mesh>,
 }
 
@@ -298,7 +302,7 @@ impl Snapshot {
     /// the outcome does not depend on order. Two services with one address, port and protocol: the earlier in
     /// `services` has it.
     pub fn new(version: u64, parts: Parts) -> Self {
-        let Parts { workloads, services, policies, mesh } = parts;
+        let Parts { workloads, services, policies, routes, mesh } = parts;
         let mut by_addr: HashMap<IpAddr, WorkloadId> = HashMap::new();
         let mut by_id: HashMap<WorkloadId, Arc<Workload>> = HashMap::with_capacity(workloads.len());
         for workload in &workloads {
@@ -335,6 +339,7 @@ impl Snapshot {
             policies: policies.into_iter().map(|p| (p.name.clone(), p)).collect(),
             by_addr,
             by_vip,
+            routes,
             mesh,
         }
     }
@@ -346,6 +351,7 @@ impl Snapshot {
             && self.by_addr == other.by_addr
             && self.by_vip == other.by_vip
             && self.policies == other.policies
+            && self.routes == other.routes
             && self.mesh == other.mesh
     }
 
@@ -357,6 +363,11 @@ impl Snapshot {
     /// The mesh as a whole.
     pub fn mesh(&self) -> &Arc<Mesh> {
         &self.mesh
+    }
+
+    /// What connections and requests are routed by.
+    pub fn routes(&self) -> &Arc<Routes> {
+        &self.routes
     }
 
     /// DNS suffix of services, usually `cluster.local`.

@@ -180,7 +180,7 @@ impl Assembler {
         self.make_pods();
         let workloads = self.pods.values().filter_map(|held| held.made.clone()).collect();
         let policies = self.policies.values().cloned().collect();
-        Parts { workloads, services, policies, mesh: Arc::clone(&self.mesh) }
+        Parts { workloads, services, policies, routes: Arc::default(), mesh: Arc::clone(&self.mesh) }
     }
 
     fn set_workload(&mut self, name: Arc<str>, decoded: workload::Decoded) {

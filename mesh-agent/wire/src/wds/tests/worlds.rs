@@ -302,7 +302,8 @@ fn parts() -> impl Strategy<Value = Parts> {
             if choice & 8 != 0 {
                 services.reverse();
             }
-            Parts { workloads, services, policies: policies.into_values().collect(), mesh: Arc::new(mesh) }
+            let policies = policies.into_values().collect();
+            Parts { workloads, services, policies, routes: Arc::default(), mesh: Arc::new(mesh) }
         },
     )
 }
