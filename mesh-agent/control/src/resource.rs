@@ -6,33 +6,63 @@
 //! - A few hundred bytes each: the agent holds every resource of the mesh.
 
 mod authorization_policy;
+pub mod destination_rule;
 mod endpoint_slice;
+mod fields;
+mod gateway_api;
+mod host;
 mod mesh_config;
 mod metadata;
+mod parts;
 mod peer_authentication;
 mod pod;
 mod service;
+mod service_entry;
+pub mod sidecar;
+pub mod virtual_service;
+mod workload_entry;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use mesh_core::snapshot::Name;
 
+pub use self::{
+    authorization_policy::{Applied, AuthorizationPolicy},
+    destination_rule::DestinationRule,
+    endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort},
+    gateway_api::{
+        BackendKind, BackendRef, GrantFrom, GrantTo, GrpcMatch, GrpcRoute, GrpcRouteRule, HttpRoute,
+        HttpRouteRule, ParentKind, ParentRef, ReferenceGrant, RouteBackend, RouteMirror, RouteRetry,
+        StreamRoute, StreamRouteRule,
+    },
+    host::{RuleHost, by_specificity, is_within, overlap},
+    mesh_config::MeshConfig,
+    parts::ExportTo,
+    peer_authentication::PeerAuthentication,
+    pod::{ContainerPort, Pod},
+    service::{Service, TargetPort},
+    service_entry::{PortProtocol, Resolution, ServiceEntry, ServiceEntryPort},
+    sidecar::Sidecar,
+    virtual_service::VirtualService,
+    workload_entry::{EndpointAddress, WorkloadEndpoint, WorkloadEntry},
+};
 pub(crate) use self::{
     authorization_policy::{read as authorization_policy, wire as authorization_wire},
+    destination_rule::read as destination_rule_of,
     endpoint_slice::read as endpoint_slice,
+    gateway_api::{
+        GROUP as GATEWAY_GROUP, grpc_route, http_route, reference_grant, tcp_route, tls_route,
+        wire as gateway_wire,
+    },
     mesh_config::{CONFIG_MAP, read as mesh_config},
     metadata::{Scope, namespace, service_account},
     peer_authentication::{read as peer_authentication, wire},
     pod::read as pod,
     service::read as service,
-};
-pub use self::{
-    authorization_policy::{Applied, AuthorizationPolicy},
-    endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort},
-    mesh_config::MeshConfig,
-    peer_authentication::PeerAuthentication,
-    pod::{ContainerPort, Pod},
-    service::{Service, TargetPort},
+    service_entry::read as service_entry,
+    sidecar::read as sidecar_of,
+    virtual_service::read as virtual_service_of,
+    workload_entry::read as workload_entry,
 };
 
 /// Labels of a resource.
@@ -57,6 +87,30 @@ pub enum Kind {
     AuthorizationPolicy,
     /// v1 ConfigMap; only the mesh's own, `istio` in the root namespace.
     ConfigMap,
+    /// networking.istio.io/v1 VirtualService.
+    VirtualService,
+    /// networking.istio.io/v1 DestinationRule.
+    DestinationRule,
+    /// networking.istio.io/v1 Sidecar.
+    Sidecar,
+    /// networking.istio.io/v1 ServiceEntry.
+    ServiceEntry,
+    /// networking.istio.io/v1 WorkloadEntry.
+    WorkloadEntry,
+    /// gateway.networking.k8s.io/v1 HTTPRoute.
+    #[serde(rename = "HTTPRoute")]
+    HttpRoute,
+    /// gateway.networking.k8s.io/v1 GRPCRoute.
+    #[serde(rename = "GRPCRoute")]
+    GrpcRoute,
+    /// gateway.networking.k8s.io/v1 TLSRoute.
+    #[serde(rename = "TLSRoute")]
+    TlsRoute,
+    /// gateway.networking.k8s.io/v1alpha2 TCPRoute.
+    #[serde(rename = "TCPRoute")]
+    TcpRoute,
+    /// gateway.networking.k8s.io/v1beta1 ReferenceGrant.
+    ReferenceGrant,
 }
 
 impl Kind {
@@ -70,6 +124,16 @@ impl Kind {
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
         Self::ConfigMap,
+        Self::VirtualService,
+        Self::DestinationRule,
+        Self::Sidecar,
+        Self::ServiceEntry,
+        Self::WorkloadEntry,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TlsRoute,
+        Self::TcpRoute,
+        Self::ReferenceGrant,
     ];
 
     /// `kind` in a manifest.
@@ -83,6 +147,16 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::ConfigMap => "ConfigMap",
+            Self::VirtualService => "VirtualService",
+            Self::DestinationRule => "DestinationRule",
+            Self::Sidecar => "Sidecar",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
         }
     }
 
@@ -92,6 +166,14 @@ impl Kind {
             Self::Namespace | Self::ServiceAccount | Self::Pod | Self::Service | Self::ConfigMap => "",
             Self::EndpointSlice => "discovery.k8s.io",
             Self::PeerAuthentication | Self::AuthorizationPolicy => "security.istio.io",
+            Self::VirtualService
+            | Self::DestinationRule
+            | Self::Sidecar
+            | Self::ServiceEntry
+            | Self::WorkloadEntry => "networking.istio.io",
+            Self::HttpRoute | Self::GrpcRoute | Self::TlsRoute | Self::TcpRoute | Self::ReferenceGrant => {
+                GATEWAY_GROUP
+            }
         }
     }
 
@@ -100,7 +182,22 @@ impl Kind {
         match self {
             Self::Namespace | Self::ServiceAccount | Self::Pod | Self::Service | Self::ConfigMap => &["v1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
-            Self::PeerAuthentication | Self::AuthorizationPolicy => &["security.istio.io/v1", "security.istio.io/v1beta1"],
+            Self::PeerAuthentication | Self::AuthorizationPolicy => {
+                &["security.istio.io/v1", "security.istio.io/v1beta1"]
+            }
+            Self::VirtualService
+            | Self::DestinationRule
+            | Self::Sidecar
+            | Self::ServiceEntry
+            | Self::WorkloadEntry => {
+                &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"]
+            }
+            Self::HttpRoute | Self::GrpcRoute | Self::TlsRoute | Self::TcpRoute | Self::ReferenceGrant => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1beta1",
+                "gateway.networking.k8s.io/v1alpha3",
+                "gateway.networking.k8s.io/v1alpha2",
+            ],
         }
     }
 }
@@ -148,6 +245,26 @@ pub enum Resource {
     AuthorizationPolicy(AuthorizationPolicy),
     /// Settings of the mesh.
     MeshConfig(MeshConfig),
+    /// Routes of some hosts.
+    VirtualService(Box<VirtualService>),
+    /// What is said about a destination.
+    DestinationRule(Box<DestinationRule>),
+    /// What workloads see of the mesh.
+    Sidecar(Box<Sidecar>),
+    /// A service that Kubernetes does not know.
+    ServiceEntry(Box<ServiceEntry>),
+    /// A workload that is no pod.
+    WorkloadEntry(Box<WorkloadEntry>),
+    /// HTTP routes.
+    HttpRoute(Box<HttpRoute>),
+    /// gRPC routes.
+    GrpcRoute(Box<GrpcRoute>),
+    /// TLS routes.
+    TlsRoute(Box<StreamRoute>),
+    /// TCP routes.
+    TcpRoute(Box<StreamRoute>),
+    /// Permissions to refer to objects of a namespace.
+    ReferenceGrant(ReferenceGrant),
 }
 
 impl Resource {
@@ -162,6 +279,16 @@ impl Resource {
             Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, policy.name.clone()),
             Self::AuthorizationPolicy(policy) => (Kind::AuthorizationPolicy, policy.name.clone()),
             Self::MeshConfig(config) => (Kind::ConfigMap, config.name.clone()),
+            Self::VirtualService(service) => (Kind::VirtualService, service.name.clone()),
+            Self::DestinationRule(rule) => (Kind::DestinationRule, rule.name.clone()),
+            Self::Sidecar(sidecar) => (Kind::Sidecar, sidecar.name.clone()),
+            Self::ServiceEntry(entry) => (Kind::ServiceEntry, entry.name.clone()),
+            Self::WorkloadEntry(entry) => (Kind::WorkloadEntry, entry.name.clone()),
+            Self::HttpRoute(route) => (Kind::HttpRoute, route.name.clone()),
+            Self::GrpcRoute(route) => (Kind::GrpcRoute, route.name.clone()),
+            Self::TlsRoute(route) => (Kind::TlsRoute, route.name.clone()),
+            Self::TcpRoute(route) => (Kind::TcpRoute, route.name.clone()),
+            Self::ReferenceGrant(grant) => (Kind::ReferenceGrant, grant.name.clone()),
         };
         Key { kind, name }
     }

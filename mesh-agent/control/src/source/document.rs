@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     problem::{Level, Problem, Problems, SourceError},
-    resource::{self, Kind, Resource, Scope},
+    resource::{self, Kind, Resource, Scope, gateway_wire},
 };
 
 /// Largest file that is read: some 50 000 services.
@@ -278,6 +278,40 @@ impl Reader<'_> {
                 }
                 Kind::ConfigMap => typed(&value, p)
                     .map(|o: v1::ConfigMap| Resource::MeshConfig(resource::mesh_config(&o, p))),
+                Kind::VirtualService => {
+                    Some(Resource::VirtualService(Box::new(resource::virtual_service_of(&value, p))))
+                }
+                Kind::DestinationRule => {
+                    Some(Resource::DestinationRule(Box::new(resource::destination_rule_of(&value, p))))
+                }
+                Kind::Sidecar => {
+                    Some(Resource::Sidecar(Box::new(resource::sidecar_of(&value, root, p))))
+                }
+                Kind::ServiceEntry => {
+                    Some(Resource::ServiceEntry(Box::new(resource::service_entry(&value, p))))
+                }
+                Kind::WorkloadEntry => {
+                    Some(Resource::WorkloadEntry(Box::new(resource::workload_entry(&value, p))))
+                }
+                Kind::HttpRoute => typed(&value, p).map(|o: gateway_wire::HttpRoute| {
+                    Resource::HttpRoute(Box::new(resource::http_route(&o, p)))
+                }),
+                Kind::GrpcRoute => typed(&value, p).map(|o: gateway_wire::GrpcRoute| {
+                    Resource::GrpcRoute(Box::new(resource::grpc_route(&o, p)))
+                }),
+                Kind::TlsRoute => {
+                    typed(&value, p).map(|o: gateway_wire::StreamRoute<gateway_wire::TlsSpec>| {
+                        Resource::TlsRoute(Box::new(resource::tls_route(&o, p)))
+                    })
+                }
+                Kind::TcpRoute => {
+                    typed(&value, p).map(|o: gateway_wire::StreamRoute<gateway_wire::TcpSpec>| {
+                        Resource::TcpRoute(Box::new(resource::tcp_route(&o, p)))
+                    })
+                }
+                Kind::ReferenceGrant => typed(&value, p).map(|o: gateway_wire::ReferenceGrant| {
+                    Resource::ReferenceGrant(resource::reference_grant(&o, p))
+                }),
             };
         if !problems.has_errors()
             && let Some(read) = read
