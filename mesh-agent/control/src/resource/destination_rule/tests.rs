@@ -1,0 +1,1 @@
+//! Tables of what users write, right and wrong.

@@ -1,0 +1,205 @@
+//! Sidecar: what workloads see of the mesh. It limits visibility; it is no firewall (S65).
+
+use std::sync::Arc;
+
+use mesh_core::{
+    route::scope::{EgressHost, EgressListener, OutboundPolicy},
+    snapshot::Name,
+};
+use serde_json::Value;
+
+use super::{
+    Labels,
+    destination_rule::{ConnectionPool, connection_pool},
+    fields::{self, Object},
+    host,
+    metadata::{self, Scope},
+    parts,
+};
+use crate::problem::Problems;
+
+/// What workloads see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sidecar {
+    /// Name.
+    pub name: Name,
+    /// Seconds since 1970, if known: the oldest of several counts (S64).
+    pub created: Option<i64>,
+    /// Selects workloads of the namespace; empty for all of them, and in the root namespace of all namespaces without a Sidecar.
+    pub selector: Labels,
+    /// What is visible at which ports; `None`: everything, which is not the same as an empty list of hosts.
+    pub egress: Option<Vec<EgressListener>>,
+    /// What happens to destinations that nothing describes; `None`: as the mesh says.
+    pub outbound: Option<OutboundPolicy>,
+    /// Limits of the server's side (S45).
+    pub inbound_pool: Option<ConnectionPool>,
+}
+
+/// Reads a Sidecar. `root_namespace` is where mesh-wide ones live.
+pub(crate) fn read(value: &Value, root_namespace: &str, problems: &mut Problems) -> Sidecar {
+    let (meta, mut spec) = fields::document(value, problems);
+    let name = metadata::name(&meta, Scope::Namespaced, problems);
+    let selector = parts::selector(&mut spec, "workloadSelector", "labels", problems);
+    if !selector.is_empty() && &*name.namespace == root_namespace {
+        let message = format!("is there in the root namespace {root_namespace}, wanted a Sidecar without selector");
+        problems.error(spec.at("workloadSelector"), message);
+    }
+    let egress = egress(&mut spec, &name.namespace, problems);
+    let outbound = outbound(&mut spec, OutboundPolicy::RegistryOnly, problems);
+    let inbound_pool = connection_pool(&mut spec, "inboundConnectionPool", problems);
+    let ingress = ingress(&mut spec, problems);
+    if ingress != 0 {
+        let message = "is for what a sidecar listens on; there are none here, pods keep their own ports";
+        problems.warning(spec.at("ingress"), message);
+    }
+    let says = egress.is_some() || outbound.is_some() || inbound_pool.is_some() || ingress != 0;
+    if !says {
+        problems.warning("spec", "says nothing: its workloads see the whole mesh");
+    }
+    spec.finish(problems);
+    Sidecar { created: metadata::created(&meta), name, selector, egress, outbound, inbound_pool }
+}
+
+fn egress(
+    spec: &mut Object<'_>,
+    namespace: &Arc<str>,
+    problems: &mut Problems,
+) -> Option<Vec<EgressListener>> {
+    let listed = spec.objects("egress", problems);
+    if listed.is_empty() {
+        return None;
+    }
+    let last = listed.len() - 1;
+    let mut listeners: Vec<EgressListener> = Vec::new();
+    for (at, mut object) in listed.into_iter().enumerate() {
+        let given = object.has("port");
+        let port = listener_port(&mut object, problems);
+        if !given && at != last {
+            let message = "has no port and is not the last, wanted the listener for the rest at the end";
+            problems.error(object.path.as_str(), message);
+        }
+        if port.is_some() && listeners.iter().any(|other| other.port == port) {
+            problems.error(object.at("port"), "is there already, wanted one listener for each port");
+        }
+        let bind = object.text("bind", problems);
+        if bind.is_some() && !given {
+            problems.error(object.at("bind"), "is there without port, wanted both or none");
+        }
+        let modes = [("DEFAULT", ()), ("IPTABLES", ()), ("NONE", ())];
+        object.word("captureMode", &modes, problems);
+        let why = "is for what a sidecar listens on; there are none here and it has no effect";
+        object.no_effect(&["bind", "captureMode"], why, problems);
+        let hosts = hosts(&mut object, namespace, problems);
+        object.finish(problems);
+        listeners.push(EgressListener { port, hosts });
+    }
+    Some(listeners)
+}
+
+/// Reads `port` of a listener.
+fn listener_port(object: &mut Object<'_>, problems: &mut Problems) -> Option<u16> {
+    let mut port = object.object("port", problems)?;
+    let number = port.port("number", problems);
+    if !port.has("number") {
+        problems.error(port.at("number"), "is missing, wanted a number from 1 to 65535");
+    }
+    // They name what the listener would speak; here the service's own ports say so.
+    for name in ["protocol", "name"] {
+        port.text(name, problems);
+    }
+    port.no_effect(&["targetPort"], "has no effect", problems);
+    port.finish(problems);
+    number
+}
+
+fn hosts(object: &mut Object<'_>, own: &Arc<str>, problems: &mut Problems) -> Vec<EgressHost> {
+    let texts = object.texts("hosts", problems);
+    if texts.is_empty() && object.get("hosts").is_none_or(|node| node.value.is_array()) {
+        problems.error(object.at("hosts"), "is missing, wanted at least one NAMESPACE/HOST");
+    }
+    let mut hosts = Vec::new();
+    for (path, text) in texts {
+        let Some((namespace, host)) = text.split_once('/') else {
+            problems.error(path, format!("is {text:?}, wanted NAMESPACE/HOST such as ./* or prod/*.example.com"));
+            continue;
+        };
+        if let Err(wanted) = host::check_pattern(host) {
+            problems.error(path, format!("is {text:?}, wanted after the slash {wanted}"));
+            continue;
+        }
+        // `~/*` is nothing at all; `~ns/host` takes away.
+        if namespace == "~" {
+            if host != "*" {
+                problems.warning(path, format!("is {text:?}, which is nothing, as ~/* is"));
+            }
+            continue;
+        }
+        let (excluded, namespace) = match namespace.strip_prefix('~') {
+            Some(rest) => (true, rest),
+            None => (false, namespace),
+        };
+        let namespace: Option<Arc<str>> = match namespace {
+            "*" => None,
+            "." => Some(Arc::clone(own)),
+            name if metadata::is_label(name) => Some(name.into()),
+            name => {
+                problems.error(path, format!("is {text:?}, wanted a namespace, '.' or '*' instead of {name:?}"));
+                continue;
+            }
+        };
+        hosts.push(EgressHost { excluded, namespace, host: host.to_ascii_lowercase().into() });
+    }
+    hosts
+}
+
+/// Reads `outboundTrafficPolicy`, of a Sidecar and of the mesh; `unset` is what it means without a mode.
+pub(super) fn outbound(
+    spec: &mut Object<'_>,
+    unset: OutboundPolicy,
+    problems: &mut Problems,
+) -> Option<OutboundPolicy> {
+    let mut policy = spec.object("outboundTrafficPolicy", problems)?;
+    let modes = [("REGISTRY_ONLY", OutboundPolicy::RegistryOnly), ("ALLOW_ANY", OutboundPolicy::AllowAny)];
+    let mode = policy.word("mode", &modes, problems);
+    if policy.has("egressProxy") {
+        if mode == Some(OutboundPolicy::RegistryOnly) {
+            problems.error(policy.at("egressProxy"), "is there beside mode REGISTRY_ONLY, wanted ALLOW_ANY");
+        } else {
+            problems.warning(policy.at("egressProxy"), "is not done by the mesh yet; it has no effect");
+        }
+    }
+    if !policy.has("mode") {
+        let word = if unset == OutboundPolicy::AllowAny { "ALLOW_ANY" } else { "REGISTRY_ONLY" };
+        problems.warning(policy.at("mode"), format!("is missing, which means {word}"));
+    }
+    policy.finish(problems);
+    Some(mode.unwrap_or(unset))
+}
+
+/// Checks `ingress`, which has no effect here, and counts its entries.
+fn ingress(spec: &mut Object<'_>, problems: &mut Problems) -> usize {
+    let listed = spec.objects("ingress", problems);
+    let count = listed.len();
+    let mut ports = Vec::new();
+    for mut object in listed {
+        let given = object.has("port");
+        let port = listener_port(&mut object, problems);
+        if !given {
+            problems.error(object.at("port"), "is missing, wanted the port of a listener");
+        }
+        if port.is_some() && ports.contains(&port) {
+            problems.error(object.at("port"), "is there already, wanted one listener for each port");
+        }
+        ports.push(port);
+        for name in ["bind", "captureMode", "defaultEndpoint"] {
+            object.text(name, problems);
+        }
+        object.get("tls");
+        connection_pool(&mut object, "connectionPool", problems);
+        object.finish(problems);
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests;
