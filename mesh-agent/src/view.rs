@@ -16,15 +16,15 @@ mod top;
 
 pub use certificates::{CertificateView, CertificatesView};
 pub use connections::{ConnectionView, ConnectionsView, Path, Security};
+pub(crate) use explain::mode_word;
 pub use explain::{
     AddressView, ArrivalView, BackendView, DecidedByView, DryRunView, ExplainView, HookView, PolicyView,
     ResolutionKind, ResolutionView, ServerView, TransportView, VerdictView,
 };
-pub(crate) use explain::mode_word;
 pub use profile::{BucketView, CounterView, HistogramView, ProfileView, ProgramCostView};
 pub use status::{
-    AgentView, ControllerView, ForeignProgramView, IdentityView, KernelView, MapView, Phase, PodState, PodView, ProgramView, SnapshotView,
-    SourceErrorView, StatusView,
+    AgentView, ControllerView, ForeignProgramView, IdentityView, KernelView, MapView, Phase, PodState,
+    PodView, ProgramView, SnapshotView, SourceErrorView, StatusView,
 };
 pub use top::{EdgeCountersView, EdgeKeyView, EdgeView, EdgesView, TopRow, TopView, rates};
 

@@ -15,6 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use mesh_core::{identity::Identity, snapshot::Name};
@@ -81,7 +82,7 @@ pub(crate) struct Live {
     upstream: Cell<Option<SocketAddr>>,
     names: RefCell<Names>,
     edges: RefCell<Vec<EdgeShare>>,
-    flow: RefCell<Option<Arc<Flow>>>,
+    flow: RefCell<Option<FlowShare>>,
     /// What the server's side allowed here; judged again when policy changes.
     admitted: RefCell<Option<ServerRequest>>,
 }
@@ -103,6 +104,25 @@ struct EdgeShare {
     edge: Arc<Edge>,
     to_server: u64,
     to_client: u64,
+}
+
+/// A connection's part in a flow through tunnels.
+#[derive(Debug)]
+struct FlowShare {
+    flow: Arc<Flow>,
+    /// When the other node was asked for it, until it has taken it.
+    asked: Option<Instant>,
+    /// Smoothed round trip time of its tunnel, in microseconds.
+    srtt_us: u32,
+}
+
+impl FlowShare {
+    fn end(self, meter: &Meter) {
+        match self.asked {
+            Some(_) => self.flow.fail(),
+            None => self.flow.close(meter.to_server(), meter.to_client(), self.srtt_us),
+        }
+    }
 }
 
 impl Live {
@@ -133,10 +153,28 @@ impl Live {
         self.edges.borrow_mut().push(EdgeShare { edge, to_server: 0, to_client: 0 });
     }
 
-    /// Counts the connection as opened in a tunnel.
-    pub(crate) fn join_flow(&self, flow: Arc<Flow>) {
-        flow.open();
-        *self.flow.borrow_mut() = Some(flow);
+    /// Another node is about to be asked for it. One that was asked before did not take it.
+    pub(crate) fn ask(&self, flow: Option<Arc<Flow>>) {
+        let share = flow.map(|flow| FlowShare { flow, asked: Some(Instant::now()), srtt_us: 0 });
+        if let Some(before) = self.flow.replace(share) {
+            before.end(&self.meter);
+        }
+    }
+
+    /// The other node has taken it.
+    pub(crate) fn taken(&self) {
+        if let Some(share) = &mut *self.flow.borrow_mut()
+            && let Some(asked) = share.asked.take()
+        {
+            share.flow.open(asked.elapsed());
+        }
+    }
+
+    /// Notes the round trip time of its tunnel.
+    pub(crate) fn set_srtt(&self, srtt_us: u32) {
+        if let Some(share) = &mut *self.flow.borrow_mut() {
+            share.srtt_us = srtt_us;
+        }
     }
 
     /// Adds the bytes since the last time to the edges.
@@ -310,8 +348,8 @@ impl Drop for Open<'_> {
         for share in &*self.live.edges.borrow() {
             share.edge.closed(reason).inc();
         }
-        if let Some(flow) = &*self.live.flow.borrow() {
-            flow.close(self.live.meter.to_server(), self.live.meter.to_client());
+        if let Some(share) = self.live.flow.take() {
+            share.end(&self.live.meter);
         }
         self.table.count(self.live.direction, reason);
         self.table.metrics.open(self.live.direction).dec();

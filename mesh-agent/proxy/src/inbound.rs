@@ -65,6 +65,7 @@ pub(crate) async fn open<'a>(
         inbound: true,
         ticket: None,
         client_addr: Some(live.client),
+        tunnel: false,
     };
     let limit = worker.settings().connect_timeout;
     let stream = dial(worker.sockets(), &live.pod, dst, &tags, limit).await.map_err(|error| {

@@ -62,6 +62,8 @@ pub struct UpstreamTags {
     pub ticket: Option<TicketRequest>,
     /// Show the app this client address instead of the agent's.
     pub client_addr: Option<SocketAddr>,
+    /// It carries connections that are counted one by one elsewhere, so it counts as none itself.
+    pub tunnel: bool,
 }
 
 /// What a ticket is valid for.
@@ -112,6 +114,15 @@ pub struct VerdictEntry {
     pub allow: bool,
 }
 
+/// What the kernel measured of a connected TCP socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpFigures {
+    /// Smoothed round trip time in microseconds.
+    pub srtt_us: u32,
+    /// The peer has acknowledged nothing for so long that bytes were sent again, and has not answered since.
+    pub unanswered: bool,
+}
+
 /// Makes sockets in a pod's network namespace.
 pub trait Sockets: Send + Sync + 'static {
     /// A TCP socket of `dst`'s family: non-blocking, close-on-exec, unconnected, tagged.
@@ -140,4 +151,9 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// The resolver the pod dialled when it sent a query from `client_port`.
     fn resolver(&self, pod: &PodHandle, client_port: u16, v4: bool) -> Option<SocketAddr>;
+
+    /// What the kernel measured of a TCP socket; `None` where it cannot be asked.
+    fn tcp_figures(&self, _socket: BorrowedFd<'_>) -> Option<TcpFigures> {
+        None
+    }
 }

@@ -4,24 +4,30 @@
 //! Invariants:
 //! - Nothing is guessed: without an original destination the connection is reset and counted.
 //! - The server is dialled without waiting for the client's first byte: servers that speak first work.
-//! - Another endpoint is tried only while no byte has been exchanged.
+//! - Another endpoint is tried only while no byte has been exchanged; while there is one, an app's bytes wait until the
+//!   first has been taken by its server.
 //! - A verdict is cached only under a policy generation that was read before the snapshot it was made from.
 //!
 //! Not here: the choice itself ([`crate::target`]), policy ([`crate::server`]), moving bytes ([`crate::relay`]).
 
-use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::fd::AsFd, rc::Rc, sync::Arc, time::Duration};
 
 use mesh_core::{
     policy::{Peer, Verdict, transport},
     snapshot::{Snapshot, Workload},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     close::CloseReason,
     connect::{ConnectError, dial, report},
     connections::{Live, Names},
-    hbone::{TunnelFailure, client::Route, request::Request, tunnel::TunnelStream},
+    hbone::{
+        TunnelFailure,
+        client::Route,
+        request::Request,
+        tunnel::{Early, TunnelStream},
+    },
     kernel::{TicketRequest, UpstreamTags, VerdictEntry},
     loads::LoadGuard,
     metrics::{
@@ -49,6 +55,15 @@ pub(crate) struct Upstream<'a> {
     pub(crate) transport: Transport,
     /// Counts the connection at its endpoint for as long as it lives.
     pub(crate) load: Option<LoadGuard<'a>>,
+}
+
+/// How one endpoint is tried.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    /// Time for it.
+    limit: Duration,
+    /// Whether the app's bytes go with the request for a tunnel's stream.
+    early: Early,
 }
 
 /// Finds and dials the server of an accepted connection.
@@ -100,13 +115,14 @@ async fn connect<'a>(
         tried.push(choice.addr);
         // Short only when there is somewhere else to go.
         let is_last = attempt == settings.attempts_max || choose(&tried).is_none();
-        let limit = if is_last {
-            settings.connect_timeout
+        let attempt = if is_last {
+            Attempt { limit: settings.connect_timeout, early: Early::Sent }
         } else {
-            settings.attempt_timeout.min(settings.connect_timeout)
+            let limit = settings.attempt_timeout.min(settings.connect_timeout);
+            Attempt { limit, early: Early::Held }
         };
         let load = worker.loads().count(choice.addr);
-        match open_transport(worker, live, snapshot, target, choice, limit, accepted).await {
+        match open_transport(worker, live, snapshot, target, choice, attempt, accepted).await {
             Ok(transport) => return Ok(Upstream { transport, load: Some(load) }),
             Err(error) if error.is_endpoints_fault() => last = error,
             Err(error) => return Err(error),
@@ -123,7 +139,7 @@ async fn open_transport(
     snapshot: &Snapshot,
     target: &Target<'_>,
     choice: Choice<'_>,
-    limit: Duration,
+    attempt: Attempt,
     accepted: &mut Stream,
 ) -> Result<Transport, ConnectError> {
     let ticket = admit_local(worker, live, choice)?;
@@ -135,6 +151,7 @@ async fn open_transport(
         inbound: false,
         ticket,
         client_addr: None,
+        tunnel: false,
     };
     let source = snapshot.workload(live.pod.workload);
     let tunnelled = choice.workload.filter(|workload| {
@@ -144,13 +161,20 @@ async fn open_transport(
     });
     let (way, security) = match tunnelled {
         Some(destination) => {
+            let flow = FlowKey {
+                source: tags.src_workload,
+                destination: tags.dst_workload,
+                service: tags.service,
+                port: choice.addr.port(),
+            };
+            live.ask(worker.metrics().flows.flow(flow));
             let source = source.map(|source| &**source);
             let stream =
-                open_tunnel(worker, live, source, destination, choice.addr, &tags, limit, accepted).await?;
+                open_tunnel(worker, live, source, destination, choice.addr, &tags, attempt, accepted).await?;
             (Transport::Tunnel(stream), Security::MutualTls)
         }
         None => {
-            let stream = dial(worker.sockets(), &live.pod, choice.addr, &tags, limit).await?;
+            let stream = dial(worker.sockets(), &live.pod, choice.addr, &tags, attempt.limit).await?;
             let security = if ticket.is_some() { Security::Kernel } else { Security::Plaintext };
             (Transport::Tcp(stream), security)
         }
@@ -181,17 +205,6 @@ async fn open_transport(
         cluster_domain: snapshot.cluster_domain(),
     };
     live.join(worker.edge(key, parties));
-    if security == Security::MutualTls {
-        let flow = FlowKey {
-            source: tags.src_workload,
-            destination: tags.dst_workload,
-            service: tags.service,
-            port: choice.addr.port(),
-        };
-        if let Some(flow) = worker.metrics().flows.flow(flow) {
-            live.join_flow(flow);
-        }
-    }
     if ticket.is_some() {
         // Both sides are done in this pass, so both report.
         live.join(worker.edge(EdgeKey { reporter: Reporter::Destination, ..key }, parties));
@@ -208,7 +221,7 @@ async fn open_tunnel(
     destination: &Workload,
     addr: SocketAddr,
     tags: &UpstreamTags,
-    limit: Duration,
+    attempt: Attempt,
     accepted: &mut Stream,
 ) -> Result<TunnelStream, ConnectError> {
     let failed = |failure| ConnectError::Tunnel { addr, failure };
@@ -224,17 +237,41 @@ async fn open_tunnel(
         expected: destination.identity(),
     };
     let fields = Request::new(source, live.client, addr, worker.random());
-    let open = async {
-        let stream = worker.hbone().open(&live.pod, &route, tags, &fields.fields()).await.map_err(failed)?;
-        stream.ready(accepted).await.map_err(|reason| {
-            failed(TunnelFailure::new(reason, format!("the other side did not take it: {}", reason.as_str())))
-        })?;
-        Ok(stream)
-    };
-    match timeout(limit, open).await {
-        Ok(opened) => opened,
-        Err(_) => Err(ConnectError::TimedOut { addr, limit_ms: limit.as_millis() }),
+    let timed_out = || ConnectError::TimedOut { addr, limit_ms: attempt.limit.as_millis() };
+    let deadline = Instant::now() + attempt.limit;
+    let fields = fields.fields();
+    let opening = worker.hbone().open(&live.pod, &route, tags, &fields);
+    let Ok(opened) = timeout_at(deadline, opening).await else { return Err(timed_out()) };
+    let mut stream = opened.map_err(failed)?;
+    match timeout_at(deadline, stream.ready(accepted, attempt.early, deadline)).await {
+        Ok(Ok(())) => Ok(stream),
+        Ok(Err(reason)) => {
+            let text = format!("the other side did not take it: {}", reason.as_str());
+            Err(failed(TunnelFailure::new(reason, text)))
+        }
+        Err(_) => {
+            stream.tunnel().leave_if_unanswered(worker.kernel());
+            Err(timed_out())
+        }
     }
+}
+
+/// Carries a connection through its tunnel, and says why it ended.
+pub(crate) async fn carry(
+    worker: &Worker,
+    live: &Rc<Live>,
+    stream: TunnelStream,
+    accepted: Stream,
+) -> CloseReason {
+    let tunnel = Rc::clone(stream.tunnel());
+    let reason = stream.carry(live, accepted).await;
+    if let Some(figures) = tunnel.figures(worker.kernel()) {
+        live.set_srtt(figures.srtt_us);
+    }
+    if reason == CloseReason::UpstreamTimeout {
+        tunnel.leave_if_unanswered(worker.kernel());
+    }
+    reason
 }
 
 /// The server's side of a same-node connection; `None` when the endpoint is not on this node.

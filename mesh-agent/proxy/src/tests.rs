@@ -1,5 +1,6 @@
 //! The data path in one process over loopback: a worker, a pod made of plain sockets, and a kernel of tables.
 
+mod attempts;
 mod dns;
 mod fixture;
 mod hbone;

@@ -265,7 +265,7 @@ impl Worker {
                         };
                         relay(&env, &live.meter, downstream, upstream).await
                     }
-                    Transport::Tunnel(stream) => stream.carry(&live, downstream).await,
+                    Transport::Tunnel(stream) => outbound::carry(self, &live, stream, downstream).await,
                 }
             }
             Err(reason) => {

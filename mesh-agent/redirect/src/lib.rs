@@ -58,7 +58,7 @@ pub use maps::Maps;
 pub use netns::{Netns, NetnsError};
 pub use node::{Node, NodeOptions, OpenError};
 pub use precheck::{KERNEL_MIN, PrecheckError};
-pub use sockets::{Dialled, LocalPeer, LocalPeers, Origins, PodSockets, SocketTags, TicketTag};
+pub use sockets::{Dialled, LocalPeer, LocalPeers, Origins, PodSockets, SocketTags, TcpFigures, TicketTag};
 pub use stats::{
     Counter, EventKind, Events, EventsError, Histogram, ProgramRuns, RunStats, Stats, socket_addr,
 };

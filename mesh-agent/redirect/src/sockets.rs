@@ -23,7 +23,7 @@ use mesh_common::{
 use mesh_core::id::{ServiceId, WorkloadId};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{clock, map::MapError, maps::Maps, netns::Netns};
+use crate::{clock, map::MapError, maps::Maps, netns::Netns, sys};
 
 /// What an upstream socket is for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +40,8 @@ pub struct SocketTags {
     pub ticket: Option<TicketTag>,
     /// The app sees this client instead of the agent's own address.
     pub client_addr: Option<SocketAddr>,
+    /// It carries connections that are counted elsewhere: it has no edge of its own.
+    pub tunnel: bool,
 }
 
 /// What a ticket vouches for.
@@ -111,6 +113,11 @@ impl PodSockets {
     }
 
     fn upstream_state(&self, dst: SocketAddr, tags: &SocketTags) -> SockState {
+        let edge = match (tags.tunnel, tags.inbound) {
+            (true, _) => 0,
+            (false, true) => SOCK_EDGE | SOCK_EDGE_INBOUND,
+            (false, false) => SOCK_EDGE,
+        };
         let mut state = SockState {
             backend: dst.ip().into(),
             backend_port: dst.port(),
@@ -120,7 +127,7 @@ impl PodSockets {
             started_ns: clock::monotonic_ns(),
             netns_cookie: self.netns.cookie(),
             role: ROLE_AGENT_UPSTREAM,
-            flags: SOCK_BACKEND | SOCK_EDGE | if tags.inbound { SOCK_EDGE_INBOUND } else { 0 },
+            flags: SOCK_BACKEND | edge,
             ..SockState::ZERO
         };
         if let Some(ticket) = tags.ticket {
@@ -134,6 +141,26 @@ impl PodSockets {
             state.flags |= SOCK_CLIENT_ADDR;
         }
         state
+    }
+}
+
+/// What the kernel measured of a TCP connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpFigures {
+    /// Smoothed round trip time in microseconds.
+    pub srtt_us: u32,
+    /// Times in a row that the retransmission timer ran out without an answer since.
+    pub timeouts: u8,
+}
+
+impl TcpFigures {
+    /// Of a connected TCP socket.
+    ///
+    /// # Errors
+    /// As `getsockopt(2)`, e.g. for a socket of another kind.
+    pub fn of(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        let info = sys::tcp_info(socket)?;
+        Ok(Self { srtt_us: info.tcpi_rtt, timeouts: info.tcpi_retransmits })
     }
 }
 

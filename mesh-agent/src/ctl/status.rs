@@ -188,7 +188,9 @@ fn section(out: &mut String, table: &Table) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::{AgentView, ControllerView, IdentityView, KernelView, MapView, PodView, SnapshotView, SourceErrorView};
+    use crate::view::{
+        AgentView, ControllerView, IdentityView, KernelView, MapView, PodView, SnapshotView, SourceErrorView,
+    };
 
     fn pod(name: &str, state: PodState, reason: Option<&str>) -> PodView {
         PodView {

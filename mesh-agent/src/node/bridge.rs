@@ -16,7 +16,9 @@ use std::{
 };
 
 use mesh_core::id::WorkloadId;
-use mesh_proxy::kernel::{Dialled, Kernel, LocalPeer, PodHandle, Sockets, UpstreamTags, VerdictEntry};
+use mesh_proxy::kernel::{
+    Dialled, Kernel, LocalPeer, PodHandle, Sockets, TcpFigures, UpstreamTags, VerdictEntry,
+};
 use mesh_redirect::{LocalPeers, Maps, Origins, PodSockets, SocketTags, TicketTag, Verdicts};
 
 /// The enrolled pods' way into the kernel, shared by all workers.
@@ -123,6 +125,7 @@ fn socket_tags(tags: &UpstreamTags) -> SocketTags {
         inbound: tags.inbound,
         ticket,
         client_addr: tags.client_addr,
+        tunnel: tags.tunnel,
     }
 }
 
@@ -174,6 +177,12 @@ impl Kernel for Bridge {
         let asked = self.origins.resolver(pod.netns_cookie, client_port, v4);
         asked.or_else(|| fallback(&self.resolvers, v4))
     }
+
+    fn tcp_figures(&self, socket: BorrowedFd<'_>) -> Option<TcpFigures> {
+        // Only figures: without them a row of `meshctl top` says less.
+        let figures = mesh_redirect::TcpFigures::of(socket).ok()?;
+        Some(TcpFigures { srtt_us: figures.srtt_us, unanswered: figures.timeouts > 0 })
+    }
 }
 
 /// The first resolver of the family the pod asked by, else the first one.
@@ -197,12 +206,14 @@ mod tests {
             inbound: true,
             ticket: Some(TicketRequest { incarnation: 4, policy_gen: 5 }),
             client_addr: Some("10.0.0.1:80".parse().unwrap()),
+            tunnel: true,
         };
         let made = socket_tags(&tags);
         assert_eq!((made.src_workload, made.dst_workload), (Some(WorkloadId(1)), Some(WorkloadId(2))));
         assert_eq!((made.service, made.inbound), (Some(ServiceId(3)), true));
         assert_eq!(made.ticket.map(|t| (t.incarnation, t.policy_gen)), Some((4, 5)));
         assert_eq!(made.client_addr, tags.client_addr);
+        assert!(made.tunnel);
     }
 
     #[test]

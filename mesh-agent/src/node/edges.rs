@@ -31,8 +31,11 @@ pub(super) fn edges(
         let counters = EdgeCountersView {
             opened: traffic.opened,
             closed: traffic.closed,
+            failed: traffic.failed,
             bytes_tx: traffic.to_server,
             bytes_rx: traffic.to_client,
+            connect_ns_sum: traffic.connect_ns,
+            srtt_us_sum: traffic.srtt_us,
             ..EdgeCountersView::default()
         };
         sums.entry(tunnelled_key(traffic, names)).or_default().add(&counters);

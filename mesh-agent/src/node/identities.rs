@@ -50,13 +50,13 @@ impl Identities {
     ) -> anyhow::Result<(Self, Background)> {
         let trust_domain = Arc::clone(&snapshots.borrow().mesh().trust_domain);
         let options = CaOptions::new(ca_dir, trust_domain);
-        let ca = Ca::open(options)
-            .with_context(|| format!("open the certificate authority in {}; see --ca-dir", ca_dir.display()))?;
+        let ca = Ca::open(options).with_context(|| {
+            format!("open the certificate authority in {}; see --ca-dir", ca_dir.display())
+        })?;
         let ca = Arc::new(ca);
         let (hosted, of_node) = (Hosted::new(snapshots.clone()), node.to_owned());
-        let issuer = LocalIssuer::new(Arc::clone(&ca), node, move |identity| {
-            hosted.is_hosted(&of_node, identity)
-        });
+        let issuer =
+            LocalIssuer::new(Arc::clone(&ca), node, move |identity| hosted.is_hosted(&of_node, identity));
         let from = ca_dir.display().to_string();
         Ok(Self::start(node, Some(ca), Arc::new(issuer), from, ttl, snapshots))
     }

@@ -1,10 +1,6 @@
 //! Owns where a node's configuration comes from: a directory of manifests, or a controller.
 
-use std::{
-    fmt, fs,
-    path::Path,
-    sync::Arc,
-};
+use std::{fmt, fs, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use mesh_control::{
@@ -63,10 +59,12 @@ fn options(args: &NodeArgs, controller: &ControllerUrl, node: &str) -> anyhow::R
     };
     let roots_path = link.controller_ca.clone().unwrap_or_else(|| run.roots());
     let pem = fs::read(&roots_path).with_context(|| hint("--controller-ca", &roots_path))?;
-    let roots = certificates(&pem).with_context(|| format!("read certificates from {}", roots_path.display()))?;
+    let roots =
+        certificates(&pem).with_context(|| format!("read certificates from {}", roots_path.display()))?;
     let token = match &link.token_file {
         Some(path) => {
-            let text = fs::read_to_string(path).with_context(|| format!("read the token {}", path.display()))?;
+            let text =
+                fs::read_to_string(path).with_context(|| format!("read the token {}", path.display()))?;
             Zeroizing::new(Zeroizing::new(text).trim().to_owned())
         }
         None => {
@@ -82,8 +80,8 @@ fn options(args: &NodeArgs, controller: &ControllerUrl, node: &str) -> anyhow::R
         None => run.read_identity().context("read who the controller of this host is")?,
         Some(_) => None,
     };
-    let identity = said
-        .unwrap_or_else(|| controller_identity(&args.trust.trust_domain, &args.trust.root_namespace));
+    let identity =
+        said.unwrap_or_else(|| controller_identity(&args.trust.trust_domain, &args.trust.root_namespace));
     Ok(SubscribeOptions {
         controller: controller.clone(),
         identity,

@@ -83,7 +83,8 @@ pub(super) fn status(shared: &Shared) -> Result<StatusView, MapError> {
 fn identity(shared: &Shared) -> IdentityView {
     let snapshot = shared.snapshot();
     let (mesh, counters) = (snapshot.mesh(), shared.identities.counters());
-    let without = shared.identities.rows().into_iter().find(|row| row.state != "valid" && row.last_error.is_some());
+    let without =
+        shared.identities.rows().into_iter().find(|row| row.state != "valid" && row.last_error.is_some());
     IdentityView {
         trust_domain: mesh.trust_domain.to_string(),
         trust_domain_aliases: mesh.trust_domain_aliases.iter().map(ToString::to_string).collect(),

@@ -177,6 +177,7 @@ impl Hbone {
         let tags = UpstreamTags {
             src_workload: tags.src_workload,
             dst_workload: tags.dst_workload,
+            tunnel: true,
             ..UpstreamTags::default()
         };
         let task = Task { way: Rc::clone(way), dialling: Rc::clone(&dialling) };

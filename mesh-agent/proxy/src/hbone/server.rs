@@ -207,6 +207,7 @@ async fn find_app(
         inbound: true,
         ticket: None,
         client_addr: Some(live.client),
+        tunnel: false,
     };
     let limit = worker.settings().connect_timeout;
     let app = tokio::select! {

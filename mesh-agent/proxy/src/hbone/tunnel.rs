@@ -21,9 +21,16 @@ mod tests;
 use self::state::State;
 pub(crate) use self::{
     state::{Opened, TunnelEnd, Turn},
-    stream::TunnelStream,
+    stream::{Early, TunnelStream},
 };
-use std::{cell::RefCell, fmt, future::poll_fn, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    future::poll_fn,
+    os::fd::AsFd,
+    rc::Rc,
+    sync::Arc,
+};
 
 use mesh_core::identity::Identity;
 use rustls::pki_types::CertificateDer;
@@ -33,7 +40,11 @@ use super::{
     tls::handshake::Established,
     workspace::Workspace,
 };
-use crate::{close::Side, stream::Stream};
+use crate::{
+    close::Side,
+    kernel::{Kernel, TcpFigures},
+    stream::Stream,
+};
 
 /// Which end of the tunnel this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +77,8 @@ impl Role {
 pub(crate) struct Tunnel {
     state: RefCell<State>,
     workspace: Rc<Workspace>,
+    /// The last answer about the socket, and when it was asked.
+    figures: Cell<Option<(u32, Option<TcpFigures>)>>,
     /// Who the peer proved to be.
     pub(crate) peer: Arc<Identity>,
     /// The certificates by which it did.
@@ -97,7 +110,7 @@ impl Tunnel {
         let tick = workspace.tick.get();
         let chain = established.peer.clone();
         let state = State::new(role, stream, established, h2, tick);
-        Rc::new(Self { state: RefCell::new(state), workspace, peer, chain, role })
+        Rc::new(Self { state: RefCell::new(state), workspace, figures: Cell::new(None), peer, chain, role })
     }
 
     /// The tunnel task's next turn: carries bytes until there is something to tell.
@@ -129,6 +142,27 @@ impl Tunnel {
     /// Whether a stream opened now would wait behind others for the socket.
     pub(crate) fn is_saturated(&self) -> bool {
         self.state.borrow().is_blocked()
+    }
+
+    /// What the kernel measured of its socket, asked at most once a tick.
+    pub(crate) fn figures(&self, kernel: &dyn Kernel) -> Option<TcpFigures> {
+        let now = self.workspace.tick.get();
+        match self.figures.get() {
+            Some((tick, figures)) if tick == now => figures,
+            _ => {
+                let figures = kernel.tcp_figures(self.state.borrow().stream.as_fd());
+                self.figures.set(Some((now, figures)));
+                figures
+            }
+        }
+    }
+
+    /// Takes no new streams if its peer's kernel does not answer: a new connection may get through where this one waits for
+    /// its next retransmission.
+    pub(crate) fn leave_if_unanswered(&self, kernel: &dyn Kernel) {
+        if self.figures(kernel).is_some_and(|figures| figures.unanswered) {
+            self.shutdown();
+        }
     }
 
     /// Whether new streams are not taken any more.

@@ -4,7 +4,8 @@
 //! of connections in it.
 //!
 //! Invariants:
-//! - Bytes are added when a connection ends, as the kernel does; those of open ones are in their own views.
+//! - Bytes and round trip times are added when a connection ends, as the kernel does; bytes of open ones are in their own
+//!   views.
 //! - At most [`FLOWS_MAX`] flows; connections of further ones are counted in none.
 
 use std::{
@@ -13,6 +14,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use mesh_core::{
@@ -40,21 +42,31 @@ pub(crate) struct FlowKey {
 pub(crate) struct Flow {
     opened: AtomicU64,
     closed: AtomicU64,
+    failed: AtomicU64,
     to_server: AtomicU64,
     to_client: AtomicU64,
+    connect_ns: AtomicU64,
+    srtt_us: AtomicU64,
 }
 
 impl Flow {
-    /// A connection was opened.
-    pub(crate) fn open(&self) {
+    /// The other side took a connection, so long after it was asked.
+    pub(crate) fn open(&self, after: Duration) {
         self.opened.fetch_add(1, Ordering::Relaxed);
+        self.connect_ns.fetch_add(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// A connection ended.
-    pub(crate) fn close(&self, to_server: u64, to_client: u64) {
+    /// No connection came of an attempt.
+    pub(crate) fn fail(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection ended; `srtt_us` is the round trip time of its tunnel.
+    pub(crate) fn close(&self, to_server: u64, to_client: u64, srtt_us: u32) {
         self.closed.fetch_add(1, Ordering::Relaxed);
         self.to_server.fetch_add(to_server, Ordering::Relaxed);
         self.to_client.fetch_add(to_client, Ordering::Relaxed);
+        self.srtt_us.fetch_add(srtt_us.into(), Ordering::Relaxed);
     }
 }
 
@@ -95,14 +107,20 @@ pub struct TunnelledTraffic {
     pub service: Option<ServiceId>,
     /// The server's own port.
     pub port: u16,
-    /// Connections opened.
+    /// Connections that the other side has taken.
     pub opened: u64,
     /// Connections that ended.
     pub closed: u64,
+    /// Attempts that no connection came of.
+    pub failed: u64,
     /// Bytes from client to server, of connections that ended.
     pub to_server: u64,
     /// Bytes from server to client, of connections that ended.
     pub to_client: u64,
+    /// Sum over `opened` of the times until the other side took the connection, in nanoseconds.
+    pub connect_ns: u64,
+    /// Sum over `closed` of the smoothed round trip times of their tunnels, in microseconds.
+    pub srtt_us: u64,
 }
 
 impl Metrics {
@@ -117,8 +135,11 @@ impl Metrics {
             port: key.port,
             opened: read(&flow.opened),
             closed: read(&flow.closed),
+            failed: read(&flow.failed),
             to_server: read(&flow.to_server),
             to_client: read(&flow.to_client),
+            connect_ns: read(&flow.connect_ns),
+            srtt_us: read(&flow.srtt_us),
         };
         flows.iter().map(row).collect()
     }
@@ -140,15 +161,17 @@ mod tests {
             port: 80,
         };
         let flow = metrics.flows.flow(key).unwrap();
-        flow.open();
-        flow.open();
-        flow.close(3, 5);
-        metrics.flows.flow(FlowKey { port: 81, ..key }).unwrap().open();
+        flow.open(Duration::from_micros(3));
+        flow.open(Duration::from_micros(4));
+        flow.close(3, 5, 40);
+        flow.fail();
+        metrics.flows.flow(FlowKey { port: 81, ..key }).unwrap().open(Duration::ZERO);
         let mut rows = metrics.tunnelled();
         rows.sort_by_key(|row| row.port);
         let counts: Vec<_> =
             rows.iter().map(|r| (r.port, r.opened, r.closed, r.to_server, r.to_client)).collect();
         assert_eq!(counts, [(80, 2, 1, 3, 5), (81, 1, 0, 0, 0)]);
+        assert_eq!((rows[0].failed, rows[0].connect_ns, rows[0].srtt_us), (1, 7000, 40));
         metrics.flows.retain(&Snapshot::default());
         assert!(metrics.tunnelled().is_empty(), "both are unknown");
     }

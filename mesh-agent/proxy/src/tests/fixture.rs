@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     close::{CloseReason, Direction},
     connections::Admission,
-    kernel::{Dialled, Kernel, LocalPeer, PodHandle, Sockets, UpstreamTags, VerdictEntry},
+    kernel::{Dialled, Kernel, LocalPeer, PodHandle, Sockets, TcpFigures, UpstreamTags, VerdictEntry},
     listener::{self, Listener, Purpose},
     metrics::{DnsOutcome, Metrics},
     settings::Settings,
@@ -45,6 +45,7 @@ pub(super) struct FakeKernel {
     pub(super) local: Mutex<HashMap<WorkloadId, LocalPeer>>,
     pub(super) verdicts: Mutex<Vec<VerdictEntry>>,
     pub(super) resolver: Mutex<Option<SocketAddr>>,
+    pub(super) figures: Mutex<Option<TcpFigures>>,
 }
 
 impl Kernel for FakeKernel {
@@ -65,6 +66,10 @@ impl Kernel for FakeKernel {
 
     fn resolver(&self, _: &PodHandle, _: u16, _: bool) -> Option<SocketAddr> {
         *self.resolver.lock().unwrap()
+    }
+
+    fn tcp_figures(&self, _: BorrowedFd<'_>) -> Option<TcpFigures> {
+        *self.figures.lock().unwrap()
     }
 }
 

@@ -17,17 +17,17 @@ use crate::{
 };
 
 /// Two nodes and an app on the second.
-struct Nodes {
-    a: World,
-    b: World,
-    app: TcpListener,
+pub(super) struct Nodes {
+    pub(super) a: World,
+    pub(super) b: World,
+    pub(super) app: TcpListener,
 }
 
-fn server_pod() -> Workload {
+pub(super) fn server_pod() -> Workload {
     Workload { tunnel: Tunnel::Hbone, ..workload("server", "b", [127, 0, 0, 2].into()) }
 }
 
-fn test<F: Future<Output = ()>>(shape: impl Fn(&mut Settings), body: impl FnOnce(Nodes) -> F) {
+pub(super) fn test<F: Future<Output = ()>>(shape: impl Fn(&mut Settings), body: impl FnOnce(Nodes) -> F) {
     // The fixture's own world gives the runtime; these are built within it.
     in_world(
         false,
@@ -50,7 +50,7 @@ fn test<F: Future<Output = ()>>(shape: impl Fn(&mut Settings), body: impl FnOnce
 }
 
 impl Nodes {
-    async fn pair(&self) -> (TcpStream, TcpStream) {
+    pub(super) async fn pair(&self) -> (TcpStream, TcpStream) {
         let client = TcpStream::connect(self.a.outbound).await.unwrap();
         let (server, _) = soon(self.app.accept()).await.unwrap();
         let relayed =

@@ -102,9 +102,9 @@ fn a_refused_connect_to_the_only_endpoint_resets_the_client() {
 }
 
 /// A listener whose queue is full, so that further connects hang.
-async fn hanging() -> (Socket, SocketAddr, Vec<TcpStream>) {
+pub(super) async fn hanging(at: [u8; 4]) -> (Socket, SocketAddr, Vec<TcpStream>) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&"127.0.0.3:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    socket.bind(&SocketAddr::from((at, 0)).into()).unwrap();
     socket.listen(0).unwrap();
     let addr = socket.local_addr().unwrap().as_socket().unwrap();
     let mut fill = Vec::new();
@@ -119,7 +119,7 @@ async fn hanging() -> (Socket, SocketAddr, Vec<TcpStream>) {
 fn an_endpoint_that_does_not_answer_is_left_for_the_next_one() {
     let shape = |settings: &mut crate::Settings| settings.attempt_timeout = Duration::from_millis(700);
     in_world(true, shape, |world| async move {
-        let (_hanging, silent, _fill) = hanging().await;
+        let (_hanging, silent, _fill) = hanging([127, 0, 0, 3]).await;
         let (listener, addr) = bound("127.0.0.1:0").await;
         let endpoints = vec![endpoint(silent, None), endpoint(addr, None)];
         world.publish(Vec::new(), vec![service("web", VIP.parse().unwrap(), endpoints)]);
@@ -138,7 +138,7 @@ fn a_server_that_does_not_answer_costs_the_connect_time_out() {
         true,
         |_| {},
         |world| async move {
-            let (_hanging, silent, _fill) = hanging().await;
+            let (_hanging, silent, _fill) = hanging([127, 0, 0, 3]).await;
             world.dial(silent);
             let mut client = TcpStream::connect(world.outbound).await.unwrap();
             let begun = Instant::now();

@@ -161,8 +161,13 @@ impl State {
                 if !(200..300).contains(&status) {
                     leg.lose(refusal(status));
                     self.h2.reset(stream, ErrorCode::CANCEL);
-                } else if end {
-                    leg.down = Half::Ending;
+                } else {
+                    if let Some(live) = &leg.live {
+                        live.taken();
+                    }
+                    if end {
+                        leg.down = Half::Ending;
+                    }
                 }
                 leg.wake();
                 self.settle(tick, stream.id());

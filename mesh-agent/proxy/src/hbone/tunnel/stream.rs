@@ -6,6 +6,8 @@ use std::{
     task::{Context, Poll},
 };
 
+use tokio::time::{Instant, sleep_until};
+
 use super::{
     super::h2::{ErrorCode, StreamKey},
     Tunnel,
@@ -20,11 +22,22 @@ const ROUNDS_MAX: u32 = 8;
 pub(crate) struct TunnelStream {
     tunnel: Rc<Tunnel>,
     key: StreamKey,
+    /// When a server must have answered.
+    answer_by: Option<Instant>,
+}
+
+/// When the bytes of an app may follow a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Early {
+    /// At once, together with it: saves a round trip.
+    Sent,
+    /// When the server has taken it: until then another one can be asked.
+    Held,
 }
 
 impl TunnelStream {
     pub(super) fn new(tunnel: Rc<Tunnel>, key: StreamKey) -> Self {
-        Self { tunnel, key }
+        Self { tunnel, key, answer_by: None }
     }
 
     /// The tunnel it belongs to.
@@ -46,15 +59,27 @@ impl TunnelStream {
         }
     }
 
-    /// Waits until the server has answered or the app has bytes for it: from then on no other server can be tried.
+    /// Waits until the server has answered, or with [`Early::Sent`] the app has bytes for it: from then on no other server
+    /// can be tried. An answer that is still missing then must come until `answer_by`, or [`TunnelStream::carry`] ends.
     ///
     /// # Errors
     /// The server refused before a byte of the app was taken.
-    pub(crate) async fn ready(&self, app: &mut Stream) -> Result<(), CloseReason> {
-        poll_fn(|cx| self.poll_ready(app, cx)).await
+    pub(crate) async fn ready(
+        &mut self,
+        app: &mut Stream,
+        early: Early,
+        answer_by: Instant,
+    ) -> Result<(), CloseReason> {
+        self.answer_by = Some(answer_by);
+        poll_fn(|cx| self.poll_ready(app, early, cx)).await
     }
 
-    fn poll_ready(&self, app: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), CloseReason>> {
+    fn poll_ready(
+        &self,
+        app: &mut Stream,
+        early: Early,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), CloseReason>> {
         let mut state = self.tunnel.state.borrow_mut();
         {
             let Some(leg) = state.legs.get_mut(&self.key.id()) else {
@@ -69,7 +94,7 @@ impl TunnelStream {
             }
         }
         app.observe(cx);
-        if app.has_bytes() || app.is_hung_up() {
+        if early == Early::Sent && app.has_bytes() || app.is_hung_up() {
             // The request goes out together with them.
             return Poll::Ready(Ok(()));
         }
@@ -99,6 +124,9 @@ impl TunnelStream {
             let over = state.is_over();
             match state.legs.get_mut(&self.key.id()) {
                 Some(leg) => {
+                    if leg.status.is_some() {
+                        live.taken();
+                    }
                     leg.live = Some(Rc::clone(live));
                     leg.app = Some(app);
                 }
@@ -108,12 +136,36 @@ impl TunnelStream {
                 }
             }
         }
+        let mut timer = self.answer_by.filter(|_| self.awaits_answer()).map(|by| Box::pin(sleep_until(by)));
         loop {
-            match poll_fn(|cx| self.poll(live, cx)).await {
+            let turn = poll_fn(|cx| {
+                if let Some(running) = &mut timer {
+                    if !self.awaits_answer() {
+                        timer = None;
+                    } else if running.as_mut().poll(cx).is_ready() {
+                        timer = None;
+                        self.lose(CloseReason::UpstreamTimeout);
+                    }
+                }
+                self.poll(live, cx)
+            });
+            match turn.await {
                 Some(reason) => return reason,
                 // Through the reactor, so that other sockets' edges are seen in between.
                 None => tokio::task::yield_now().await,
             }
+        }
+    }
+
+    fn awaits_answer(&self) -> bool {
+        let state = self.tunnel.state.borrow();
+        state.legs.get(&self.key.id()).is_some_and(|leg| leg.status.is_none())
+    }
+
+    /// Nothing is expected of the other side any more.
+    fn lose(&self, reason: CloseReason) {
+        if let Some(leg) = self.tunnel.state.borrow_mut().legs.get_mut(&self.key.id()) {
+            leg.lose(reason);
         }
     }
 

@@ -26,7 +26,7 @@ use super::{
         },
         workspace::Workspace,
     },
-    Role, Tunnel, TunnelEnd, Turn,
+    Early, Role, Tunnel, TunnelEnd, Turn,
 };
 use crate::{
     close::{CloseReason, Direction},
@@ -172,10 +172,10 @@ impl Rig {
     /// An app's socket whose other end goes through the tunnel, and how that will end.
     async fn connect(&self) -> (TcpStream, JoinHandle<CloseReason>) {
         let (app, mut agent) = sockets().await;
-        let stream = self.client.open(&FIELDS).unwrap();
+        let mut stream = self.client.open(&FIELDS).unwrap();
         let connections = Rc::clone(&self.connections);
         let task = spawn_local(async move {
-            match stream.ready(&mut agent).await {
+            match stream.ready(&mut agent, Early::Sent, in_a_minute()).await {
                 Ok(()) => carry(&connections, stream, agent).await,
                 Err(reason) => {
                     agent.reset();
@@ -194,6 +194,10 @@ impl Rig {
         assert_eq!(self.client.state.borrow().h2.streams(), 0);
         assert_eq!(self.server.state.borrow().h2.streams(), 0);
     }
+}
+
+fn in_a_minute() -> tokio::time::Instant {
+    tokio::time::Instant::now() + Duration::from_secs(60)
 }
 
 /// An app that sends back what it gets, until the end.
@@ -507,9 +511,10 @@ fn a_stream_given_up_before_its_answer_is_reset_at_the_server() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let rig = Rig::new(Limits::default(), Answer::DialLate(listener.local_addr().unwrap())).await;
         for _ in 0..20 {
-            let stream = rig.client.open(&FIELDS).unwrap();
+            let mut stream = rig.client.open(&FIELDS).unwrap();
             let (_app, mut agent) = sockets().await;
-            let waiting = timeout(Duration::from_millis(5), stream.ready(&mut agent)).await;
+            let ready = stream.ready(&mut agent, Early::Sent, in_a_minute());
+            let waiting = timeout(Duration::from_millis(5), ready).await;
             assert!(waiting.is_err(), "not answered yet");
             drop(stream);
         }
