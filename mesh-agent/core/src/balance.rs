@@ -5,7 +5,11 @@
 //! - One that just failed (`exclude`) is picked only when no other is left.
 //! - No allocation; the caller keeps the counts and brings the randomness.
 
+mod draws;
+
 use std::net::SocketAddr;
+
+pub use draws::{Draws, below};
 
 use crate::snapshot::Endpoint;
 

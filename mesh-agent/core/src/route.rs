@@ -12,8 +12,17 @@
 //! ([`crate::policy`]).
 
 pub mod cluster;
+pub mod cors;
+pub mod evaluate;
+pub mod fault;
+pub mod host;
 pub mod http;
 pub mod matching;
+pub mod normalize;
+pub mod protocol;
+pub mod request;
+pub mod retry;
+pub mod rewrite;
 pub mod scope;
 pub mod stream;
 

@@ -1,5 +1,7 @@
 //! The world as one node sees it: workloads, services and their endpoints, immutable once published.
 
+mod lookup;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,

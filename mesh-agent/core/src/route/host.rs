@@ -1,0 +1,113 @@
+//! Which host a request means: the text of its authority, and the names that a client may use for a service.
+//!
+//! Invariants:
+//! - A name that is a service's own full name never means another service by an alias (S7).
+//! - The address that was dialled has no say here (S9); the caller falls back to it for names that mean nothing.
+
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
+
+use crate::{
+    route::HostPort,
+    snapshot::{Protocol, Service, Snapshot},
+};
+
+/// An authority in its parts. Total: what is no host and port is a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Authority<'a> {
+    /// Host as it was written; an IPv6 address with its brackets.
+    pub host: &'a str,
+    /// Port, if there is one.
+    pub port: Option<u16>,
+}
+
+impl<'a> Authority<'a> {
+    /// Reads an authority.
+    pub fn parse(text: &'a str) -> Self {
+        let split = match text.strip_prefix('[').and_then(|rest| rest.find(']')) {
+            // Two bytes for the brackets.
+            Some(end) => text.split_at_checked(end + 2).map(|(host, rest)| (host, rest.strip_prefix(':'))),
+            None => match text.split_once(':') {
+                Some((host, port)) if !port.contains(':') => Some((host, Some(port))),
+                _ => None,
+            },
+        };
+        match split {
+            Some((host, None)) if host.len() == text.len() => Self { host, port: None },
+            // An empty port is allowed by RFC 3986 and means the scheme's own.
+            Some((host, Some(""))) => Self { host, port: None },
+            Some((host, Some(port))) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                match port.parse() {
+                    Ok(port) => Self { host, port: Some(port) },
+                    Err(_) => Self { host: text, port: None },
+                }
+            }
+            _ => Self { host: text, port: None },
+        }
+    }
+
+    /// The host as tables have it: lower case, without trailing dot. Allocates only if there are capitals.
+    pub fn name(&self) -> Cow<'a, str> {
+        let host = self.host.strip_suffix('.').unwrap_or(self.host);
+        if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            Cow::Owned(host.to_ascii_lowercase())
+        } else {
+            Cow::Borrowed(host)
+        }
+    }
+
+    /// The address, if the host is one.
+    pub fn ip(&self) -> Option<IpAddr> {
+        let host = self.host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(self.host);
+        host.parse().ok()
+    }
+}
+
+/// What an authority means to a client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResolvedHost<'a, 's> {
+    /// The host as [`super::Routes::http`] wants it: the full name of a service, else what was asked for.
+    pub host: Cow<'a, str>,
+    /// The service, if the name is one's.
+    pub service: Option<&'s Arc<Service>>,
+}
+
+/// What the authority of a request means to a client of `namespace` that dialled `port`.
+///
+/// A service without an entry in `Routes` is found too. Neither a service nor an entry: the caller decides by what was dialled.
+pub fn resolve<'a, 's>(
+    snapshot: &'s Snapshot,
+    namespace: &str,
+    authority: &'a str,
+    port: u16,
+) -> ResolvedHost<'a, 's> {
+    let authority = Authority::parse(authority);
+    let name = authority.name();
+    if let Some(service) = snapshot.service_by_host(&name) {
+        return ResolvedHost { host: name, service: Some(service) };
+    }
+    let is_routed = |host: &str| snapshot.routes().http.contains_key(&HostPort { host: host.into(), port });
+    if is_routed(&name) {
+        return ResolvedHost { host: name, service: None };
+    }
+    let service = alias(snapshot, namespace, &name)
+        .or_else(|| Some(snapshot.service_at(authority.ip()?, port, Protocol::Tcp)?.0));
+    match service {
+        Some(service) => {
+            ResolvedHost { host: Cow::Owned(snapshot.host_of(service).into_owned()), service: Some(service) }
+        }
+        None => ResolvedHost { host: name, service: None },
+    }
+}
+
+/// The service that `foo`, `foo.ns` and `foo.ns.svc` mean.
+fn alias<'s>(snapshot: &'s Snapshot, own_namespace: &str, name: &str) -> Option<&'s Arc<Service>> {
+    let mut labels = name.split('.');
+    let (service, namespace) = (labels.next()?, labels.next().unwrap_or(own_namespace));
+    if labels.next().is_some_and(|label| label != "svc") || labels.next().is_some() {
+        return None;
+    }
+    snapshot.service_named(namespace, service)
+}
+
+#[cfg(test)]
+mod tests;

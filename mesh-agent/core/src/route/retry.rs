@@ -1,0 +1,122 @@
+//! Whether a try is repeated, and when.
+
+use std::time::Duration;
+
+use crate::route::{
+    http::{RetryOn, RetryPolicy},
+    request::Headers,
+};
+
+/// How a try ended.
+#[derive(Clone, Copy)]
+pub enum Outcome<'a> {
+    /// The connection could not be made, or not in time.
+    ConnectFailure,
+    /// The peer said that it has not processed the request (`REFUSED_STREAM`, or a `GOAWAY` below it).
+    RefusedStream,
+    /// No response: the connection ended or the stream was reset.
+    Reset {
+        /// Some of the request had left.
+        request_sent: bool,
+    },
+    /// No response within the limit of one try.
+    PerTryTimeout,
+    /// A limit of ours was reached; this is never repeated.
+    Overflow,
+    /// The endpoint's own response; one that was made here is none (S34).
+    Response {
+        /// Status.
+        status: u16,
+        /// Headers.
+        headers: &'a dyn Headers,
+    },
+}
+
+impl std::fmt::Debug for Outcome<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ConnectFailure => f.write_str("ConnectFailure"),
+            Self::RefusedStream => f.write_str("RefusedStream"),
+            Self::Reset { request_sent } => write!(f, "Reset(request sent: {request_sent})"),
+            Self::PerTryTimeout => f.write_str("PerTryTimeout"),
+            Self::Overflow => f.write_str("Overflow"),
+            Self::Response { status, .. } => write!(f, "Response({status})"),
+        }
+    }
+}
+
+impl RetryOn {
+    /// Whether a try that ended so is worth repeating (S34).
+    pub fn decides(&self, outcome: &Outcome<'_>) -> bool {
+        // Like Envoy, a missing response counts as 5xx and as a gateway's error.
+        let any_reset = self.reset || self.server_error || self.gateway_error;
+        match *outcome {
+            Outcome::Overflow => false,
+            Outcome::ConnectFailure => any_reset || self.connect_failure || self.reset_before_request,
+            Outcome::RefusedStream => any_reset || self.refused_stream,
+            Outcome::Reset { request_sent } => any_reset || (self.reset_before_request && !request_sent),
+            Outcome::PerTryTimeout => any_reset,
+            Outcome::Response { status, headers } => self.decides_response(status, headers),
+        }
+    }
+
+    fn decides_response(&self, status: u16, headers: &dyn Headers) -> bool {
+        (self.server_error && (500..600).contains(&status))
+            || (self.gateway_error && (502..=504).contains(&status))
+            || (self.retriable_4xx && status == 409)
+            || self.statuses.contains(&status)
+            || self.headers.iter().any(|name| headers.first(name).is_some())
+            || (!self.grpc.is_empty() && grpc_status(headers).is_some_and(|code| self.grpc.contains(&code)))
+    }
+}
+
+/// `grpc-status` among headers.
+pub fn grpc_status(headers: &dyn Headers) -> Option<u8> {
+    std::str::from_utf8(headers.first("grpc-status")?).ok()?.parse().ok()
+}
+
+/// The value of a `grpc-timeout` header: up to eight digits and a unit.
+pub fn grpc_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let amount: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(amount * 3600),
+        b'M' => Duration::from_secs(amount * 60),
+        b'S' => Duration::from_secs(amount),
+        b'm' => Duration::from_millis(amount),
+        b'u' => Duration::from_micros(amount),
+        b'n' => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+/// Back-offs grow up to this many times the first.
+const BACKOFF_MAX_TIMES: u32 = 10;
+
+impl RetryPolicy {
+    /// How long to wait before retry number `retry` (the first is 1), with full jitter: anything from nothing to
+    /// `backoff` × (2^`retry` − 1), at most ten times `backoff` (S32). `draw` is one random word.
+    pub fn backoff_before(&self, retry: u32, draw: u64) -> Duration {
+        let times = 1_u32.checked_shl(retry).map_or(BACKOFF_MAX_TIMES, |power| power - 1);
+        let most = self.backoff.saturating_mul(times.clamp(1, BACKOFF_MAX_TIMES));
+        let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(crate::balance::below(draw, nanos))
+    }
+
+    /// Whether endpoints that were tried are avoided (S33). `by_hash`: the destination is chosen by hash.
+    pub fn avoids_previous(&self, by_hash: bool) -> bool {
+        self.ignore_previous_hosts.unwrap_or(!by_hash)
+    }
+
+    /// How many of the nearest priorities retry number `retry` (the first is 1) leaves out: every second retry goes one
+    /// farther (S33).
+    pub fn skipped_priorities(&self, retry: u32) -> u32 {
+        if self.remote_localities { retry / 2 } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests;

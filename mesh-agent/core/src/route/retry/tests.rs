@@ -1,0 +1,150 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn policy(attempts: u32) -> RetryPolicy {
+    RetryPolicy {
+        attempts,
+        per_try_timeout: None,
+        on: RetryOn::default(),
+        backoff: Duration::from_millis(25),
+        ignore_previous_hosts: None,
+        remote_localities: false,
+    }
+}
+
+fn on(set: impl Fn(&mut RetryOn)) -> RetryOn {
+    let mut on = RetryOn::default();
+    set(&mut on);
+    on
+}
+
+#[test]
+fn s34_conditions_mean_what_envoy_means_by_them() {
+    let none: Vec<(&str, &str)> = Vec::new();
+    let with = vec![("x-retry", "1")];
+    let status = |status| Outcome::Response { status, headers: &none };
+    let outcomes = [
+        ("connect", Outcome::ConnectFailure),
+        ("refused", Outcome::RefusedStream),
+        ("reset before", Outcome::Reset { request_sent: false }),
+        ("reset after", Outcome::Reset { request_sent: true }),
+        ("timeout", Outcome::PerTryTimeout),
+        ("overflow", Outcome::Overflow),
+        ("200", status(200)),
+        ("409", status(409)),
+        ("429", status(429)),
+        ("500", status(500)),
+        ("502", status(502)),
+        ("503", status(503)),
+        ("504", status(504)),
+        ("header", Outcome::Response { status: 200, headers: &with }),
+    ];
+    let cases: [(&str, RetryOn, &[&str]); 9] = [
+        ("nothing", RetryOn::default(), &[]),
+        ("connect-failure", on(|on| on.connect_failure = true), &["connect"]),
+        ("refused-stream", on(|on| on.refused_stream = true), &["refused"]),
+        (
+            "reset",
+            on(|on| on.reset = true),
+            &["connect", "refused", "reset before", "reset after", "timeout"],
+        ),
+        ("reset-before-request", on(|on| on.reset_before_request = true), &["connect", "reset before"]),
+        (
+            "5xx",
+            on(|on| on.server_error = true),
+            &["connect", "refused", "reset before", "reset after", "timeout", "500", "502", "503", "504"],
+        ),
+        (
+            "gateway-error",
+            on(|on| on.gateway_error = true),
+            &["connect", "refused", "reset before", "reset after", "timeout", "502", "503", "504"],
+        ),
+        ("retriable-4xx", on(|on| on.retriable_4xx = true), &["409"]),
+        (
+            "statuses and headers",
+            on(|on| {
+                on.statuses = vec![429, 503];
+                on.headers = vec!["x-retry".into()];
+            }),
+            &["429", "503", "header"],
+        ),
+    ];
+    for (name, on, expected) in cases {
+        let decided: Vec<_> =
+            outcomes.iter().filter(|(_, outcome)| on.decides(outcome)).map(|(name, _)| *name).collect();
+        assert_eq!(decided, expected, "{name}");
+    }
+}
+
+#[test]
+fn s34_grpc_codes_count_in_the_responses_headers_only() {
+    let unavailable = on(|on| on.grpc = vec![1, 14]);
+    let decides = |headers: Vec<(&str, &str)>| {
+        unavailable.decides(&Outcome::Response { status: 200, headers: &headers })
+    };
+    assert!(decides(vec![("grpc-status", "14")]));
+    assert!(decides(vec![("grpc-status", "1")]));
+    assert!(!decides(vec![("grpc-status", "0")]));
+    assert!(!decides(vec![("grpc-status", "nonsense")]));
+    assert!(!decides(vec![]));
+}
+
+#[test]
+fn grpc_timeouts_have_digits_and_a_unit() {
+    let cases = [
+        (&b"1H"[..], Some(Duration::from_secs(3600))),
+        (b"2M", Some(Duration::from_secs(120))),
+        (b"3S", Some(Duration::from_secs(3))),
+        (b"4m", Some(Duration::from_millis(4))),
+        (b"5u", Some(Duration::from_micros(5))),
+        (b"6n", Some(Duration::from_nanos(6))),
+        (b"99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+        (b"0S", Some(Duration::ZERO)),
+        (b"999999999S", None),
+        (b"S", None),
+        (b"", None),
+        (b"1", None),
+        (b"-1S", None),
+        (b"1s", None),
+        (b"1 S", None),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(grpc_timeout(text), expected, "{}", text.escape_ascii());
+    }
+}
+
+#[test]
+fn s33_previous_hosts_are_avoided_unless_the_choice_is_by_hash_or_somebody_says_so() {
+    assert!(policy(2).avoids_previous(false));
+    assert!(!policy(2).avoids_previous(true));
+    let asked = RetryPolicy { ignore_previous_hosts: Some(true), ..policy(2) };
+    assert!(asked.avoids_previous(true));
+    let refused = RetryPolicy { ignore_previous_hosts: Some(false), ..policy(2) };
+    assert!(!refused.avoids_previous(false));
+}
+
+#[test]
+fn s33_every_second_retry_goes_one_priority_farther_if_it_may() {
+    let remote = RetryPolicy { remote_localities: true, ..policy(5) };
+    let skipped: Vec<_> = (1..=5).map(|retry| remote.skipped_priorities(retry)).collect();
+    assert_eq!(skipped, [0, 1, 1, 2, 2]);
+    assert_eq!(policy(5).skipped_priorities(5), 0);
+}
+
+proptest! {
+    #[test]
+    fn s32_back_offs_double_up_to_ten_times_the_first(retry in 1_u32..40, draw in any::<u64>()) {
+        let policy = policy(40);
+        let most = policy.backoff * match retry { 1 => 1, 2 => 3, 3 => 7, _ => 10 };
+        prop_assert!(policy.backoff_before(retry, draw) < most);
+        let longest = policy.backoff_before(retry, u64::MAX);
+        prop_assert!(longest + Duration::from_nanos(1) == most, "{:?}", longest);
+        prop_assert_eq!(policy.backoff_before(retry, 0), Duration::ZERO);
+    }
+
+    #[test]
+    fn grpc_timeouts_of_any_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..12)) {
+        let _timeout = grpc_timeout(&bytes);
+    }
+}
