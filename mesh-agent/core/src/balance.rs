@@ -1,15 +1,25 @@
-//! Endpoint choice: power of two choices by outstanding requests.
+//! Endpoint choice. Here: power of two choices by outstanding requests, for connections that no resource says anything of. Beside it, what
+//! a DestinationRule can ask for: [`Balancer`], [`OutlierDetector`], hashes ([`hash`]) and places ([`locality`]).
 //!
 //! Invariants:
 //! - An endpoint that is not ready or not eligible is never picked.
 //! - One that just failed (`exclude`) is picked only when no other is left.
 //! - No allocation; the caller keeps the counts and brings the randomness.
 
+mod balancer;
 mod draws;
+mod group;
+pub mod hash;
+pub mod locality;
+pub mod outlier;
+mod priority;
+pub mod table;
 
 use std::net::SocketAddr;
 
+pub use balancer::{Ask, Balancer, Candidate, Standing};
 pub use draws::{Draws, below};
+pub use outlier::OutlierDetector;
 
 use crate::snapshot::Endpoint;
 
