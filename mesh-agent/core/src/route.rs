@@ -17,6 +17,7 @@ pub mod evaluate;
 pub mod fault;
 pub mod host;
 pub mod http;
+mod lookup;
 pub mod matching;
 pub mod normalize;
 pub mod protocol;
@@ -92,37 +93,6 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// The entry whose host is exactly `host`, else the one with the longest wildcard that covers it.
-    fn most_specific<'a, T>(
-        tables: &'a BTreeMap<HostPort, Scoped<T>>,
-        host: &str,
-        port: u16,
-    ) -> Option<&'a Scoped<T>> {
-        let find = |host: &str| tables.get(&HostPort { host: host.into(), port });
-        if let Some(found) = find(host) {
-            return Some(found);
-        }
-        // `*.b.c` covers `a.b.c` and not `b.c`.
-        let mut rest = host;
-        while let Some((_, parent)) = rest.split_once('.') {
-            if let Some(found) = find(&format!("*.{parent}")) {
-                return Some(found);
-            }
-            rest = parent;
-        }
-        find("*")
-    }
-
-    /// The HTTP tables of a host (lower case, without port and trailing dot) at a port.
-    pub fn http(&self, host: &str, port: u16) -> Option<&Scoped<HttpTable>> {
-        Self::most_specific(&self.http, host, port)
-    }
-
-    /// The TLS and TCP tables of a host at a port.
-    pub fn stream(&self, host: &str, port: u16) -> Option<&Scoped<StreamTable>> {
-        Self::most_specific(&self.streams, host, port)
-    }
-
     /// Whether there is nothing to route by.
     pub fn is_empty(&self) -> bool {
         self.http.is_empty()

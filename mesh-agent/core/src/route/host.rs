@@ -6,10 +6,7 @@
 
 use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
-use crate::{
-    route::HostPort,
-    snapshot::{Protocol, Service, Snapshot},
-};
+use crate::snapshot::{Protocol, Service, Snapshot};
 
 /// An authority in its parts. Total: what is no host and port is a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,20 +80,32 @@ pub fn resolve<'a, 's>(
     let authority = Authority::parse(authority);
     let name = authority.name();
     if let Some(service) = snapshot.service_by_host(&name) {
-        return ResolvedHost { host: name, service: Some(service) };
+        return full_name(snapshot, service, Some(name));
     }
-    let is_routed = |host: &str| snapshot.routes().http.contains_key(&HostPort { host: host.into(), port });
-    if is_routed(&name) {
+    if snapshot.routes().has_http(&name, port) {
         return ResolvedHost { host: name, service: None };
     }
     let service = alias(snapshot, namespace, &name)
         .or_else(|| Some(snapshot.service_at(authority.ip()?, port, Protocol::Tcp)?.0));
     match service {
-        Some(service) => {
-            ResolvedHost { host: Cow::Owned(snapshot.host_of(service).into_owned()), service: Some(service) }
-        }
+        Some(service) => full_name(snapshot, service, None),
         None => ResolvedHost { host: name, service: None },
     }
+}
+
+/// A service by its full name; one that is only another name (ExternalName) is what it stands for (B2).
+fn full_name<'a, 's>(
+    snapshot: &'s Snapshot,
+    service: &'s Arc<Service>,
+    known: Option<Cow<'a, str>>,
+) -> ResolvedHost<'a, 's> {
+    if let Some(target) = &service.external_name {
+        let target = Authority::parse(target).name().into_owned();
+        let service = snapshot.service_by_host(&target);
+        return ResolvedHost { host: Cow::Owned(target), service };
+    }
+    let host = known.unwrap_or_else(|| Cow::Owned(snapshot.host_of(service).into_owned()));
+    ResolvedHost { host, service: Some(service) }
 }
 
 /// The service that `foo`, `foo.ns` and `foo.ns.svc` mean.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::route::{
+    cluster::RetryBudget,
     http::{RetryOn, RetryPolicy},
     request::Headers,
 };
@@ -115,6 +116,14 @@ impl RetryPolicy {
     /// farther (S33).
     pub fn skipped_priorities(&self, retry: u32) -> u32 {
         if self.remote_localities { retry / 2 } else { 0 }
+    }
+}
+
+impl RetryBudget {
+    /// How many retries may run at once while so many requests are active or wait for a connection (E2).
+    pub fn retries_max(&self, active: u32) -> u32 {
+        let share = u64::from(active) * u64::from(self.share.0) / 1_000_000;
+        u32::try_from(share).unwrap_or(u32::MAX).max(self.min_concurrency)
     }
 }
 

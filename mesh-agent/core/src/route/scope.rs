@@ -76,3 +76,105 @@ pub enum OutboundPolicy {
     /// 502 for HTTP, a reset for TCP.
     RegistryOnly,
 }
+
+impl SidecarScope {
+    /// Whether a host of a service in `namespace` can be seen at a port. Listeners for that very port are the only ones that count where
+    /// there are any (S67).
+    pub fn sees(&self, namespace: &str, host: &str, port: u16) -> bool {
+        let has_own = self.egress.iter().any(|listener| listener.port == Some(port));
+        let port = has_own.then_some(port);
+        self.egress.iter().any(|listener| listener.port == port && listener.sees(namespace, host))
+    }
+}
+
+impl EgressListener {
+    fn sees(&self, namespace: &str, host: &str) -> bool {
+        let is_named = |excluded: bool| {
+            self.hosts.iter().any(|own| own.excluded == excluded && own.names(namespace, host))
+        };
+        is_named(false) && !is_named(true)
+    }
+}
+
+impl EgressHost {
+    /// Whether host and namespace are meant, whatever follows from it.
+    pub fn names(&self, namespace: &str, host: &str) -> bool {
+        let is_host = match self.host.strip_prefix('*') {
+            Some(suffix) => host.ends_with(suffix),
+            None => *self.host == *host,
+        };
+        is_host && self.namespace.as_deref().is_none_or(|own| own == namespace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<Arc<str>, Arc<str>> {
+        pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
+    }
+
+    #[test]
+    fn s39_a_selected_workload_comes_before_its_namespace_and_that_before_everybody() {
+        let own = InNamespace {
+            selected: vec![
+                (labels(&[("app", "a"), ("v", "1")]), Arc::new("a1")),
+                (labels(&[("app", "a")]), Arc::new("a")),
+            ],
+            all: Some(Arc::new("own")),
+        };
+        let empty = InNamespace { selected: Vec::new(), all: None };
+        let scoped = Scoped {
+            default: Some(Arc::new("default")),
+            by_namespace: [("own".into(), own), ("blind".into(), empty)].into(),
+        };
+        let get = |namespace, pairs| scoped.get(namespace, &labels(pairs)).map(|value| **value);
+        assert_eq!(get("own", &[("app", "a"), ("v", "1")]), Some("a1"));
+        assert_eq!(get("own", &[("app", "a")]), Some("a"));
+        assert_eq!(get("own", &[]), Some("own"));
+        assert_eq!(get("other", &[("app", "a")]), Some("default"));
+        assert_eq!(get("blind", &[]), None, "what a namespace does not see, it does not see");
+    }
+
+    fn listener(port: Option<u16>, hosts: &[&str]) -> EgressListener {
+        let host = |text: &&str| {
+            let (excluded, text) = text.strip_prefix('~').map_or((false, *text), |rest| (true, rest));
+            let (namespace, host) = text.split_once('/').unwrap();
+            EgressHost {
+                excluded,
+                namespace: (namespace != "*").then(|| namespace.into()),
+                host: host.into(),
+            }
+        };
+        EgressListener { port, hosts: hosts.iter().map(host).collect() }
+    }
+
+    #[test]
+    fn s65_hosts_are_seen_by_namespace_and_name_unless_they_are_excluded() {
+        let scope = |hosts: &[&str]| SidecarScope { egress: vec![listener(None, hosts)], outbound: None };
+        let cases: [(&[&str], &str, &str, bool); 8] = [
+            (&["*/*"], "a", "web.a.svc", true),
+            (&["a/*"], "a", "web.a.svc", true),
+            (&["a/*"], "b", "web.b.svc", false),
+            (&["*/*.example.com"], "a", "x.example.com", true),
+            (&["*/*.example.com"], "a", "example.com", false),
+            (&["*/*", "~b/*"], "b", "web.b.svc", false),
+            (&["*/*", "~b/api"], "b", "web.b.svc", true),
+            (&[], "a", "web.a.svc", false),
+        ];
+        for (hosts, namespace, host, expected) in cases {
+            assert_eq!(scope(hosts).sees(namespace, host, 80), expected, "{hosts:?} {namespace}/{host}");
+        }
+    }
+
+    #[test]
+    fn s67_a_listener_for_the_port_is_the_only_one_that_counts_there() {
+        let scope = SidecarScope {
+            egress: vec![listener(Some(80), &["a/*"]), listener(None, &["b/*"])],
+            outbound: None,
+        };
+        assert!(scope.sees("a", "web", 80) && !scope.sees("b", "web", 80));
+        assert!(scope.sees("b", "web", 81) && !scope.sees("a", "web", 81));
+    }
+}

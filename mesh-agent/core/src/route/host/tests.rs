@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     route::{
-        Routes,
+        HostPort, Routes,
         http::{Action, HttpTable},
         scope::Scoped,
     },
@@ -62,7 +62,14 @@ fn snapshot(routed: &[&str]) -> Snapshot {
     let entry =
         |host: &&str| (HostPort { host: (*host).into(), port: 80 }, Scoped::everywhere(Arc::clone(&table)));
     let routes = Routes { http: routed.iter().map(entry).collect(), ..Routes::default() };
+    let alias = |name: &str, target: &str| {
+        let external_name = Some(target.into());
+        Arc::new(Service { external_name, ..Service::named(Name::new("a", name)) })
+    };
     let services = vec![
+        alias("other", "Web.b.svc.cluster.local."),
+        alias("outside", "example.com"),
+        alias("loop", "loop.a.svc.cluster.local"),
         service("a", "web", "10.96.0.1"),
         service("b", "web", "10.96.0.2"),
         service("b", "api", "fd00::2"),
@@ -116,4 +123,17 @@ fn s7_a_known_full_name_is_never_taken_for_an_alias() {
     assert_eq!((resolved.host.as_ref(), resolved.service), ("web.b", None));
     // At another port it is an alias as before.
     assert_eq!(resolve(&snapshot, "a", "web.b", 81).host, "web.b.svc.cluster.local");
+}
+
+#[test]
+fn b2_a_service_that_is_another_name_means_what_it_stands_for() {
+    let snapshot = snapshot(&[]);
+    for authority in ["other", "other.a", "other.a.svc.cluster.local"] {
+        let resolved = resolve(&snapshot, "a", authority, 80);
+        assert_eq!(resolved.host, "web.b.svc.cluster.local", "{authority}");
+        assert_eq!(resolved.service, snapshot.service_named("b", "web"));
+    }
+    let outside = resolve(&snapshot, "a", "outside", 80);
+    assert_eq!((outside.host.as_ref(), outside.service), ("example.com", None));
+    assert_eq!(resolve(&snapshot, "a", "loop", 80).host, "loop.a.svc.cluster.local");
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::route::http::Millionths;
 
 fn policy(attempts: u32) -> RetryPolicy {
     RetryPolicy {
@@ -133,6 +134,19 @@ fn s33_every_second_retry_goes_one_priority_farther_if_it_may() {
 }
 
 proptest! {
+    #[test]
+    fn e2_retries_never_exceed_their_share_of_what_is_active_nor_fall_below_the_minimum(
+        active in any::<u32>(), share in 0_u32..=1_000_000, min_concurrency in 0_u32..10,
+    ) {
+        let budget = RetryBudget { share: Millionths(share), min_concurrency };
+        let most = budget.retries_max(active);
+        prop_assert!(most >= min_concurrency);
+        let exact = f64::from(active) * f64::from(share) / 1e6;
+        prop_assert!(most == min_concurrency || f64::from(most) <= exact + 1e-6);
+        prop_assert!(f64::from(most) > exact - 1.0 - 1e-6);
+        prop_assert!(budget.retries_max(active.saturating_add(1)) >= most);
+    }
+
     #[test]
     fn s32_back_offs_double_up_to_ten_times_the_first(retry in 1_u32..40, draw in any::<u64>()) {
         let policy = policy(40);
