@@ -1,5 +1,7 @@
 //! Endpoints among which only weight, load or a hash decides.
 
+use std::sync::Arc;
+
 use super::{
     balancer::{Member, Way},
     draws::Draws,
@@ -22,7 +24,8 @@ pub(super) struct Group {
     dues: Vec<f64>,
     /// Whose turn it is, for round robin among equals.
     turn: usize,
-    table: Option<Table>,
+    /// Shared by clones of a balancer.
+    table: Option<Arc<Table>>,
     /// How many members are not out.
     well: u32,
 }
@@ -44,7 +47,7 @@ impl Group {
             .collect();
         self.is_even = own.windows(2).all(|pair| matches!(pair, [(_, _, a), (_, _, b)] if a == b));
         match way {
-            Way::Hash(kind) => self.table = Some(Table::new(kind, &own)),
+            Way::Hash(kind) => self.table = Some(Arc::new(Table::new(kind, &own))),
             Way::RoundRobin => {
                 self.dues = vec![0.0; own.len()];
                 self.turn = seed.checked_rem(own.len() as u64).unwrap_or_default() as usize;

@@ -62,6 +62,10 @@ impl RetryOn {
     }
 
     fn decides_response(&self, status: u16, headers: &dyn Headers) -> bool {
+        // Who is told to slow down does not try again at once.
+        if headers.first("x-envoy-ratelimited").is_some() {
+            return self.headers.iter().any(|name| **name == *"x-envoy-ratelimited");
+        }
         (self.server_error && (500..600).contains(&status))
             || (self.gateway_error && (502..=504).contains(&status))
             || (self.retriable_4xx && status == 409)

@@ -11,11 +11,14 @@ pub struct Scoped<T> {
     pub by_namespace: BTreeMap<Arc<str>, InNamespace<T>>,
 }
 
+/// Labels by key.
+pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+
 /// What clients of one namespace see.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct InNamespace<T> {
     /// For workloads that these labels select, in order of precedence; before `all`.
-    pub selected: Vec<(BTreeMap<Arc<str>, Arc<str>>, Arc<T>)>,
+    pub selected: Vec<(Labels, Arc<T>)>,
     /// For all others.
     pub all: Option<Arc<T>>,
 }
@@ -27,9 +30,9 @@ impl<T> Scoped<T> {
     }
 
     /// What a client of `namespace` with these labels sees.
-    pub fn get(&self, namespace: &str, labels: &BTreeMap<Arc<str>, Arc<str>>) -> Option<&Arc<T>> {
+    pub fn get(&self, namespace: &str, labels: &Labels) -> Option<&Arc<T>> {
         let Some(own) = self.by_namespace.get(namespace) else { return self.default.as_ref() };
-        let selects = |selector: &BTreeMap<Arc<str>, Arc<str>>| {
+        let selects = |selector: &Labels| {
             selector.iter().all(|(key, value)| labels.get(key) == Some(value))
         };
         let selected = own.selected.iter().find(|(selector, _)| selects(selector));
@@ -111,7 +114,7 @@ impl EgressHost {
 mod tests {
     use super::*;
 
-    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<Arc<str>, Arc<str>> {
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
         pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
     }
 

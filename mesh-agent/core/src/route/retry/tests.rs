@@ -92,6 +92,16 @@ fn s34_grpc_codes_count_in_the_responses_headers_only() {
 }
 
 #[test]
+fn a_rate_limited_response_is_not_repeated_unless_that_is_asked_for() {
+    let limited = vec![("x-envoy-ratelimited", "true")];
+    let response = Outcome::Response { status: 503, headers: &limited };
+    let server_error = on(|on| on.server_error = true);
+    assert!(!server_error.decides(&response));
+    let asked = RetryOn { headers: vec!["x-envoy-ratelimited".into()], ..server_error };
+    assert!(asked.decides(&response));
+}
+
+#[test]
 fn grpc_timeouts_have_digits_and_a_unit() {
     let cases = [
         (&b"1H"[..], Some(Duration::from_secs(3600))),
