@@ -29,7 +29,7 @@ pub const CONTROLLER_ACCOUNT: &str = "nodemesh-controller";
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:15012";
 
 /// Names of the kinds that have one resource, by place; empty for the others.
-pub const SINGLE_NAMES: [&str; Kind::ALL.len()] = ["", "", "mesh", "trust", "source", ""];
+pub const SINGLE_NAMES: [&str; Kind::ALL.len()] = ["", "", "mesh", "trust", "source", "", ""];
 
 /// A kind of resource, in the order they are sent: what restricts comes before what it restricts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,14 +44,23 @@ pub enum Kind {
     Trust,
     /// State of the controller's source; one resource.
     Source,
+    /// What connections and requests are routed by; one resource for each entry of each table.
+    Route,
     /// What only a pod's own node needs to know.
     NodePod,
 }
 
 impl Kind {
     /// All of them, in order.
-    pub const ALL: [Self; 6] =
-        [Self::Authorization, Self::Address, Self::Mesh, Self::Trust, Self::Source, Self::NodePod];
+    pub const ALL: [Self; 7] = [
+        Self::Authorization,
+        Self::Address,
+        Self::Mesh,
+        Self::Trust,
+        Self::Source,
+        Self::Route,
+        Self::NodePod,
+    ];
     /// The one our agents ask for last.
     pub const LAST: Self = Self::NodePod;
 
@@ -63,6 +72,7 @@ impl Kind {
             Self::Mesh => wds::Kind::Mesh.type_url(),
             Self::Trust => "type.googleapis.com/nodemesh.v1.Trust",
             Self::Source => "type.googleapis.com/nodemesh.v1.Source",
+            Self::Route => wds::Kind::Route.type_url(),
             Self::NodePod => wds::Kind::NodePod.type_url(),
         }
     }
@@ -80,6 +90,7 @@ impl Kind {
             Self::Mesh => "mesh",
             Self::Trust => "trust",
             Self::Source => "source",
+            Self::Route => "route",
             Self::NodePod => "node_pod",
         }
     }
@@ -106,6 +117,7 @@ impl From<wds::Kind> for Kind {
             wds::Kind::Authorization => Self::Authorization,
             wds::Kind::Address => Self::Address,
             wds::Kind::Mesh => Self::Mesh,
+            wds::Kind::Route => Self::Route,
             wds::Kind::NodePod => Self::NodePod,
         }
     }

@@ -24,7 +24,7 @@ pub fn xds(input: &[u8]) {
     let mut assembler = Assembler::default();
     // One resource of a chosen kind reaches deep at once; a whole response is the real thing.
     if let Some(kind) = Kind::ALL.get(usize::from(choice)) {
-        apply(&mut assembler, *kind, "shop/web", body);
+        apply(&mut assembler, *kind, seed_name(*kind), body);
     } else if let Ok(response) = DeltaDiscoveryResponse::decode(body) {
         for Resource { name, resource, .. } in &response.resources {
             let Some(any) = resource else { continue };
@@ -95,13 +95,14 @@ pub fn xds_seeds() -> Vec<Vec<u8>> {
         (Kind::Address, address(workload::address::Type::Workload(web(false)))),
         (Kind::Address, address(workload::address::Type::Service(service()))),
         (Kind::Mesh, mesh().encode_to_vec()),
+        (Kind::Route, route().encode_to_vec()),
         (Kind::NodePod, node_pod().encode_to_vec()),
     ];
     let chosen = |kind: Kind| u8::try_from(kind as usize).unwrap_or(u8::MAX);
     let mut seeds: Vec<Vec<u8>> =
         bodies.iter().map(|(kind, body)| [&[chosen(*kind)], body.as_slice()].concat()).collect();
     let resources = bodies.iter().enumerate().map(|(index, (kind, body))| Resource {
-        name: format!("shop/web{index}"),
+        name: if *kind == Kind::Route { seed_name(*kind).into() } else { format!("shop/web{index}") },
         version: "1".into(),
         resource: Some(prost_types::Any { type_url: kind.type_url().into(), value: body.clone() }),
         ..Default::default()
@@ -243,6 +244,18 @@ fn mesh() -> nodemesh::Mesh {
     }
 }
 
+/// What the resource of a seed is called: a route has its name in it.
+fn seed_name(kind: Kind) -> &'static str {
+    if kind == Kind::Route { "http/web.shop.svc.cluster.local:80" } else { "shop/web" }
+}
+
+fn route() -> nodemesh::Route {
+    let entry = br#"{"http":{"at":{"host":"web.shop.svc.cluster.local","port":80},"tables":{
+        "values":[{"rules":[],"unmatched":{"respond":{"status":404,"body":[104,105],"reason":"no_route"}}}],
+        "default":0,"by_namespace":{"shop":{"selected":[[{"app":"web"},0]],"all":null}}}}}"#;
+    nodemesh::Route { form: 1, entry: entry.to_vec() }
+}
+
 fn node_pod() -> nodemesh::NodePod {
     nodemesh::NodePod {
         namespace: "shop".into(),
@@ -318,8 +331,8 @@ mod tests {
         for seed in xds_seeds() {
             let (choice, body) = seed.split_first().unwrap();
             match Kind::ALL.get(usize::from(*choice)) {
-                Some(kind) => drop(decode(*kind, "shop/web", body).unwrap()),
-                None => assert_eq!(DeltaDiscoveryResponse::decode(body).unwrap().resources.len(), 6),
+                Some(kind) => drop(decode(*kind, seed_name(*kind), body).unwrap()),
+                None => assert_eq!(DeltaDiscoveryResponse::decode(body).unwrap().resources.len(), 7),
             }
         }
     }

@@ -13,6 +13,7 @@ pub mod encoder;
 mod endpoints;
 mod foreign;
 mod policy;
+mod route;
 mod service;
 mod value;
 mod workload;
@@ -25,6 +26,8 @@ pub use self::value::Problem;
 
 /// Largest encoded resource that is decoded, in bytes: below what Kubernetes stores of one object.
 pub const RESOURCE_BYTES_MAX: usize = 1 << 20;
+/// The same for a route, whose JSON is several times its resource.
+pub const ROUTE_BYTES_MAX: usize = 8 << 20;
 /// Most entries of one list within a resource.
 pub const LIST_LEN_MAX: usize = 1 << 16;
 /// Longest single text within a resource, in bytes.
@@ -39,6 +42,8 @@ pub enum Kind {
     Address,
     /// `nodemesh.v1.Mesh`; one resource, [`MESH_NAME`].
     Mesh,
+    /// `nodemesh.v1.Route`: one entry of what connections and requests are routed by.
+    Route,
     /// `nodemesh.v1.NodePod`, for the pod's own node alone.
     NodePod,
 }
@@ -48,7 +53,7 @@ pub const MESH_NAME: &str = "mesh";
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Authorization, Self::Address, Self::Mesh, Self::NodePod];
+    pub const ALL: [Self; 5] = [Self::Authorization, Self::Address, Self::Mesh, Self::Route, Self::NodePod];
 
     /// The kind as xDS names it.
     pub const fn type_url(self) -> &'static str {
@@ -56,6 +61,7 @@ impl Kind {
             Self::Authorization => "type.googleapis.com/istio.security.Authorization",
             Self::Address => "type.googleapis.com/istio.workload.Address",
             Self::Mesh => "type.googleapis.com/nodemesh.v1.Mesh",
+            Self::Route => "type.googleapis.com/nodemesh.v1.Route",
             Self::NodePod => "type.googleapis.com/nodemesh.v1.NodePod",
         }
     }
@@ -72,6 +78,7 @@ impl fmt::Display for Kind {
             Self::Authorization => "Authorization",
             Self::Address => "Address",
             Self::Mesh => "Mesh",
+            Self::Route => "Route",
             Self::NodePod => "NodePod",
         })
     }

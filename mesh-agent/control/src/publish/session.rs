@@ -170,7 +170,9 @@ impl Session {
 
     /// Whether the client is one of our agents: it asked for all that only those know, which they do last.
     pub fn is_agent(&self) -> bool {
-        Kind::ALL.iter().all(|kind| !kind.is_ours() || self.subscriptions[kind.index()].is_some())
+        // One of the version before knows no routes, and needs its commits all the same.
+        let mut needed = Kind::ALL.iter().filter(|kind| kind.is_ours() && **kind != Kind::Route);
+        needed.all(|kind| self.subscriptions[kind.index()].is_some())
     }
 
     /// The client has everything up to here.

@@ -75,6 +75,17 @@ pub struct NodePod {
         u32,
     >,
 }
+/// One entry of what connections and requests are routed by. Its xDS name is `http/HOST:PORT`, `stream/HOST:PORT`,
+/// `cluster/NAMESPACE/NAME/PORT/SUBSET` or `sidecar/NAMESPACE/NAME`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Route {
+    /// Version of the entry's form. One that the agent does not know is refused: reading it in part would be guessing.
+    #[prost(uint32, tag = "1")]
+    pub form: u32,
+    /// The entry, as JSON.
+    #[prost(bytes = "vec", tag = "2")]
+    pub entry: ::prost::alloc::vec::Vec<u8>,
+}
 /// A pod's settings.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PodSettings {

@@ -12,13 +12,15 @@ use std::{
 
 use mesh_core::{
     policy::{self, AuthorizationPolicy, Scope},
+    route::Routes,
     snapshot::{Mesh, Name, Parts, Service, Workload},
 };
 use prost::Message as _;
 
 use super::{
-    DecodeError, Kind, RESOURCE_BYTES_MAX,
+    DecodeError, Kind, RESOURCE_BYTES_MAX, ROUTE_BYTES_MAX,
     policy::Policy,
+    route::{self, Entry},
     service,
     value::{self, Located, Problem},
     workload::{self, NodePod, Pod, PortRef, ServiceRef, Serving},
@@ -35,6 +37,7 @@ enum Content {
     Workload(Box<workload::Decoded>),
     Service(Box<service::Decoded>),
     Mesh(Arc<Mesh>),
+    Route(Entry),
     NodePod(Box<NodePod>),
 }
 
@@ -47,7 +50,8 @@ pub fn decode(kind: Kind, name: &str, body: &[u8]) -> Result<Resource, DecodeErr
 }
 
 fn decode_content(kind: Kind, name: &str, body: &[u8]) -> Result<Content, Located> {
-    if body.len() > RESOURCE_BYTES_MAX {
+    let bytes_max = if kind == Kind::Route { ROUTE_BYTES_MAX } else { RESOURCE_BYTES_MAX };
+    if body.len() > bytes_max {
         return Err(Located::at("message", Problem::TooLarge(body.len())));
     }
     value::text_at("name", name)?;
@@ -64,6 +68,9 @@ fn decode_content(kind: Kind, name: &str, body: &[u8]) -> Result<Content, Locate
             None => Err(Located::at("type", Problem::Missing)),
         },
         Kind::Mesh => decode_mesh(&nodemesh::Mesh::decode(body).map_err(malformed)?).map(Content::Mesh),
+        Kind::Route => {
+            route::decode(name, &nodemesh::Route::decode(body).map_err(malformed)?).map(Content::Route)
+        }
         Kind::NodePod => {
             let message = nodemesh::NodePod::decode(body).map_err(malformed)?;
             NodePod::decode(&message).map(Box::new).map(Content::NodePod)
@@ -95,6 +102,9 @@ pub struct Assembler {
     services: BTreeMap<Arc<str>, HeldService>,
     policies: BTreeMap<Arc<str>, Arc<AuthorizationPolicy>>,
     mesh: Arc<Mesh>,
+    routes: BTreeMap<Arc<str>, Entry>,
+    /// `None` while they have to be made again.
+    made_routes: Option<Arc<Routes>>,
     /// Endpoints of each service by the resource that carries them.
     serving: HashMap<ServiceRef, BTreeMap<Arc<str>, Vec<Serving>>>,
     /// The services that a resource carries endpoints of.
@@ -145,6 +155,12 @@ impl Assembler {
                     self.remake_pods();
                 }
             }
+            Content::Route(entry) => {
+                if self.routes.get(&name) != Some(&entry) {
+                    self.routes.insert(name, entry);
+                    self.made_routes = None;
+                }
+            }
             Content::NodePod(node_pod) => {
                 self.remake_pod(&name);
                 self.node_pods.insert(name, *node_pod);
@@ -166,6 +182,11 @@ impl Assembler {
             }
             // What holds for the mesh stays what it was.
             Kind::Mesh => {}
+            Kind::Route => {
+                if self.routes.remove(name).is_some() {
+                    self.made_routes = None;
+                }
+            }
             Kind::NodePod => {
                 if self.node_pods.remove(name).is_some() {
                     self.remake_pod(name);
@@ -180,7 +201,8 @@ impl Assembler {
         self.make_pods();
         let workloads = self.pods.values().filter_map(|held| held.made.clone()).collect();
         let policies = self.policies.values().cloned().collect();
-        Parts { workloads, services, policies, routes: Arc::default(), mesh: Arc::clone(&self.mesh) }
+        let routes = Arc::clone(self.made_routes.get_or_insert_with(|| Arc::new(route::all(&self.routes))));
+        Parts { workloads, services, policies, routes, mesh: Arc::clone(&self.mesh) }
     }
 
     fn set_workload(&mut self, name: Arc<str>, decoded: workload::Decoded) {

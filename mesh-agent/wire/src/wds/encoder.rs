@@ -18,7 +18,7 @@ use mesh_core::snapshot::{Mesh, Name, Service, Snapshot, Workload};
 use super::{
     Kind, MESH_NAME,
     endpoints::{Claim, Claims, Place},
-    foreign, policy, service, workload,
+    foreign, policy, route, service, workload,
 };
 use crate::proto::{nodemesh, security::Authorization, workload as wds};
 
@@ -100,6 +100,12 @@ impl Encoder {
         let scopes_changed = self.policies(&old, new, &mut changes);
         let mut places: BTreeSet<Place> = BTreeSet::new();
         self.services(&old, new, &mut places, &mut changes);
+        if !Arc::ptr_eq(old.routes(), new.routes()) {
+            route::each_change(old.routes(), new.routes(), |name, message| match message {
+                Some(message) => changes.set(Kind::Route, name, Encoded::new(&message, Vec::new())),
+                None => changes.remove(Kind::Route, name),
+            });
+        }
         for (before, after) in workload_changes(&old, new) {
             for pod in [before, after].into_iter().flatten() {
                 places.insert(Place::Workload(pod.id));

@@ -1,5 +1,6 @@
 //! What goes over the wire comes back; what does not come from us is read safely.
 
+mod routes;
 mod worlds;
 
 use std::{net::IpAddr, sync::Arc};
@@ -7,6 +8,7 @@ use std::{net::IpAddr, sync::Arc};
 use mesh_core::{
     mode::{Mode, PortModes},
     policy::{Action, AuthorizationPolicy, Match, Rule, Scope, StringMatch},
+    route::{HostPort, Routes, http::HttpTable, scope::Scoped},
     snapshot::{Mesh, Name, Parts, Snapshot, Tunnel, Workload},
 };
 use proptest::prelude::*;
@@ -85,7 +87,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_decode_to_a_value_or_an_error(kind in 0usize..4, body in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn any_bytes_decode_to_a_value_or_an_error(kind in 0usize..5, body in prop::collection::vec(any::<u8>(), 0..300)) {
         if let Ok(resource) = decode(Kind::ALL[kind], "a/b", &body) {
             let mut assembler = Assembler::default();
             assembler.set("a/b", resource);
@@ -207,6 +209,65 @@ fn istiods_resources_make_a_world_without_our_facts() {
     assert_eq!(web.policies, [Name::new("shop", "all"), Name::new("shop", "only-cart")]);
     let endpoint = &parts.services[0].ports[0].endpoints[0];
     assert_eq!((endpoint.port, endpoint.workload, endpoint.ready), (8080, Some(web.id), true));
+}
+
+#[test]
+fn a_route_that_cannot_be_used_is_refused_by_name_and_reason() {
+    let name = "http/web:80";
+    let refusal = |name: &str, form: u32, entry: &str| {
+        let body = nodemesh::Route { form, entry: entry.as_bytes().to_vec() }.encode_to_vec();
+        decode(Kind::Route, name, &body).unwrap_err().to_string()
+    };
+    let table = |rules: &str, default: usize| {
+        let unmatched = r#""passthrough""#;
+        format!(
+            r#"{{"http":{{"at":{{"host":"web","port":80}},"tables":{{"values":[{{"rules":[{rules}],"unmatched":{unmatched}}}],"default":{default},"by_namespace":{{}}}}}}}}"#
+        )
+    };
+    assert_eq!(refusal(name, 2, ""), "Route \"http/web:80\", form: is form 2, which is not known here");
+    assert!(refusal(name, 1, "{").contains("entry: is no such entry: EOF"));
+    assert!(refusal(name, 1, r#"{"other":{}}"#).contains("unknown variant"));
+    assert!(refusal(name, 1, &table("", 1)).ends_with("entry.values[1]: is missing"));
+    assert!(
+        refusal("http/web:81", 1, &table("", 0)).ends_with("name: is \"http/web:81\", which is not its own")
+    );
+    let good = nodemesh::Route { form: 1, entry: table("", 0).into_bytes() };
+    decode(Kind::Route, name, &good.encode_to_vec()).unwrap();
+    let large = nodemesh::Route { form: 1, entry: vec![b' '; super::ROUTE_BYTES_MAX] }.encode_to_vec();
+    assert_eq!(decode(Kind::Route, name, &large).unwrap_err().problem, Problem::TooLarge(large.len()));
+    // A rule that forwards to nothing would have to be guarded against at every request.
+    let nowhere =
+        HttpTable { rules: Vec::new(), unmatched: mesh_core::route::http::Action::Forward(Vec::new()) };
+    let at = HostPort { host: "web".into(), port: 80 };
+    let routes = Routes { http: [(at, Scoped::everywhere(Arc::new(nowhere)))].into(), ..Routes::default() };
+    let sent = world(Parts { routes: Arc::new(routes), ..Parts::default() });
+    let edits = Encoder::new().update(&sent);
+    let encoded = edits[&(Kind::Route, name.to_owned())].as_ref().unwrap();
+    assert!(
+        decode(Kind::Route, name, &encoded.body).unwrap_err().to_string().contains("backends: is missing")
+    );
+}
+
+#[test]
+fn a_changed_table_is_the_only_one_that_is_sent_again() {
+    let entry = |host: &str, status: u16| {
+        let unmatched = mesh_core::route::http::Action::Respond {
+            status,
+            body: Arc::from(*b"no"),
+            reason: "no_route".into(),
+        };
+        let table = HttpTable { rules: Vec::new(), unmatched };
+        (HostPort { host: host.into(), port: 80 }, Scoped::everywhere(Arc::new(table)))
+    };
+    let routes = |status| Routes { http: [entry("a", 404), entry("b", status)].into(), ..Routes::default() };
+    let parts = |status| Parts { routes: Arc::new(routes(status)), ..Parts::default() };
+    let mut encoder = Encoder::new();
+    encoder.update(&world(parts(404)));
+    let edits = encoder.update(&world(parts(503)));
+    assert_eq!(edits.keys().map(|(_, name)| name.as_str()).collect::<Vec<_>>(), ["http/b:80"]);
+    let edits = encoder.update(&world(Parts::default()));
+    assert_eq!(edits.values().flatten().count(), 0);
+    assert_eq!(edits.len(), 2, "both are removed: {edits:?}");
 }
 
 #[test]

@@ -41,6 +41,15 @@ pub enum Problem {
     /// A list too long.
     #[error("has {0} entries, more than are decoded")]
     TooMany(usize),
+    /// A form that this version does not know.
+    #[error("is form {0}, which is not known here")]
+    Form(u32),
+    /// Not the JSON that is wanted.
+    #[error("is no such entry: {0}")]
+    Json(String),
+    /// The name is another than what is in it.
+    #[error("is {0:?}, which is not its own")]
+    Name(String),
     /// A text too long.
     #[error("is a text of {0} bytes, longer than is decoded")]
     TooLong(usize),

@@ -265,8 +265,8 @@ fn mesh() -> impl Strategy<Value = Mesh> {
 
 /// The parts of one world, consistent as a compiler makes them.
 fn parts() -> impl Strategy<Value = Parts> {
-    (vec(pod(), 0..5), vec(service(), 0..4), vec(policy(), 0..4), mesh(), any::<u8>()).prop_map(
-        |(pods, services, policies, mesh, choice)| {
+    (vec(pod(), 0..5), vec(service(), 0..4), vec(policy(), 0..4), mesh(), any::<u8>())
+        .prop_map(|(pods, services, policies, mesh, choice)| {
             let policies: BTreeMap<Name, _> =
                 policies.into_iter().map(|policy| (policy.name.clone(), Arc::new(policy))).collect();
             let pods: BTreeMap<Name, Workload> =
@@ -304,8 +304,11 @@ fn parts() -> impl Strategy<Value = Parts> {
             }
             let policies = policies.into_values().collect();
             Parts { workloads, services, policies, routes: Arc::default(), mesh: Arc::new(mesh) }
-        },
-    )
+        })
+        .prop_flat_map(|parts| {
+            super::routes::routes()
+                .prop_map(move |routes| Parts { routes: Arc::new(routes), ..parts.clone() })
+        })
 }
 
 /// The service with its endpoints; owners that do not exist stay as ids of nobody.
@@ -334,6 +337,9 @@ pub(super) fn sequence(len: Range<usize>) -> impl Strategy<Value = Vec<Parts>> {
                 parts.workloads.clone_from(&before.workloads);
                 parts.policies.clone_from(&before.policies);
                 parts.mesh = Arc::clone(&before.mesh);
+            }
+            if let (Some(before), true) = (worlds.last(), keep & 4 == 4) {
+                parts.routes = Arc::clone(&before.routes);
             }
             if let (Some(before), true) = (worlds.last(), keep & 2 == 2) {
                 parts.services.clone_from(&before.services);
