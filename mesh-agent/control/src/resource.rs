@@ -5,6 +5,8 @@
 //!   parses or checks again.
 //! - A few hundred bytes each: the agent holds every resource of the mesh.
 
+#[cfg(test)]
+mod any_document;
 mod authorization_policy;
 pub mod destination_rule;
 mod endpoint_slice;
@@ -36,14 +38,14 @@ pub use self::{
         StreamRoute, StreamRouteRule,
     },
     host::{RuleHost, by_specificity, is_within, overlap},
-    mesh_config::MeshConfig,
+    mesh_config::{MeshConfig, RoutingDefaults},
     parts::ExportTo,
     peer_authentication::PeerAuthentication,
     pod::{ContainerPort, Pod},
     service::{Service, TargetPort},
     service_entry::{PortProtocol, Resolution, ServiceEntry, ServiceEntryPort},
     sidecar::Sidecar,
-    virtual_service::VirtualService,
+    virtual_service::{Destination, HttpAction, MESH_GATEWAY, VirtualService},
     workload_entry::{EndpointAddress, WorkloadEndpoint, WorkloadEntry},
 };
 pub(crate) use self::{

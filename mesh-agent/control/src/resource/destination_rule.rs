@@ -25,7 +25,10 @@ use super::{
 };
 use crate::problem::Problems;
 
-pub(super) use self::{balancing::locality, policy::{connection_pool, outlier_detection}};
+pub(super) use self::{
+    balancing::locality,
+    policy::{connection_pool, keepalive, outlier_detection},
+};
 
 /// What is said about a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]

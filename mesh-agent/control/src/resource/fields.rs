@@ -35,9 +35,7 @@ impl<'a> Node<'a> {
     /// Its fields. `None`, and a problem noted, when it has none because it is something else.
     pub(crate) fn object(&self, problems: &mut Problems) -> Option<Object<'a>> {
         match self.value {
-            Value::Object(map) => {
-                Some(Object { path: self.path.clone(), map: Some(map), known: Vec::new() })
-            }
+            Value::Object(map) => Some(Object { path: self.path.clone(), map: Some(map), known: Vec::new() }),
             _ => self.wrong("an object", problems),
         }
     }
@@ -265,7 +263,11 @@ impl<'a> Object<'a> {
     }
 
     /// The entries of a map; none when it is not there.
-    pub(crate) fn entries(&mut self, name: &'static str, problems: &mut Problems) -> Vec<(&'a str, Node<'a>)> {
+    pub(crate) fn entries(
+        &mut self,
+        name: &'static str,
+        problems: &mut Problems,
+    ) -> Vec<(&'a str, Node<'a>)> {
         self.get(name).map(|node| node.entries(problems)).unwrap_or_default()
     }
 

@@ -42,7 +42,11 @@ impl ExportTo {
 }
 
 /// Reads `exportTo` and the like; `None` when it is not there or empty.
-pub(super) fn export_to(object: &mut Object<'_>, name: &'static str, problems: &mut Problems) -> Option<ExportTo> {
+pub(super) fn export_to(
+    object: &mut Object<'_>,
+    name: &'static str,
+    problems: &mut Problems,
+) -> Option<ExportTo> {
     let texts = object.texts(name, problems);
     if texts.is_empty() {
         return None;
@@ -59,7 +63,9 @@ pub(super) fn export_to(object: &mut Object<'_>, name: &'static str, problems: &
                     problems.error(path.as_str(), format!("is {text:?}, which is there already"));
                 }
             }
-            text => problems.error(path.as_str(), format!("is {text:?}, wanted a namespace, '.', '*' or '~'")),
+            text => {
+                problems.error(path.as_str(), format!("is {text:?}, wanted a namespace, '.', '*' or '~'"))
+            }
         }
         if several && matches!(text, "*" | "~") {
             problems.error(path, format!("is {text:?} beside other namespaces, wanted it alone"));
@@ -175,17 +181,21 @@ pub(super) fn selector(
 }
 
 /// Reads a percentage as `{value: 12.5}`.
-pub(super) fn percent(object: &mut Object<'_>, name: &'static str, problems: &mut Problems) -> Option<Millionths> {
+pub(super) fn percent(
+    object: &mut Object<'_>,
+    name: &'static str,
+    problems: &mut Problems,
+) -> Option<Millionths> {
     let mut percent = object.object(name, problems)?;
     let value = percent.float("value", 0.0..=100.0, problems).unwrap_or_default();
     percent.finish(problems);
     Some(share(value))
 }
 
-/// Per cent in millionths; what is smaller is none.
+/// Per cent in millionths, to the nearest; what is smaller is none.
 pub(super) fn share(percent: f64) -> Millionths {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 1,000,000")]
-    Millionths((percent.clamp(0.0, 100.0) * 10_000.0) as u32)
+    Millionths((percent.clamp(0.0, 100.0) * 10_000.0).round() as u32)
 }
 
 /// Reads a list of networks; an address alone is a network of one.
@@ -195,7 +205,8 @@ pub(super) fn nets(object: &mut Object<'_>, name: &'static str, problems: &mut P
         match net(text) {
             Some(net) => nets.push(net),
             None => {
-                let wanted = "wanted an address such as 10.0.0.1 or a network such as 10.0.0.0/8 or fd00::/64";
+                let wanted =
+                    "wanted an address such as 10.0.0.1 or a network such as 10.0.0.0/8 or fd00::/64";
                 problems.error(path, format!("is {text:?}, {wanted}"));
             }
         }

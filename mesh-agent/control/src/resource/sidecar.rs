@@ -41,7 +41,8 @@ pub(crate) fn read(value: &Value, root_namespace: &str, problems: &mut Problems)
     let name = metadata::name(&meta, Scope::Namespaced, problems);
     let selector = parts::selector(&mut spec, "workloadSelector", "labels", problems);
     if !selector.is_empty() && &*name.namespace == root_namespace {
-        let message = format!("is there in the root namespace {root_namespace}, wanted a Sidecar without selector");
+        let message =
+            format!("is there in the root namespace {root_namespace}, wanted a Sidecar without selector");
         problems.error(spec.at("workloadSelector"), message);
     }
     let egress = egress(&mut spec, &name.namespace, problems);
@@ -120,7 +121,8 @@ fn hosts(object: &mut Object<'_>, own: &Arc<str>, problems: &mut Problems) -> Ve
     let mut hosts = Vec::new();
     for (path, text) in texts {
         let Some((namespace, host)) = text.split_once('/') else {
-            problems.error(path, format!("is {text:?}, wanted NAMESPACE/HOST such as ./* or prod/*.example.com"));
+            problems
+                .error(path, format!("is {text:?}, wanted NAMESPACE/HOST such as ./* or prod/*.example.com"));
             continue;
         };
         if let Err(wanted) = host::check_pattern(host) {
@@ -143,7 +145,8 @@ fn hosts(object: &mut Object<'_>, own: &Arc<str>, problems: &mut Problems) -> Ve
             "." => Some(Arc::clone(own)),
             name if metadata::is_label(name) => Some(name.into()),
             name => {
-                problems.error(path, format!("is {text:?}, wanted a namespace, '.' or '*' instead of {name:?}"));
+                problems
+                    .error(path, format!("is {text:?}, wanted a namespace, '.' or '*' instead of {name:?}"));
                 continue;
             }
         };

@@ -266,16 +266,7 @@ pub(crate) fn read(value: &Value, problems: &mut Problems) -> VirtualService {
     }
     spec.finish(problems);
     let gateways = if has_gateways { gateways } else { vec![MESH_GATEWAY.into()] };
-    VirtualService {
-        name,
-        created: metadata::created(&meta),
-        hosts,
-        gateways,
-        export_to,
-        http,
-        tls,
-        tcp,
-    }
+    VirtualService { name, created: metadata::created(&meta), hosts, gateways, export_to, http, tls, tcp }
 }
 
 /// What the rules of one VirtualService are read with.
@@ -310,7 +301,8 @@ fn gateways(object: &mut fields::Object<'_>, namespace: &str, problems: &mut Pro
     for (path, text) in object.texts("gateways", problems) {
         let (of, gateway) = text.split_once('/').unwrap_or((namespace, text));
         if !(metadata::is_label(of) || of == ".") || !metadata::is_subdomain(gateway) {
-            problems.error(path, format!("is {text:?}, wanted \"mesh\", NAME or NAMESPACE/NAME of a Gateway"));
+            problems
+                .error(path, format!("is {text:?}, wanted \"mesh\", NAME or NAMESPACE/NAME of a Gateway"));
             continue;
         }
         gateways.push(match text {
@@ -323,7 +315,11 @@ fn gateways(object: &mut fields::Object<'_>, namespace: &str, problems: &mut Pro
 }
 
 /// Reads a destination.
-fn destination(object: &mut fields::Object<'_>, scope: &RuleScope<'_>, problems: &mut Problems) -> Option<Destination> {
+fn destination(
+    object: &mut fields::Object<'_>,
+    scope: &RuleScope<'_>,
+    problems: &mut Problems,
+) -> Option<Destination> {
     let namespace = &scope.name.namespace;
     let host = match object.text("host", problems) {
         None => {
@@ -371,7 +367,8 @@ fn check_weights(path: &str, weights: &[u32], problems: &mut Problems) {
     }
     let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
     if total == 0 {
-        problems.error(path, "has several destinations and only weights of 0, wanted a weight for at least one");
+        problems
+            .error(path, "has several destinations and only weights of 0, wanted a weight for at least one");
     } else if total > u64::from(u32::MAX) {
         problems.error(path, format!("has weights of {total} in all, wanted at most {}", u32::MAX));
     }
@@ -387,7 +384,8 @@ fn client(
     let labels = parts::labels(object, "sourceLabels", problems);
     let namespace = object.text("sourceNamespace", problems);
     if let Some(namespace) = namespace.filter(|namespace| !metadata::is_label(namespace)) {
-        problems.error(object.at("sourceNamespace"), format!("is {namespace:?}, wanted the name of a namespace"));
+        problems
+            .error(object.at("sourceNamespace"), format!("is {namespace:?}, wanted the name of a namespace"));
     }
     let gateways = gateways(object, &scope.name.namespace, problems);
     (port, labels, namespace.map(Arc::from), gateways)

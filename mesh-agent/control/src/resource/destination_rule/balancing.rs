@@ -78,13 +78,19 @@ impl Simple {
 fn consistent_hash(mut object: Object<'_>, problems: &mut Problems) -> Option<Algorithm> {
     const KEYS: [&str; 4] = ["httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName"];
     let which = object.one_of(&KEYS, problems);
-    let header = object.text("httpHeaderName", problems).map(|name| HashKey::Header(name.to_ascii_lowercase().into()));
+    let header =
+        object.text("httpHeaderName", problems).map(|name| HashKey::Header(name.to_ascii_lowercase().into()));
     let cookie = object.object("httpCookie", problems).and_then(|cookie| cookie_key(cookie, problems));
     let source = object.bool("useSourceIp", problems).filter(|on| *on).map(|_| HashKey::SourceIp);
     let query = object.shared("httpQueryParameterName", problems).map(HashKey::Query);
     let key = header.or(cookie).or(source).or(query);
-    if which.is_none() || (key.is_none() && !problems.has_errors()) {
-        problems.error(object.path.as_str(), format!("says not what is hashed, wanted one of {}", KEYS.join(", ")));
+    // `useSourceIp: false` is a key that hashes nothing; other mistakes have been noted by now.
+    let unused = which == Some("useSourceIp") && key.is_none();
+    if which.is_none() || unused {
+        problems.error(
+            object.path.as_str(),
+            format!("says not what is hashed, wanted one of {}", KEYS.join(", ")),
+        );
     }
     let table = table(&mut object, problems);
     object.finish(problems);
@@ -94,19 +100,23 @@ fn consistent_hash(mut object: Object<'_>, problems: &mut Problems) -> Option<Al
 /// Reads `ringHash`, `maglev`, or the older `minimumRingSize`, which may not stand beside them (C3).
 fn table(object: &mut Object<'_>, problems: &mut Problems) -> HashTable {
     object.one_of(&["ringHash", "maglev"], problems);
-    let older = object.number("minimumRingSize", 0..=RING_MAX, problems).and_then(|size| u64::try_from(size).ok());
+    let older =
+        object.number("minimumRingSize", 0..=RING_MAX, problems).and_then(|size| u64::try_from(size).ok());
     if object.has("minimumRingSize") && (object.has("ringHash") || object.has("maglev")) {
-        let message = "is of earlier versions and stands beside ringHash or maglev, wanted at most one of them";
+        let message =
+            "is of earlier versions and stands beside ringHash or maglev, wanted at most one of them";
         problems.error(object.at("minimumRingSize"), message);
     }
     let mut table = HashTable::Ring(older.filter(|size| *size != 0).unwrap_or(RING));
     if let Some(mut ring) = object.object("ringHash", problems) {
-        let size = ring.number("minimumRingSize", 0..=RING_MAX, problems).and_then(|size| u64::try_from(size).ok());
+        let size =
+            ring.number("minimumRingSize", 0..=RING_MAX, problems).and_then(|size| u64::try_from(size).ok());
         table = HashTable::Ring(size.filter(|size| *size != 0).unwrap_or(RING));
         ring.finish(problems);
     }
     if let Some(mut maglev) = object.object("maglev", problems) {
-        let size = maglev.number("tableSize", 0..=MAGLEV_MAX, problems).and_then(|size| u64::try_from(size).ok());
+        let size =
+            maglev.number("tableSize", 0..=MAGLEV_MAX, problems).and_then(|size| u64::try_from(size).ok());
         let size = size.filter(|size| *size != 0).unwrap_or(MAGLEV);
         if !is_prime(size) {
             problems.error(maglev.at("tableSize"), format!("is {size}, wanted a prime such as {MAGLEV}"));
@@ -133,7 +143,8 @@ fn cookie_key(mut cookie: Object<'_>, problems: &mut Problems) -> Option<HashKey
     for mut attribute in cookie.objects("attributes", problems) {
         let name = attribute.shared("name", problems);
         if name.is_none() {
-            problems.error(attribute.at("name"), "is missing, wanted the name of an attribute such as SameSite");
+            problems
+                .error(attribute.at("name"), "is missing, wanted the name of an attribute such as SameSite");
         }
         let value = attribute.shared("value", problems).unwrap_or_default();
         let is_fit = |text: &str| text.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b';');
@@ -143,11 +154,18 @@ fn cookie_key(mut cookie: Object<'_>, problems: &mut Problems) -> Option<HashKey
         attributes.extend(name.map(|name| (name, value)));
         attribute.finish(problems);
     }
-    if let Some(name) = name.as_deref().filter(|name| !name.bytes().all(|b| b.is_ascii_graphic() && !b"=;,\"".contains(&b))) {
+    if let Some(name) =
+        name.as_deref().filter(|name| !name.bytes().all(|b| b.is_ascii_graphic() && !b"=;,\"".contains(&b)))
+    {
         problems.error(cookie.at("name"), format!("is {name:?}, wanted the name of a cookie"));
     }
-    if let Some(path) = path.as_deref().filter(|path| path.bytes().any(|b| !(0x20..0x7f).contains(&b) || b == b';')) {
-        problems.error(cookie.at("path"), format!("is {path:?}, wanted a path without ';' and control characters"));
+    if let Some(path) =
+        path.as_deref().filter(|path| path.bytes().any(|b| !(0x20..0x7f).contains(&b) || b == b';'))
+    {
+        problems.error(
+            cookie.at("path"),
+            format!("is {path:?}, wanted a path without ';' and control characters"),
+        );
     }
     cookie.finish(problems);
     Some(HashKey::Cookie { name: name?, path, ttl, attributes })
@@ -187,7 +205,10 @@ pub(in crate::resource) fn locality(
             match region.as_deref() {
                 None => problems.error(entry.at(field), "is missing, wanted a region"),
                 Some(region) if region.contains(['/', '*']) => {
-                    problems.error(entry.at(field), format!("is {region:?}, wanted a region alone, without '/' and '*'"));
+                    problems.error(
+                        entry.at(field),
+                        format!("is {region:?}, wanted a region alone, without '/' and '*'"),
+                    );
                 }
                 Some(_) => {}
             }
@@ -231,7 +252,8 @@ fn distribute(object: &mut Object<'_>, problems: &mut Problems) -> Vec<Distribut
             check_locality(locality, &node.path, problems);
             if let Some(weight) = weight(&node, problems) {
                 if to.iter().any(|(other, _)| overlaps(other, locality)) {
-                    problems.error(node.path, "overlaps another locality of the same list, wanted them apart");
+                    problems
+                        .error(node.path, "overlaps another locality of the same list, wanted them apart");
                 }
                 to.push((locality.into(), weight));
             }

@@ -18,6 +18,16 @@ const LEAST: Duration = Duration::from_millis(1);
 
 /// Reads `trafficPolicy`.
 pub(super) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<TrafficPolicy> {
+    const FIELDS: [&str; 8] = [
+        "loadBalancer",
+        "connectionPool",
+        "outlierDetection",
+        "tls",
+        "tunnel",
+        "proxyProtocol",
+        "retryBudget",
+        "portLevelSettings",
+    ];
     let mut object = object.object("trafficPolicy", problems)?;
     let mut settings = blocks(&mut object, problems);
     settings.tunnel = tunnel(&mut object, problems);
@@ -52,7 +62,7 @@ pub(super) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<T
         }
         entry.finish(problems);
     }
-    if settings == Settings::default() && ports.is_empty() {
+    if !FIELDS.into_iter().any(|field| object.has(field)) {
         problems.warning(object.path.as_str(), "says nothing; it has no effect");
     }
     object.finish(problems);
@@ -149,7 +159,8 @@ pub(in crate::resource) fn outlier_detection(
     let older = object.number("consecutiveErrors", 0..=i64::from(i32::MAX), problems);
     if object.has("consecutiveErrors") {
         let at = object.at("consecutiveErrors");
-        problems.warning(at, "is of earlier versions; consecutive5xxErrors or consecutiveGatewayErrors is meant");
+        problems
+            .warning(at, "is of earlier versions; consecutive5xxErrors or consecutiveGatewayErrors is meant");
     }
     // The older field counted failures of gateways.
     let older = older.and_then(|count| u32::try_from(count).ok());
@@ -176,7 +187,9 @@ pub(in crate::resource) fn outlier_detection(
         consecutive_local: if split { positive(Some(local.unwrap_or(5))) } else { None },
         split_local: split,
         interval: object.duration_of("interval", LEAST, problems).unwrap_or(Duration::from_secs(10)),
-        base_ejection: object.duration_of("baseEjectionTime", LEAST, problems).unwrap_or(Duration::from_secs(30)),
+        base_ejection: object
+            .duration_of("baseEjectionTime", LEAST, problems)
+            .unwrap_or(Duration::from_secs(30)),
         max_ejection_percent: percent(&mut object, "maxEjectionPercent", problems).unwrap_or(10),
         min_health_percent: percent(&mut object, "minHealthPercent", problems).unwrap_or(0),
         error_statuses: statuses,

@@ -145,10 +145,8 @@ pub(super) fn redirect(rule: &mut Object<'_>, problems: &mut Problems) -> Option
     if let Some(scheme) = scheme.filter(|scheme| !matches!(*scheme, "http" | "https")) {
         problems.error(object.at("scheme"), format!("is {scheme:?}, wanted http or https"));
     }
-    let derived = [
-        ("FROM_PROTOCOL_DEFAULT", RedirectPort::OfScheme),
-        ("FROM_REQUEST_PORT", RedirectPort::OfRequest),
-    ];
+    let derived =
+        [("FROM_PROTOCOL_DEFAULT", RedirectPort::OfScheme), ("FROM_REQUEST_PORT", RedirectPort::OfRequest)];
     let derived = object.word("derivePort", &derived, problems);
     let port = object.port("port", problems).map(RedirectPort::Number).or(derived);
     let status = object.get("redirectCode").and_then(|node| {
@@ -228,7 +226,8 @@ pub(in crate::resource) fn retries(
     let mut object = object.object(name, problems)?;
     let attempts = object.number("attempts", i64::from(i32::MIN)..=i64::from(i32::MAX), problems);
     if attempts.is_some_and(|attempts| attempts < 0) {
-        problems.error(object.at("attempts"), "is negative, wanted 0 for none, or how often a try is repeated");
+        problems
+            .error(object.at("attempts"), "is negative, wanted 0 for none, or how often a try is repeated");
     }
     let attempts = attempts.and_then(|attempts| u32::try_from(attempts).ok()).unwrap_or_default();
     let per_try_timeout = object.duration_of("perTryTimeout", LEAST, problems);
@@ -375,7 +374,8 @@ pub(super) fn cors(rule: &mut Object<'_>, problems: &mut Problems) -> Option<Cor
         if *method != "*" && !is_header_name(method) {
             problems.error(path.as_str(), format!("is {method:?}, wanted the name of a method such as GET"));
         } else if method.bytes().any(|b| b.is_ascii_lowercase()) {
-            problems.error(path.as_str(), format!("is {method:?}, wanted capital letters: methods have case"));
+            problems
+                .error(path.as_str(), format!("is {method:?}, wanted capital letters: methods have case"));
         }
     }
     let mut names = |name: &'static str| {
@@ -442,7 +442,10 @@ fn header_ops(object: &mut Object<'_>, name: &'static str, problems: &mut Proble
                 }
             } else if check_operated(key, &node.path, problems) {
                 if list.iter().any(|(known, _)| *known == lower) {
-                    problems.error(node.path, "is there already, in other letters: names of headers have no case");
+                    problems.error(
+                        node.path,
+                        "is there already, in other letters: names of headers have no case",
+                    );
                 }
                 list.push((lower, value.into()));
             }
@@ -482,7 +485,8 @@ fn check_header_value(value: &str, path: &str, problems: &mut Problems) {
     if pieces.next().is_some_and(|name| name.bytes().next().is_some_and(|b| b.is_ascii_uppercase()))
         && pieces.next().is_some()
     {
-        let message = format!("is {value:?}: variables of Envoy are not replaced, the value is sent as it stands");
+        let message =
+            format!("is {value:?}: variables of Envoy are not replaced, the value is sent as it stands");
         problems.warning(path, message);
     }
 }
@@ -496,7 +500,8 @@ fn check_authority(text: &str, path: &str, problems: &mut Problems) {
     let is_address = inner.parse::<std::net::IpAddr>().is_ok();
     let port_fits = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port != 0));
     if !(is_address || host::check_name(name).is_ok()) || !port_fits {
-        problems.error(path, format!("is {text:?}, wanted a host, maybe with a port, such as example.com:8080"));
+        problems
+            .error(path, format!("is {text:?}, wanted a host, maybe with a port, such as example.com:8080"));
     }
 }
 

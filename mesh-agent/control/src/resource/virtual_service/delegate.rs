@@ -45,7 +45,8 @@ pub fn merged<'v>(
         let export_to = delegate.export_to.as_ref().unwrap_or(default_export_to);
         if !export_to.includes(&root.name.namespace, &name.namespace) {
             let namespace = &root.name.namespace;
-            let message = format!("is {name}, which is not exported to namespace {namespace}; the rule is left out");
+            let message =
+                format!("is {name}, which is not exported to namespace {namespace}; the rule is left out");
             problems.warning(at, message);
             continue;
         }
@@ -155,16 +156,21 @@ fn within(inner: Option<&StringMatch>, outer: Option<&StringMatch>, ignore_case:
         (StringMatch::Regex(_), _) | (_, StringMatch::Regex(_)) => false,
         (_, StringMatch::Present) => true,
         (StringMatch::Present, _) => false,
-        (StringMatch::Exact(inner), StringMatch::Exact(outer)) if ignore_case => inner.eq_ignore_ascii_case(outer),
+        (StringMatch::Exact(inner), StringMatch::Exact(outer)) if ignore_case => {
+            inner.eq_ignore_ascii_case(outer)
+        }
         (StringMatch::Exact(inner), StringMatch::Exact(outer)) => inner == outer,
         (StringMatch::Prefix(_), StringMatch::Exact(_)) => false,
-        (StringMatch::Exact(inner) | StringMatch::Prefix(inner), StringMatch::Prefix(outer)) => starts(inner, outer),
+        (StringMatch::Exact(inner) | StringMatch::Prefix(inner), StringMatch::Prefix(outer)) => {
+            starts(inner, outer)
+        }
     }
 }
 
 /// All conditions of both, the inner one's where they say the same thing more narrowly.
 fn both(outer: &HttpMatch, inner: &HttpMatch) -> HttpMatch {
-    let pick = |inner: &Option<StringMatch>, outer: &Option<StringMatch>| inner.clone().or_else(|| outer.clone());
+    let pick =
+        |inner: &Option<StringMatch>, outer: &Option<StringMatch>| inner.clone().or_else(|| outer.clone());
     HttpMatch {
         name: joined(outer.name.as_ref(), inner.name.as_ref()),
         uri: pick(&inner.uri, &outer.uri),

@@ -19,13 +19,16 @@ pub(super) fn read(spec: &mut Object<'_>, scope: &RuleScope<'_>, problems: &mut 
     let mut rules = Vec::with_capacity(nodes.len());
     let mut catch_all: Option<String> = None;
     for node in &nodes {
-        if let Some(first) = &catch_all {
+        // After an error nobody knows what the first one was to match.
+        if let Some(first) = catch_all.as_ref().filter(|_| !problems.has_errors()) {
             let message = format!("is never reached: {first} matches every request");
             problems.warning(node.path.as_str(), message);
         }
         let Some(rule) = rule(node, scope, problems) else { continue };
         let all = rule.matches.is_empty() || rule.matches.iter().any(HttpMatch::is_everything);
-        if all && catch_all.is_none() {
+        // What is delegated comes back when no rule of the delegate matches.
+        let decides = !matches!(rule.action, HttpAction::Delegate(_));
+        if all && decides && catch_all.is_none() {
             catch_all = Some(node.path.clone());
         }
         rules.push(rule);
@@ -42,7 +45,12 @@ impl HttpMatch {
             Some(StringMatch::Regex(regex)) => matches!(regex.pattern(), ".*" | "/.*"),
             Some(StringMatch::Exact(_)) => false,
         };
-        let bare = Self { name: self.name.clone(), uri: self.uri.clone(), ignore_uri_case: self.ignore_uri_case, ..Self::default() };
+        let bare = Self {
+            name: self.name.clone(),
+            uri: self.uri.clone(),
+            ignore_uri_case: self.ignore_uri_case,
+            ..Self::default()
+        };
         any_path && *self == bare
     }
 }
@@ -50,11 +58,8 @@ impl HttpMatch {
 fn rule(node: &Node<'_>, scope: &RuleScope<'_>, problems: &mut Problems) -> Option<HttpRoute> {
     let mut rule = node.object(problems)?;
     let name = rule.shared("name", problems);
-    let matches: Vec<HttpMatch> = rule
-        .list("match", problems)
-        .iter()
-        .filter_map(|node| one_match(node, scope, problems))
-        .collect();
+    let matches: Vec<HttpMatch> =
+        rule.list("match", problems).iter().filter_map(|node| one_match(node, scope, problems)).collect();
     let action = what(&mut rule, scope, problems);
     let headers = action::headers(&mut rule, problems);
     let rewrite = action::rewrite(&mut rule, headers.as_ref(), problems);
@@ -117,7 +122,8 @@ fn what(rule: &mut Object<'_>, scope: &RuleScope<'_>, problems: &mut Problems) -
         "directResponse" => action::direct_response(rule, problems).map(HttpAction::Respond),
         _ => {
             if scope.is_delegate {
-                let message = "is there in a VirtualService without hosts, wanted none: delegation has one level";
+                let message =
+                    "is there in a VirtualService without hosts, wanted none: delegation has one level";
                 problems.error(rule.at("delegate"), message);
             }
             action::delegate(rule, &scope.name.namespace, problems).map(HttpAction::Delegate)
@@ -125,7 +131,11 @@ fn what(rule: &mut Object<'_>, scope: &RuleScope<'_>, problems: &mut Problems) -
     }
 }
 
-fn destinations(rule: &mut Object<'_>, scope: &RuleScope<'_>, problems: &mut Problems) -> Vec<HttpDestination> {
+fn destinations(
+    rule: &mut Object<'_>,
+    scope: &RuleScope<'_>,
+    problems: &mut Problems,
+) -> Vec<HttpDestination> {
     let mut read = Vec::new();
     for mut object in rule.objects("route", problems) {
         let destination = match object.object("destination", problems) {
@@ -183,7 +193,11 @@ fn one_match(node: &Node<'_>, scope: &RuleScope<'_>, problems: &mut Problems) ->
         let message = "has sourceLabels or sourceNamespace beside gateways, which then have no effect";
         problems.warning(node.path.as_str(), message);
     }
-    object.no_effect(&["statPrefix"], "is for statistics that the mesh does not keep; it has no effect", problems);
+    object.no_effect(
+        &["statPrefix"],
+        "is for statistics that the mesh does not keep; it has no effect",
+        problems,
+    );
     object.finish(problems);
     Some(HttpMatch {
         name,

@@ -76,6 +76,7 @@ fn judge(word: &str) -> (bool, String) {
     if elsewhere.contains(&word) {
         return (false, format!("holds {word:?}, which the mesh does not do; it has no effect"));
     }
-    let wanted = "wanted conditions such as connect-failure, 5xx or unavailable, or statuses, with commas between";
+    let wanted =
+        "wanted conditions such as connect-failure, 5xx or unavailable, or statuses, with commas between";
     (true, format!("holds {word:?}, {wanted}"))
 }

@@ -32,7 +32,12 @@ pub(super) fn read(
     rules.iter().filter_map(|node| rule(node, proto, scope, problems)).collect()
 }
 
-fn rule(node: &Node<'_>, proto: Proto, scope: &RuleScope<'_>, problems: &mut Problems) -> Option<StreamRoute> {
+fn rule(
+    node: &Node<'_>,
+    proto: Proto,
+    scope: &RuleScope<'_>,
+    problems: &mut Problems,
+) -> Option<StreamRoute> {
     let mut rule = node.object(problems)?;
     let matches: Vec<StreamMatch> = rule
         .objects("match", problems)
