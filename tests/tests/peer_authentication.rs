@@ -70,7 +70,8 @@ impl Scene {
         Ok(self.shop.world().manifests().apply(policy)?)
     }
 
-    /// What a client gets: the security of its connection, or nothing if it is refused.
+    /// What a client gets: the security of its connection, or nothing if it is refused. A connection that a policy ends
+    /// while it is looked at is an error: the next one will tell.
     fn outcome(&self, client: &Place, to: std::net::SocketAddr) -> Result<Option<String>, Failure> {
         let connection = match client.tool()?.connect(to) {
             Ok(connection) => connection,
@@ -85,10 +86,19 @@ impl Scene {
             "{}: {seen:?}",
             client.name()
         );
-        let rows = || shop::security(&self.agents[0], seen.accepted_from.ip().to_canonical(), &self.web);
+        let rows = || {
+            let rows = shop::security(&self.agents[0], seen.accepted_from.ip().to_canonical(), &self.web);
+            (rows, connection.who().is_ok())
+        };
         // Once: an earlier one may still be ending.
-        let rows = eventually(SOON, rows, |rows| rows.as_ref().is_ok_and(|rows| rows.len() == 1))??;
-        Ok(rows.into_iter().next())
+        let is_shown = |(rows, lives): &(Result<Vec<String>, _>, bool)| {
+            !lives || rows.as_ref().is_ok_and(|rows| rows.len() == 1)
+        };
+        let (rows, lives) = eventually(SOON, rows, is_shown)?;
+        if !lives {
+            Err(anyhow::anyhow!("it ended while it was looked at"))?;
+        }
+        Ok(rows?.into_iter().next())
     }
 
     /// All clients get at `port` what `mode` means, by either family.

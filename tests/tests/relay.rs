@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_tests::protocol::{How, Open, Serve};
+use mesh_tests::protocol::{How, Open, Packet, Serve};
 use mesh_tests::tool::ServerOptions;
 use mesh_tests::{
     Connection, Failure, Pod, Server, Shop, TestResult, ToolError, eventually, require_agent, test_name,
@@ -112,12 +112,18 @@ fn a_clients_reset_reaches_the_server() -> TestResult {
     let capture = scene.far.tool()?.capture()?;
     for to in scene.targets {
         let connection = scene.dial(to)?;
+        let to_server = |wanted: &dyn Fn(&Packet) -> bool| {
+            let packets = capture.packets().unwrap_or_default();
+            packets.iter().filter(|packet| packet.to.port() == 8080 && wanted(packet)).count()
+        };
+        let (sent, reset) =
+            (|| to_server(&|packet| packet.payload == 5), || to_server(&|packet| packet.flags & 4 != 0));
+        let before = (sent(), reset());
         connection.send("hello")?;
-        let resets =
-            || capture.packets().unwrap_or_default().iter().filter(|packet| packet.flags & 4 != 0).count();
-        let before = resets();
+        // A reset before the server has the connection would leave nothing to reset.
+        eventually(Duration::from_secs(5), sent, |count| *count > before.0)?;
         connection.reset()?;
-        eventually(Duration::from_secs(5), resets, |count| *count > before)?;
+        eventually(Duration::from_secs(5), reset, |count| *count > before.1)?;
     }
     Ok(())
 }

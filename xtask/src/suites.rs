@@ -29,10 +29,28 @@ pub(crate) enum Place {
     Agent,
 }
 
-/// Netns test programs about the agent alone. Every other one runs on all kernels of a default run: under
-/// emulation a test takes some ten times as long, and these would find nothing new there.
-const AGENT_SUITES: [&str; 8] =
-    ["balance", "config", "dns", "lifecycle", "meshctl", "plain", "relay", "scale"];
+/// Netns test programs about the agent alone: what it decides, proves and says over plain sockets. Every other one runs on
+/// all kernels of a default run: under emulation a test takes some ten times as long, and these would find nothing new
+/// there. What their worlds need of a kernel (redirection, arrivals, tickets, tunnels between nodes, connections that a
+/// policy ends) is tested there by `arrivals`, `connect_shapes`, `crash`, `original_destination`, `policy_changes`, `trust`
+/// and others.
+const AGENT_SUITES: [&str; 15] = [
+    "authorization_policy",
+    "balance",
+    "certificate_service",
+    "config",
+    "controller",
+    "dns",
+    "hbone",
+    "hbone_adversary",
+    "lifecycle",
+    "meshctl",
+    "peer_authentication",
+    "plain",
+    "relay",
+    "rotation",
+    "scale",
+];
 
 /// One test program.
 #[derive(Clone, Debug, PartialEq, Eq)]

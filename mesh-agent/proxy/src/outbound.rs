@@ -244,7 +244,12 @@ async fn open_tunnel(
     let Ok(opened) = timeout_at(deadline, opening).await else { return Err(timed_out()) };
     let mut stream = opened.map_err(failed)?;
     match timeout_at(deadline, stream.ready(accepted, attempt.early, deadline)).await {
-        Ok(Ok(())) => Ok(stream),
+        Ok(Ok(())) => {
+            if !stream.awaits_answer() {
+                live.taken();
+            }
+            Ok(stream)
+        }
         Ok(Err(reason)) => {
             let text = format!("the other side did not take it: {}", reason.as_str());
             Err(failed(TunnelFailure::new(reason, text)))

@@ -157,7 +157,8 @@ impl TunnelStream {
         }
     }
 
-    fn awaits_answer(&self) -> bool {
+    /// Whether the server has neither taken nor refused it yet.
+    pub(crate) fn awaits_answer(&self) -> bool {
         let state = self.tunnel.state.borrow();
         state.legs.get(&self.key.id()).is_some_and(|leg| leg.status.is_none())
     }
