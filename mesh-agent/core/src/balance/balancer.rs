@@ -60,6 +60,22 @@ pub(super) struct Member {
     pub(super) is_out: bool,
 }
 
+impl Member {
+    /// Whether that is news.
+    fn set_out(&mut self, classes: &mut [Vec<Group>], is_out: bool) -> bool {
+        if self.is_out == is_out {
+            return false;
+        }
+        self.is_out = is_out;
+        if let Some(seat) = self.seat
+            && let Some(group) = classes.get_mut(seat.class).and_then(|groups| groups.get_mut(seat.group))
+        {
+            group.set_well(!is_out);
+        }
+        true
+    }
+}
+
 /// Where a member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seat {
@@ -181,15 +197,18 @@ impl Balancer {
     pub fn set_out(&mut self, addr: SocketAddr, is_out: bool) {
         let members = &mut self.settings.members;
         let Some(member) = members.iter_mut().find(|member| member.addr == addr) else { return };
-        if member.is_out == is_out {
-            return;
+        if member.set_out(&mut self.classes, is_out) {
+            self.share_out();
         }
-        member.is_out = is_out;
-        if let Some(seat) = member.seat
-            && let Some(group) =
-                self.classes.get_mut(seat.class).and_then(|groups| groups.get_mut(seat.group))
-        {
-            group.set_well(!is_out);
+    }
+
+    /// Says of each endpoint whether it is left out.
+    pub fn set_all_out(&mut self, is_out: impl Fn(SocketAddr) -> bool) {
+        let mut is_changed = false;
+        for member in &mut self.settings.members {
+            is_changed |= member.set_out(&mut self.classes, is_out(member.addr));
+        }
+        if is_changed {
             self.share_out();
         }
     }

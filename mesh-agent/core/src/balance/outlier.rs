@@ -12,6 +12,9 @@ use crate::route::cluster::OutlierDetection;
 /// Longest time that an endpoint is out, unless the first time is longer already.
 pub const EJECTION_MAX: Duration = Duration::from_secs(300);
 
+/// An endpoint that has not failed for so long is forgotten: it may be gone.
+const MEMORY: Duration = EJECTION_MAX;
+
 /// What was seen of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Observed {
@@ -32,6 +35,8 @@ struct State {
     ejections: u32,
     /// On the caller's clock.
     out_until: Option<Duration>,
+    /// When it last failed, on the caller's clock.
+    failed: Duration,
 }
 
 /// Which endpoints of one destination are out.
@@ -65,7 +70,9 @@ impl OutlierDetector {
             Observed::LocalFailure => (true, true),
         };
         let state = if is_failure || is_gateway {
-            self.states.entry(endpoint).or_default()
+            let state = self.states.entry(endpoint).or_default();
+            state.failed = now;
+            state
         } else {
             // Nothing to forget of one that never failed.
             let Some(state) = self.states.get_mut(&endpoint) else { return false };
@@ -98,7 +105,8 @@ impl OutlierDetector {
         let ejections = state.ejections.saturating_add(1);
         let longest = EJECTION_MAX.max(rules.base_ejection);
         let out_for = rules.base_ejection.saturating_mul(ejections).min(longest);
-        *state = State { ejections, out_until: Some(now.saturating_add(out_for)), ..State::default() };
+        let out_until = Some(now.saturating_add(out_for));
+        *state = State { ejections, out_until, failed: now, ..State::default() };
         self.out += 1;
         true
     }
@@ -122,11 +130,9 @@ impl OutlierDetector {
         }
         self.out -= back.len();
         self.states.retain(|_, state| {
-            state.out_until.is_some()
-                || state.ejections > 0
-                || state.errors > 0
-                || state.gateway_errors > 0
-                || state.local_failures > 0
+            let fails = state.errors > 0 || state.gateway_errors > 0 || state.local_failures > 0;
+            let is_recent = now < state.failed.saturating_add(MEMORY);
+            state.out_until.is_some() || state.ejections > 0 || (fails && is_recent)
         });
         back
     }

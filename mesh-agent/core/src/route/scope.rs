@@ -32,9 +32,7 @@ impl<T> Scoped<T> {
     /// What a client of `namespace` with these labels sees.
     pub fn get(&self, namespace: &str, labels: &Labels) -> Option<&Arc<T>> {
         let Some(own) = self.by_namespace.get(namespace) else { return self.default.as_ref() };
-        let selects = |selector: &Labels| {
-            selector.iter().all(|(key, value)| labels.get(key) == Some(value))
-        };
+        let selects = |selector: &Labels| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
         let selected = own.selected.iter().find(|(selector, _)| selects(selector));
         selected.map(|(_, value)| value).or(own.all.as_ref())
     }

@@ -1,3 +1,5 @@
+//! Tests of ejection: what counts, for how long, and of how many.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -180,6 +182,16 @@ fn endpoints_that_are_gone_and_well_are_forgotten() {
     assert!(detector.states.is_empty() && detector.out == 0);
     assert!(!detector.observe(&rules(), at(0), endpoint(2), Observed::Success, 3));
     assert!(detector.states.is_empty(), "a success leaves no trace");
+}
+
+#[test]
+fn failures_of_an_endpoint_that_is_gone_are_forgotten_in_time() {
+    let mut detector = OutlierDetector::default();
+    detector.observe(&rules(), at(0), endpoint(1), Observed::Status(500), 3);
+    assert!(detector.sweep(&rules(), at(299)).is_empty());
+    assert_eq!(detector.states.len(), 1);
+    assert!(detector.sweep(&rules(), at(309)).is_empty());
+    assert!(detector.states.is_empty());
 }
 
 proptest! {

@@ -1,3 +1,5 @@
+//! Tests of decisions about preflights and of the headers of answers.
+
 use std::time::Duration;
 
 use super::*;

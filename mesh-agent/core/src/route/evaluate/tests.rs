@@ -1,3 +1,5 @@
+//! Tests of matching, of precedence, of TLS and TCP rules, and of splits.
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Tests of authorities and of the names of services.
+
 use super::*;
 use crate::{
     route::{

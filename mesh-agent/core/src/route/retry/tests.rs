@@ -1,3 +1,5 @@
+//! Tests of retry conditions, back-offs and budgets.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of paths, locations, header changes and authorities.
+
 use super::*;
 use crate::route::{
     http::{Action, SearchRegex},
