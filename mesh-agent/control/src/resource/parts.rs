@@ -155,7 +155,7 @@ fn check_label(key: &str, value: &str) -> Result<(), &'static str> {
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
     };
     let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
-    if !is_fit(name) || !prefix.is_none_or(|prefix| metadata::is_subdomain(prefix)) {
+    if !is_fit(name) || !prefix.is_none_or(metadata::is_subdomain) {
         return Err("a label whose key is a name, or a domain and a name as in example.com/name");
     }
     if !value.is_empty() && !is_fit(value) {

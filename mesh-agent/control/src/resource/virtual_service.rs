@@ -374,21 +374,25 @@ fn check_weights(path: &str, weights: &[u32], problems: &mut Problems) {
     }
 }
 
-/// Reads what a match says about clients and the dialled port: port, source labels, source namespace, gateways.
-fn client(
-    object: &mut fields::Object<'_>,
-    scope: &RuleScope<'_>,
-    problems: &mut Problems,
-) -> (Option<u16>, Labels, Option<Arc<str>>, Vec<Arc<str>>) {
+/// What a match says about clients and the dialled port.
+struct ClientMatch {
+    port: Option<u16>,
+    source_labels: Labels,
+    source_namespace: Option<Arc<str>>,
+    gateways: Vec<Arc<str>>,
+}
+
+/// Reads the part of a match that [`ClientMatch`] has.
+fn client(object: &mut fields::Object<'_>, scope: &RuleScope<'_>, problems: &mut Problems) -> ClientMatch {
     let port = object.port("port", problems);
-    let labels = parts::labels(object, "sourceLabels", problems);
+    let source_labels = parts::labels(object, "sourceLabels", problems);
     let namespace = object.text("sourceNamespace", problems);
     if let Some(namespace) = namespace.filter(|namespace| !metadata::is_label(namespace)) {
         problems
             .error(object.at("sourceNamespace"), format!("is {namespace:?}, wanted the name of a namespace"));
     }
     let gateways = gateways(object, &scope.name.namespace, problems);
-    (port, labels, namespace.map(Arc::from), gateways)
+    ClientMatch { port, source_labels, source_namespace: namespace.map(Arc::from), gateways }
 }
 
 #[cfg(test)]

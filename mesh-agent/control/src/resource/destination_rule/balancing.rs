@@ -129,7 +129,10 @@ fn table(object: &mut Object<'_>, problems: &mut Problems) -> HashTable {
 
 /// Whether a number of at most some millions is a prime.
 fn is_prime(number: u64) -> bool {
-    number > 1 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| number % divisor != 0)
+    number > 1
+        && (2..)
+            .take_while(|divisor| divisor * divisor <= number)
+            .all(|divisor| !number.is_multiple_of(divisor))
 }
 
 fn cookie_key(mut cookie: Object<'_>, problems: &mut Problems) -> Option<HashKey> {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_core::route::matching::StringMatch;
 
-use super::{HttpAction, HttpDestination, HttpMatch, HttpRoute, RuleScope, action};
+use super::{ClientMatch, HttpAction, HttpDestination, HttpMatch, HttpRoute, RuleScope, action};
 use crate::{
     problem::Problems,
     resource::{
@@ -188,7 +188,8 @@ fn one_match(node: &Node<'_>, scope: &RuleScope<'_>, problems: &mut Problems) ->
         problems.warning(object.at("ignoreUriCase"), message);
     }
     let name = object.shared("name", problems);
-    let (port, source_labels, source_namespace, gateways) = super::client(&mut object, scope, problems);
+    let ClientMatch { port, source_labels, source_namespace, gateways } =
+        super::client(&mut object, scope, problems);
     if !gateways.is_empty() && (!source_labels.is_empty() || source_namespace.is_some()) {
         let message = "has sourceLabels or sourceNamespace beside gateways, which then have no effect";
         problems.warning(node.path.as_str(), message);

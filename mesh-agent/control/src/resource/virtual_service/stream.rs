@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{RuleScope, StreamDestination, StreamMatch, StreamRoute};
+use super::{ClientMatch, RuleScope, StreamDestination, StreamMatch, StreamRoute};
 use crate::{
     problem::Problems,
     resource::{
@@ -87,7 +87,8 @@ fn one_match(
         Proto::Tcp => Vec::new(),
     };
     let subnets = parts::nets(&mut object, "destinationSubnets", problems);
-    let (port, source_labels, source_namespace, gateways) = super::client(&mut object, scope, problems);
+    let ClientMatch { port, source_labels, source_namespace, gateways } =
+        super::client(&mut object, scope, problems);
     if proto == Proto::Tcp {
         object.no_effect(&["sourceSubnet"], "is not supported, by Istio either; it has no effect", problems);
     }
