@@ -102,12 +102,8 @@ impl RoutingDefaults {
 pub(crate) fn read(object: &v1::ConfigMap, problems: &mut Problems) -> MeshConfig {
     let name = metadata::name(&object.metadata, Scope::Namespaced, problems);
     let text = object.data.as_ref().and_then(|data| data.get(KEY)).map(String::as_str).unwrap_or_default();
-    let mut config = MeshConfig {
-        name,
-        trust_domain: None,
-        trust_domain_aliases: Vec::new(),
-        routing: Box::default(),
-    };
+    let mut config =
+        MeshConfig { name, trust_domain: None, trust_domain_aliases: Vec::new(), routing: Box::default() };
     let value: Value = if text.trim().is_empty() {
         problems.warning(format!("data.{KEY}"), "is missing or empty; the mesh has its defaults");
         return config;
