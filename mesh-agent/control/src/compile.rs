@@ -7,6 +7,7 @@
 mod endpoints;
 mod modes;
 mod policies;
+mod routes;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,6 +20,7 @@ use mesh_core::{
     snapshot::{Mesh, Parts, Protocol, Service, Snapshot, Tunnel, Workload},
 };
 
+use self::routes::RouteCompiler;
 use crate::{
     index::{Index, Origin, located},
     problem::{Level, SourceError},
@@ -69,6 +71,7 @@ pub struct Compiler {
     settings: MeshSettings,
     mesh: Arc<Mesh>,
     namespaces: BTreeMap<Arc<str>, CompiledNamespace>,
+    routes: RouteCompiler,
     snapshot: Arc<Snapshot>,
 }
 
@@ -113,13 +116,21 @@ impl Compiler {
     /// Starts from an empty world.
     pub fn new(settings: MeshSettings) -> Self {
         let mesh = Arc::new(settings.mesh(&Index::default()));
-        Self { settings, mesh, namespaces: BTreeMap::new(), snapshot: Arc::default() }
+        Self {
+            settings,
+            mesh,
+            namespaces: BTreeMap::new(),
+            routes: RouteCompiler::default(),
+            snapshot: Arc::default(),
+        }
     }
 
     /// Compiles what changed in `index` since the last call, which took the changes.
     pub fn compile(&mut self, index: &mut Index) -> Compiled {
         let mut problems = Vec::new();
-        let mut stale = self.stale(index);
+        let changes = index.take_changes();
+        let routes_changed = changes.iter().any(|key| key.kind.is_of_routes());
+        let mut stale = self.stale(index, changes);
         let mesh = self.settings.mesh(index);
         if mesh != *self.mesh {
             self.mesh = Arc::new(mesh);
@@ -135,12 +146,15 @@ impl Compiler {
         }
         let workloads = self.namespaces.values().flat_map(|n| &n.workloads).cloned().collect();
         let services = self.services_by_precedence(&mut problems);
+        let defaults = routes::Defaults::of(index.mesh_config(&self.settings.root_namespace));
+        let (routes, found) =
+            self.routes.update(index, &self.mesh, defaults, services.iter(), routes_changed);
+        problems.extend_from_slice(found);
         problems.extend(self.namespaces.values().flat_map(|n| &n.problems).cloned());
 
         let version = self.snapshot.version() + 1;
         let policies = self.namespaces.values().flat_map(|n| &n.policies).cloned().collect();
-        let parts =
-            Parts { workloads, services, policies, routes: Arc::default(), mesh: Arc::clone(&self.mesh) };
+        let parts = Parts { workloads, services, policies, routes, mesh: Arc::clone(&self.mesh) };
         let snapshot = Snapshot::new(version, parts);
         // The first compilation is published even if it is empty: "nothing configured" is an answer.
         if version == 1 || !snapshot.same_world(&self.snapshot) {
@@ -150,10 +164,18 @@ impl Compiler {
     }
 
     /// The namespaces that changes reach.
-    fn stale(&self, index: &mut Index) -> BTreeSet<Arc<str>> {
+    fn stale(&self, index: &Index, changes: BTreeSet<Key>) -> BTreeSet<Arc<str>> {
         let mut stale = BTreeSet::new();
-        for key in index.take_changes() {
+        for key in changes {
             match key.kind {
+                // No part of a namespace: routes are compiled as a whole.
+                Kind::VirtualService
+                | Kind::DestinationRule
+                | Kind::HttpRoute
+                | Kind::GrpcRoute
+                | Kind::TlsRoute
+                | Kind::TcpRoute
+                | Kind::ReferenceGrant => {}
                 Kind::Namespace => {
                     stale.insert(key.name.name);
                 }

@@ -74,7 +74,11 @@ impl Index {
     /// Replaces the candidates that come from `file`.
     fn put(&mut self, key: Key, file: &Path, candidates: Vec<(Origin, Arc<Resource>)>) {
         let all = self.resources.entry(key.clone()).or_default();
-        let first = |all: &[(Origin, Arc<Resource>)]| all.first().map(|(_, resource)| Arc::clone(resource));
+        // Tables of routes say which document each rule is from: for those kinds a move is a change.
+        let has_place = key.kind.is_of_routes();
+        let first = |all: &[(Origin, Arc<Resource>)]| {
+            all.first().map(|(origin, resource)| (has_place.then(|| origin.clone()), Arc::clone(resource)))
+        };
         let before = first(all);
         all.retain(|(origin, _)| &*origin.file != file);
         all.extend(candidates);
@@ -96,6 +100,14 @@ impl Index {
     /// The files that hold something.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.by_file.keys().map(|file| &**file)
+    }
+
+    /// All resources that count with their origins, by kind, namespace and name.
+    pub fn all(&self) -> impl Iterator<Item = (&Origin, &Resource)> {
+        self.resources
+            .values()
+            .filter_map(|candidates| candidates.first())
+            .map(|(origin, resource)| (origin, &**resource))
     }
 
     /// Number of resources that count.
@@ -200,6 +212,16 @@ impl Index {
             Resource::MeshConfig(config) => Some(config),
             _ => None,
         }
+    }
+
+    /// The resources of a kind with their origins, by namespace and name.
+    pub(crate) fn each(&self, kind: Kind) -> impl Iterator<Item = (&Origin, &Resource)> {
+        let start = Key { kind, name: Name::new("", "") };
+        self.resources
+            .range(start..)
+            .take_while(move |(key, _)| key.kind == kind)
+            .filter_map(|(_, candidates)| candidates.first())
+            .map(|(origin, resource)| (origin, &**resource))
     }
 
     fn of_kind<'a>(

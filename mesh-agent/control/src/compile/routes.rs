@@ -1,0 +1,347 @@
+//! From the resources of Istio and the Gateway API to the one model of routes (`docs/routing.md`).
+//!
+//! Invariants:
+//! - The outcome depends on the resources and the names of their files alone, not on the order of events.
+//! - A resource that is not exported to a namespace has no part in what clients of that namespace see.
+//! - Nothing is computed while neither a route nor the shape of a service changes: endpoints come and go for free. Parts that come
+//!   out as before keep their allocation, so that little is sent and applied.
+//!
+//! Not here: how resources are read and checked (`resource`), what the model means for a request (`mesh-core`), the endpoints of
+//! services, ServiceEntries and the scopes of Sidecars.
+
+mod destination_rule;
+mod gateway_api;
+mod precedence;
+mod registry;
+mod view;
+mod virtual_service;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use mesh_core::{
+    route::{
+        self, HostPort, Routes,
+        cluster::{ConnectionPool, Locality, OutlierDetection},
+        http::{HttpTable, RetryOn, RetryPolicy},
+        protocol::AppProtocol,
+        scope::Scoped,
+        stream::StreamTable,
+    },
+    snapshot::{Mesh, Service},
+};
+
+use self::{
+    destination_rule::DestinationRules, gateway_api::GatewayRoutes, registry::Registry, view::scoped,
+    virtual_service::VirtualServices,
+};
+use crate::{
+    index::{Index, Origin, located},
+    problem::{Level, SourceError},
+    resource::{ExportTo, Key, Kind, MeshConfig, virtual_service::Retries},
+};
+
+impl Kind {
+    /// Whether resources of this kind are what [`RouteCompiler`] reads.
+    pub(crate) const fn is_of_routes(self) -> bool {
+        matches!(
+            self,
+            Self::VirtualService
+                | Self::DestinationRule
+                | Self::Sidecar
+                | Self::ServiceEntry
+                | Self::HttpRoute
+                | Self::GrpcRoute
+                | Self::TlsRoute
+                | Self::TcpRoute
+                | Self::ReferenceGrant
+        )
+    }
+}
+
+/// Port at which hosts that no service has are found (S25).
+const UNKNOWN_HOST_PORT: u16 = 80;
+
+/// What the mesh says where a route or destination says nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Defaults {
+    /// Who sees a VirtualService.
+    pub(super) virtual_services: ExportTo,
+    /// Who sees a DestinationRule.
+    pub(super) destination_rules: ExportTo,
+    /// How tries are repeated (S30); `None` is never.
+    pub(super) retries: Option<RetryPolicy>,
+    /// What limits fall back to, one by one.
+    pub(super) pool: ConnectionPool,
+    /// Limits of destinations without any.
+    pub(super) own_pool: Option<destination_rule::SpecPool>,
+    /// Ejection of endpoints of destinations that say nothing of it.
+    pub(super) outlier: Option<OutlierDetection>,
+    /// Which endpoints are left, with outlier detection (fact 5).
+    pub(super) locality: Locality,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            virtual_services: ExportTo::everyone(),
+            destination_rules: ExportTo::everyone(),
+            retries: Some(built_in_retries()),
+            pool: ConnectionPool::default(),
+            own_pool: None,
+            outlier: None,
+            locality: Locality::Failover { regions: Vec::new(), labels: Vec::new(), forced: false },
+        }
+    }
+}
+
+impl Defaults {
+    /// Those that the MeshConfig says, the others Istio's.
+    pub(super) fn of(config: Option<&MeshConfig>) -> Self {
+        let Some(routing) = config.map(|config| &config.routing) else { return Self::default() };
+        let built_in = Self::default();
+        let pool = ConnectionPool {
+            connect_timeout: routing.connect_timeout(),
+            keepalive: routing.keepalive,
+            h2_upgrade: routing.h2_upgrade,
+            ..built_in.pool
+        };
+        Self {
+            virtual_services: routing.virtual_service_export_to.clone().unwrap_or(built_in.virtual_services),
+            destination_rules: routing
+                .destination_rule_export_to
+                .clone()
+                .unwrap_or(built_in.destination_rules),
+            retries: match &routing.retries {
+                None => built_in.retries,
+                Some(Retries::Off) => None,
+                Some(Retries::On(policy)) => Some(policy.clone()),
+            },
+            own_pool: routing.pool.clone(),
+            outlier: routing.outlier.clone(),
+            pool,
+            locality: routing.locality().locality(),
+        }
+    }
+}
+
+/// How tries are repeated when nobody says anything (fact 1).
+fn built_in_retries() -> RetryPolicy {
+    const CANCELLED: u8 = 1;
+    const UNAVAILABLE: u8 = 14;
+    RetryPolicy {
+        attempts: 2,
+        per_try_timeout: None,
+        on: RetryOn {
+            connect_failure: true,
+            refused_stream: true,
+            grpc: vec![CANCELLED, UNAVAILABLE],
+            ..RetryOn::default()
+        },
+        backoff: Duration::from_millis(25),
+        ignore_previous_hosts: None,
+        remote_localities: false,
+    }
+}
+
+/// What everything is compiled with.
+struct Context<'a> {
+    index: &'a Index,
+    mesh: &'a Mesh,
+    defaults: &'a Defaults,
+    registry: &'a Registry,
+}
+
+impl Context<'_> {
+    /// What a rule is from.
+    fn origin(&self, key: &Key, field: &str) -> Arc<route::Origin> {
+        let place = self.index.origin(key).map(place);
+        Arc::new(route::Origin {
+            kind: key.kind.as_str().into(),
+            name: key.name.clone(),
+            field: field.into(),
+            place,
+        })
+    }
+
+    /// Something that is probably not meant.
+    fn warning(&self, key: &Key, field: &str, message: String) -> Option<SourceError> {
+        Some(located(key, self.index.origin(key)?, Level::Warning, field, message))
+    }
+}
+
+/// File and document, as people read it.
+fn place(origin: &Origin) -> Arc<str> {
+    format!("{}, document {}", origin.file.display(), origin.document).into()
+}
+
+/// Compiles again and again, keeping what did not change.
+#[derive(Debug, Default)]
+pub(super) struct RouteCompiler {
+    registry: Registry,
+    defaults: Defaults,
+    mesh: Mesh,
+    routes: Arc<Routes>,
+    problems: Vec<SourceError>,
+}
+
+impl RouteCompiler {
+    /// What connections and requests are routed by: the same allocation as before when nothing in it changed.
+    ///
+    /// `is_stale` says that a resource of a kind of [`crate::resource::Kind::is_of_routes`] changed since the last call.
+    pub(super) fn update<'s>(
+        &mut self,
+        index: &Index,
+        mesh: &Mesh,
+        defaults: Defaults,
+        services: impl Iterator<Item = &'s Arc<Service>>,
+        is_stale: bool,
+    ) -> (Arc<Routes>, &[SourceError]) {
+        let reshaped = self.registry.renew(services, mesh);
+        if is_stale || reshaped || defaults != self.defaults || *mesh != self.mesh {
+            self.defaults = defaults;
+            self.mesh = mesh.clone();
+            let cx = Context { index, mesh, defaults: &self.defaults, registry: &self.registry };
+            let (mut routes, problems) = compile(&cx);
+            share(&self.routes, &mut routes);
+            if routes != *self.routes {
+                self.routes = Arc::new(routes);
+            }
+            self.problems = problems;
+        }
+        (Arc::clone(&self.routes), &self.problems)
+    }
+}
+
+/// Puts the allocations of `old` in the place of equal entries.
+fn share(old: &Routes, new: &mut Routes) {
+    fn of<K: Ord, V: PartialEq + Clone>(old: &BTreeMap<K, V>, new: &mut BTreeMap<K, V>) {
+        for (key, value) in new {
+            if let Some(known) = old.get(key).filter(|known| *known == value) {
+                value.clone_from(known);
+            }
+        }
+    }
+    of(&old.http, &mut new.http);
+    of(&old.streams, &mut new.streams);
+    of(&old.clusters, &mut new.clusters);
+    of(&old.sidecars, &mut new.sidecars);
+}
+
+fn compile(cx: &Context<'_>) -> (Routes, Vec<SourceError>) {
+    let mut problems = Vec::new();
+    let virtual_services = VirtualServices::of(cx, &mut problems);
+    let gateway_routes = GatewayRoutes::of(cx);
+    let destination_rules = DestinationRules::of(cx);
+    let mut routes = Routes::default();
+    for service in cx.registry.services() {
+        let host = registry::host(service, cx.mesh);
+        // Another name of a service: its requests are that one's (B2).
+        if cx.registry.alias_of(service).is_some() {
+            continue;
+        }
+        for port in service.ports.iter().filter(|port| port.port != 0) {
+            let protocol = AppProtocol::of(port);
+            let at = HostPort { host: Arc::clone(&host), port: port.port };
+            let attached = gateway_routes.attached(service, port);
+            if protocol.is_http() || protocol == AppProtocol::Sniffed {
+                let table = http_tables(cx, &virtual_services, &attached, &host, port.port, &mut problems);
+                if let Some(table) = table {
+                    routes.http.insert(at.clone(), table);
+                }
+            }
+            if matches!(protocol, AppProtocol::Tls | AppProtocol::Tcp | AppProtocol::Sniffed) {
+                let table = stream_tables(cx, &virtual_services, &attached, &host, port.port);
+                if let Some(table) = table {
+                    routes.streams.insert(at, table);
+                }
+            }
+            if protocol != AppProtocol::Udp {
+                destination_rules.clusters(cx, service, &host, port.port, &mut routes.clusters);
+            }
+        }
+    }
+    for host in virtual_services.unknown_hosts(cx.registry) {
+        let nothing = gateway_api::Attached::default();
+        let table = http_tables(cx, &virtual_services, &nothing, &host, UNKNOWN_HOST_PORT, &mut problems);
+        if let Some(table) = table {
+            routes.http.insert(HostPort { host, port: UNKNOWN_HOST_PORT }, table);
+        }
+    }
+    alias_tables(cx, &mut routes);
+    problems.sort();
+    problems.dedup();
+    (routes, problems)
+}
+
+/// Gives services that are another name of one its tables.
+fn alias_tables(cx: &Context<'_>, routes: &mut Routes) {
+    for service in cx.registry.services() {
+        let Some(target) = cx.registry.alias_of(service) else { continue };
+        let (alias, host) = (registry::host(service, cx.mesh), registry::host(target, cx.mesh));
+        for port in &target.ports {
+            let (from, to) = (
+                HostPort { host: Arc::clone(&host), port: port.port },
+                HostPort { host: Arc::clone(&alias), port: port.port },
+            );
+            if let Some(table) = routes.http.get(&from).cloned() {
+                routes.http.insert(to.clone(), table);
+            }
+            if let Some(table) = routes.streams.get(&from).cloned() {
+                routes.streams.insert(to, table);
+            }
+        }
+    }
+}
+
+/// The HTTP tables of a host and port: Gateway API routes of the client's namespace, then those of the service's, then the
+/// VirtualService that has the host.
+fn http_tables(
+    cx: &Context<'_>,
+    virtual_services: &VirtualServices<'_>,
+    attached: &gateway_api::Attached<'_>,
+    host: &Arc<str>,
+    port: u16,
+    problems: &mut Vec<SourceError>,
+) -> Option<Scoped<HttpTable>> {
+    let candidates = virtual_services.for_host(host, virtual_service::Protocol::Http);
+    let mut namespaces: BTreeSet<Arc<str>> = candidates.namespaces();
+    namespaces.extend(attached.http_namespaces());
+    let mut made = view::Made::default();
+    scoped(namespaces, |client| {
+        let chosen = candidates.chosen(client);
+        if let Some(routes) = attached.http_for(client) {
+            if let Some(chosen) = chosen {
+                problems.extend(attached.replaces(cx, &routes, &chosen.key(), host, port));
+            }
+            return Some(made.or_make(routes.identity(), || gateway_api::http_table(cx, &routes, port)));
+        }
+        let chosen = chosen?;
+        problems.extend(candidates.losers(cx, client, host));
+        made.or_make_some(chosen.identity(), || virtual_service::http_table(cx, chosen, port))
+    })
+}
+
+/// The TLS and TCP tables of a host and port, by the same order.
+fn stream_tables(
+    cx: &Context<'_>,
+    virtual_services: &VirtualServices<'_>,
+    attached: &gateway_api::Attached<'_>,
+    host: &Arc<str>,
+    port: u16,
+) -> Option<Scoped<StreamTable>> {
+    let candidates = virtual_services.for_host(host, virtual_service::Protocol::Stream);
+    let mut namespaces: BTreeSet<Arc<str>> = candidates.namespaces();
+    namespaces.extend(attached.stream_namespaces());
+    let mut made = view::Made::default();
+    scoped(namespaces, |client| {
+        if let Some(routes) = attached.streams_for(client) {
+            return Some(made.or_make(routes.identity(), || gateway_api::stream_table(cx, &routes, port)));
+        }
+        let chosen = candidates.chosen(client)?;
+        made.or_make_some(chosen.identity(), || virtual_service::stream_table(cx, chosen, port))
+    })
+}

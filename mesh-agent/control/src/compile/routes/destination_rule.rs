@@ -1,0 +1,300 @@
+//! DestinationRules: which of them count for whom, and what they make of a service's ports (S37–S49).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use mesh_core::{
+    route::{
+        cluster::{self, Balancing, Cluster, ClusterKey, ConnectionPool, Locality},
+        scope::{InNamespace, Scoped},
+    },
+    snapshot::{Name, Service},
+};
+
+use super::Context;
+/// Limits as a resource gives them.
+pub(super) use crate::resource::destination_rule::ConnectionPool as SpecPool;
+use crate::resource::{
+    DestinationRule, ExportTo, Key, Kind, Labels, Resource, by_specificity,
+    destination_rule::{self as spec, Settings, Subset},
+    is_within,
+};
+
+/// All DestinationRules.
+pub(super) struct DestinationRules<'a> {
+    /// By namespace, the oldest first (S6).
+    by_namespace: BTreeMap<&'a str, Vec<Rule<'a>>>,
+}
+
+/// One of them.
+#[derive(Clone, Copy)]
+struct Rule<'a> {
+    source: &'a DestinationRule,
+    export_to: &'a ExportTo,
+}
+
+/// Several of one namespace and host that count as one (S38).
+struct Merged<'r, 'a> {
+    rules: Vec<&'r Rule<'a>>,
+}
+
+impl<'a> DestinationRules<'a> {
+    pub(super) fn of(cx: &Context<'a>) -> Self {
+        let mut by_namespace: BTreeMap<&'a str, Vec<Rule<'a>>> = BTreeMap::new();
+        for (_, resource) in cx.index.each(Kind::DestinationRule) {
+            let Resource::DestinationRule(source) = resource else { continue };
+            let export_to = source.export_to.as_ref().unwrap_or(&cx.defaults.destination_rules);
+            let of = by_namespace.entry(&source.name.namespace).or_default();
+            of.push(Rule { source, export_to });
+        }
+        for rules in by_namespace.values_mut() {
+            rules.sort_by_key(|rule| (rule.source.created, &rule.source.name.name));
+        }
+        Self { by_namespace }
+    }
+
+    /// Adds the clusters of a service's port.
+    pub(super) fn clusters(
+        &self,
+        cx: &Context<'_>,
+        service: &Service,
+        host: &str,
+        port: u16,
+        clusters: &mut BTreeMap<ClusterKey, Scoped<Cluster>>,
+    ) {
+        let matching = |rule: &&Rule<'a>| is_within(host, &rule.host(cx));
+        let all: Vec<&Rule<'a>> = self.by_namespace.values().flatten().filter(matching).collect();
+        if all.is_empty() {
+            return;
+        }
+        let mut namespaces: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut subsets: BTreeSet<&Arc<str>> = BTreeSet::new();
+        for rule in &all {
+            namespaces.insert(Arc::clone(&rule.source.name.namespace));
+            namespaces.extend(rule.export_to.namespaces.iter().cloned());
+            subsets.extend(rule.source.subsets.iter().map(|subset| &subset.name));
+        }
+        let seen = |client: Option<&str>| self.seen(cx, service, host, client);
+        let default = seen(None);
+        let own: Vec<_> = namespaces
+            .iter()
+            .map(|namespace| (namespace, seen(Some(namespace)), self.selected(cx, host, namespace)))
+            .collect();
+        for subset in [None].into_iter().chain(subsets.into_iter().map(Some)) {
+            let cluster = |merged: &Option<Merged<'_, 'a>>| merged.as_ref()?.cluster(cx, subset, port);
+            let default = cluster(&default);
+            let mut by_namespace = BTreeMap::new();
+            for (namespace, merged, selected) in &own {
+                let all = cluster(merged);
+                let selected: Vec<(Labels, Arc<Cluster>)> = selected
+                    .iter()
+                    .filter_map(|rule| {
+                        let merged = Merged { rules: vec![*rule] };
+                        // Without a policy of its own it still takes the place of the others'.
+                        let cluster = merged.cluster(cx, subset, port);
+                        let bare = || merged.bare(cx, port);
+                        let cluster = cluster.or_else(|| subset.is_none().then(bare))?;
+                        Some((rule.source.selector.clone(), cluster))
+                    })
+                    .collect();
+                if all != default || !selected.is_empty() {
+                    by_namespace.insert(Arc::clone(namespace), InNamespace { selected, all });
+                }
+            }
+            if default.is_some() || !by_namespace.is_empty() {
+                let key = ClusterKey { service: service.name.clone(), port, subset: subset.cloned() };
+                clusters.insert(key, Scoped { default, by_namespace });
+            }
+        }
+    }
+
+    /// The rules that count for clients of a namespace: the client's own, else the service's, else the root's (S37).
+    fn seen(
+        &self,
+        cx: &Context<'_>,
+        service: &Service,
+        host: &str,
+        client: Option<&str>,
+    ) -> Option<Merged<'_, 'a>> {
+        let root = &*cx.mesh.root_namespace;
+        let own = client.filter(|client| *client != root);
+        let places = own.into_iter().chain([&*service.name.namespace, root]);
+        places.into_iter().find_map(|namespace| self.in_namespace(cx, namespace, host, client))
+    }
+
+    /// What of a namespace's rules clients see, of the most specific host (S37, S38).
+    fn in_namespace(
+        &self,
+        cx: &Context<'_>,
+        namespace: &str,
+        host: &str,
+        client: Option<&str>,
+    ) -> Option<Merged<'_, 'a>> {
+        let is_visible = |rule: &&Rule<'a>| match client {
+            None => rule.export_to.everyone,
+            Some(client) => rule.export_to.includes(client, namespace),
+        };
+        let rules: Vec<&Rule<'a>> = self
+            .by_namespace
+            .get(namespace)?
+            .iter()
+            .filter(|rule| rule.source.selector.is_empty() && is_within(host, &rule.host(cx)))
+            .filter(is_visible)
+            .collect();
+        let best = rules.iter().map(|rule| rule.host(cx)).min_by(|a, b| by_specificity(a, b))?;
+        let first = rules.iter().find(|rule| rule.host(cx) == best)?;
+        let like_first = |rule: &&&Rule<'a>| rule.host(cx) == best && rule.export_to == first.export_to;
+        Some(Merged { rules: rules.iter().filter(like_first).copied().collect() })
+    }
+
+    /// The rules of a namespace for some of its workloads (S39), by precedence.
+    fn selected(&self, cx: &Context<'_>, host: &str, namespace: &str) -> Vec<&Rule<'a>> {
+        let of = self.by_namespace.get(namespace).map(Vec::as_slice).unwrap_or_default();
+        let selects = |rule: &&Rule<'a>| !rule.source.selector.is_empty() && is_within(host, &rule.host(cx));
+        let mut rules: Vec<&Rule<'a>> = of.iter().filter(selects).collect();
+        // Stable: of one host they stay by age.
+        rules.sort_by(|a, b| by_specificity(&a.host(cx), &b.host(cx)));
+        rules
+    }
+}
+
+impl Rule<'_> {
+    fn host(&self, cx: &Context<'_>) -> Arc<str> {
+        let host = self.source.host.full(&cx.mesh.cluster_domain);
+        host.strip_suffix('.').map_or_else(|| Arc::clone(&host), Arc::from)
+    }
+}
+
+impl Merged<'_, '_> {
+    /// The policy of the whole: that of the first rule that has one.
+    fn policy(&self) -> Option<(&spec::TrafficPolicy, &Name)> {
+        self.rules.iter().find_map(|rule| Some((rule.source.policy.as_ref()?, &rule.source.name)))
+    }
+
+    /// A subset: the first of its name.
+    fn subset(&self, name: &str) -> Option<(&Subset, &Name)> {
+        self.rules.iter().find_map(|rule| {
+            let subset = rule.source.subsets.iter().find(|subset| &*subset.name == name)?;
+            Some((subset, &rule.source.name))
+        })
+    }
+
+    /// What it says of a port, or of a subset there; `None`: nothing.
+    fn cluster(&self, cx: &Context<'_>, subset: Option<&Arc<str>>, port: u16) -> Option<Arc<Cluster>> {
+        let base = self.policy();
+        let (labels, overlay, source) = match subset {
+            None => (Labels::new(), None, base?.1),
+            Some(name) => {
+                let (subset, source) = self.subset(name)?;
+                (subset.labels.clone(), subset.policy.as_ref(), source)
+            }
+        };
+        let settings = effective(base.map(|(policy, _)| policy), overlay, port);
+        let field = match subset {
+            None => "spec.trafficPolicy".to_owned(),
+            Some(name) => format!("spec.subsets[{name}]"),
+        };
+        let key = Key { kind: Kind::DestinationRule, name: source.clone() };
+        let origin = Some(cx.origin(&key, &field));
+        Some(Arc::new(Cluster { origin, labels, policy: policy(cx, settings) }))
+    }
+
+    /// The mesh's own policy, said by this rule.
+    fn bare(&self, cx: &Context<'_>, port: u16) -> Arc<Cluster> {
+        let rule = self.rules.first();
+        let origin = rule.map(|rule| {
+            let key = Key { kind: Kind::DestinationRule, name: rule.source.name.clone() };
+            cx.origin(&key, "spec")
+        });
+        let policy = policy(cx, effective(None, None, port));
+        Arc::new(Cluster { origin, labels: Labels::new(), policy })
+    }
+}
+
+/// What holds for a port: of the rule, and of a subset over it (S40).
+fn effective(
+    base: Option<&spec::TrafficPolicy>,
+    overlay: Option<&spec::TrafficPolicy>,
+    port: u16,
+) -> Settings {
+    let mut settings = Settings::default();
+    if let Some(base) = base {
+        settings = base.settings.clone();
+        if let Some(own) = base.ports.get(&port) {
+            // As a whole: what the port does not say has its default. What ports cannot say stays.
+            settings.balancing.clone_from(&own.balancing);
+            settings.pool.clone_from(&own.pool);
+            settings.outlier.clone_from(&own.outlier);
+            settings.tls.clone_from(&own.tls);
+        }
+    }
+    let Some(overlay) = overlay else { return settings };
+    match overlay.ports.get(&port) {
+        Some(own) => {
+            settings.balancing.clone_from(&own.balancing);
+            settings.pool.clone_from(&own.pool);
+            settings.outlier.clone_from(&own.outlier);
+            settings.tls.clone_from(&own.tls);
+        }
+        None => {
+            put(&mut settings.balancing, &overlay.settings.balancing);
+            put(&mut settings.pool, &overlay.settings.pool);
+            put(&mut settings.outlier, &overlay.settings.outlier);
+            put(&mut settings.tls, &overlay.settings.tls);
+        }
+    }
+    put(&mut settings.tunnel, &overlay.settings.tunnel);
+    put(&mut settings.proxy_protocol, &overlay.settings.proxy_protocol);
+    put(&mut settings.retry_budget, &overlay.settings.retry_budget);
+    settings
+}
+
+fn put<T: Clone>(place: &mut Option<T>, value: &Option<T>) {
+    if value.is_some() {
+        place.clone_from(value);
+    }
+}
+
+/// Settings with the mesh's defaults in the place of what they do not say.
+fn policy(cx: &Context<'_>, mut settings: Settings) -> cluster::TrafficPolicy {
+    settings.outlier = settings.outlier.or_else(|| cx.defaults.outlier.clone());
+    settings.pool = settings.pool.or_else(|| cx.defaults.own_pool.clone());
+    let balancing = settings.balancing.unwrap_or_default();
+    let locality = match &balancing.locality {
+        Some(own) => own.locality(),
+        // Outlier detection brings failover with it (fact 5), shares need none (S49).
+        None => match &cx.defaults.locality {
+            Locality::Failover { forced: false, .. } if settings.outlier.is_none() => Locality::Anywhere,
+            wider => wider.clone(),
+        },
+    };
+    cluster::TrafficPolicy {
+        balancing: Balancing { algorithm: balancing.algorithm, locality, warmup: balancing.warmup },
+        pool: pool(settings.pool.unwrap_or_default(), &cx.defaults.pool),
+        outlier: settings.outlier,
+        tls: settings.tls,
+        tunnel: settings.tunnel,
+        proxy_protocol: settings.proxy_protocol,
+        retry_budget: settings.retry_budget,
+    }
+}
+
+fn pool(own: spec::ConnectionPool, mesh: &ConnectionPool) -> ConnectionPool {
+    ConnectionPool {
+        max_connections: own.max_connections,
+        connect_timeout: own.connect_timeout.unwrap_or(mesh.connect_timeout),
+        keepalive: own.keepalive.or(mesh.keepalive),
+        // That of HTTP beats that of TCP (S43).
+        idle_timeout: own.http_idle_timeout.or(own.tcp_idle_timeout).unwrap_or(mesh.idle_timeout),
+        max_connection_duration: own.max_connection_duration,
+        max_pending: own.max_pending,
+        max_requests: own.max_requests,
+        max_requests_per_connection: own.max_requests_per_connection,
+        max_retries: own.max_retries,
+        max_concurrent_streams: own.max_concurrent_streams,
+        h2_upgrade: own.h2_upgrade.unwrap_or(mesh.h2_upgrade),
+        use_client_protocol: own.use_client_protocol,
+    }
+}

@@ -1,0 +1,122 @@
+//! The services that rules can name, by host.
+//!
+//! Invariant: what is answered depends on the shapes of services alone (names, ports, aliases), never on their endpoints.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use mesh_core::snapshot::{Mesh, Name, Protocol, Service, ServicePort};
+
+/// Most aliases (`ExternalName`) that lead from one to the next.
+const ALIASES_MAX: usize = 8;
+
+/// The full name of a service, as tables have it.
+pub(super) fn host(service: &Service, mesh: &Mesh) -> Arc<str> {
+    let Name { namespace, name } = &service.name;
+    format!("{name}.{namespace}.svc.{}", mesh.cluster_domain).into()
+}
+
+/// The services.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    services: BTreeMap<Name, Arc<Service>>,
+    /// Sorted: a Kubernetes service before others of its host (S53).
+    by_host: BTreeMap<Arc<str>, Vec<Name>>,
+    domain: Arc<str>,
+}
+
+impl Registry {
+    /// Takes the services of now; returns whether anything that rules can see of them is another.
+    pub(super) fn renew<'s>(
+        &mut self,
+        services: impl Iterator<Item = &'s Arc<Service>>,
+        mesh: &Mesh,
+    ) -> bool {
+        let mut changed = mesh.cluster_domain != self.domain;
+        let mut now: BTreeMap<Name, Arc<Service>> = BTreeMap::new();
+        for service in services {
+            changed |= self.services.get(&service.name).is_none_or(|known| !is_alike(known, service));
+            now.insert(service.name.clone(), Arc::clone(service));
+        }
+        changed |= now.len() != self.services.len();
+        self.services = now;
+        if changed {
+            self.domain = Arc::clone(&mesh.cluster_domain);
+            self.by_host.clear();
+            for service in self.services.values() {
+                self.by_host.entry(host(service, mesh)).or_default().push(service.name.clone());
+            }
+            for (host, names) in &mut self.by_host {
+                let suffix = format!(".svc.{}", mesh.cluster_domain);
+                let is_own = |name: &Name| format!("{}.{}{suffix}", name.name, name.namespace) == **host;
+                names.sort_by_key(|name| (!is_own(name), name.clone()));
+            }
+        }
+        changed
+    }
+
+    /// All services, by name.
+    pub(super) fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// All hosts.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.by_host.keys()
+    }
+
+    /// A service by name; of an alias, what it stands for.
+    pub(super) fn named(&self, name: &Name) -> Option<&Arc<Service>> {
+        let service = self.services.get(name)?;
+        Some(self.alias_of(service).unwrap_or(service))
+    }
+
+    /// The service that a rule of `namespace` means by a host; of an alias, what it stands for. One of the rule's own namespace
+    /// comes first (S57).
+    pub(super) fn at(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
+        let names = self.by_host.get(host.strip_suffix('.').unwrap_or(host))?;
+        let own = names.iter().find(|name| &*name.namespace == namespace);
+        self.named(own.or(names.first())?)
+    }
+
+    /// The service that an `ExternalName` stands for, if it is one of the mesh.
+    pub(super) fn alias_of(&self, service: &Service) -> Option<&Arc<Service>> {
+        let mut target = service.external_name.as_ref()?;
+        for _ in 0..ALIASES_MAX {
+            let names = self.by_host.get(target)?;
+            let found = self.services.get(names.first()?)?;
+            match &found.external_name {
+                Some(next) => target = next,
+                None => return Some(found),
+            }
+        }
+        None
+    }
+}
+
+/// Whether rules can tell no difference.
+fn is_alike(one: &Arc<Service>, other: &Arc<Service>) -> bool {
+    let shape = |port: &ServicePort| (port.port, port.protocol, port.name.clone(), port.app_protocol.clone());
+    Arc::ptr_eq(one, other)
+        || (one.external_name == other.external_name
+            && one.ports.len() == other.ports.len()
+            && one.ports.iter().zip(&other.ports).all(|(a, b)| shape(a) == shape(b)))
+}
+
+/// The port that a rule means: the one it names, else the only one, else the one that was dialled (S16). `None` if the service
+/// does not have it.
+pub(super) fn port(service: &Service, named: Option<u16>, dialled: u16) -> Option<u16> {
+    let tcp = || service.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.port);
+    let wanted = match named {
+        Some(port) => port,
+        None => {
+            let mut ports = tcp();
+            match (ports.next(), ports.next()) {
+                (Some(only), None) => only,
+                _ => dialled,
+            }
+        }
+    };
+    // An alias of something outside has no ports of its own; what it leads to is asked when it is dialled.
+    let is_open = service.external_name.is_some() && service.ports.is_empty();
+    (is_open || tcp().any(|port| port == wanted)).then_some(wanted)
+}
