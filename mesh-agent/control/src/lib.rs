@@ -11,6 +11,7 @@
 //! Not here: what the snapshot means for a connection (`mesh-core`), the kernel (`mesh-redirect`).
 #![deny(missing_docs)]
 
+pub mod analyze;
 pub mod compile;
 pub mod index;
 pub mod link;

@@ -3,14 +3,14 @@
 //! The same parser, index and compiler as for a running agent, so the answers are the same.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use mesh_core::snapshot::Snapshot;
+use mesh_core::snapshot::{Name, Snapshot};
 
 use crate::{
     compile::{Compiler, MeshSettings},
@@ -51,10 +51,20 @@ pub struct Loaded {
     pub errors: Vec<SourceError>,
     /// What is probably not meant, in order; between resources also what another of them wins.
     pub warnings: Vec<SourceError>,
+    /// Kinds found that the mesh does not read, as `apiVersion/kind`, with how many there are.
+    pub ignored: BTreeMap<String, usize>,
+    /// Number of files.
+    pub files: usize,
+    unread: BTreeSet<(String, Name)>,
     index: Index,
 }
 
 impl Loaded {
+    /// Whether there is an object of a kind of the mesh's groups that the mesh does not read, e.g. a `Gateway`.
+    pub fn has_unread(&self, kind: &str, name: &Name) -> bool {
+        self.unread.contains(&(kind.to_owned(), name.clone()))
+    }
+
     /// Where a resource was found.
     pub fn origin(&self, key: &Key) -> Option<&Origin> {
         self.index.origin(key)
@@ -72,23 +82,71 @@ impl Loaded {
 /// If one of `paths` cannot be read, or is a folder without manifests. Bad documents are no error: see
 /// [`Loaded::errors`].
 pub fn load(paths: &[PathBuf], settings: MeshSettings) -> Result<Loaded, LoadError> {
-    let rules = Rules { root_namespace: settings.root_namespace.clone() };
-    let mut index = Index::default();
-    let mut problems = Vec::new();
-    for file in files(paths)? {
-        let text = read(&file).map_err(|source| LoadError::Read { path: file.clone(), source })?;
-        let parsed = document::parse(&file, &text, &rules, &Known::new());
-        problems.extend(parsed.problems);
-        index.replace(&file, parsed.resources);
-    }
-    problems.extend(index.duplicates());
+    let World { mut index, problems, ignored, unread, files } = read_all(paths, &settings.root_namespace)?;
     let compiled = Compiler::new(settings).compile(&mut index);
     let (mut errors, mut warnings): (Vec<_>, Vec<_>) =
         problems.into_iter().partition(|problem| problem.level == Level::Error);
     warnings.extend(compiled.problems);
     errors.sort();
     warnings.sort();
-    Ok(Loaded { snapshot: compiled.snapshot, errors, warnings, index })
+    Ok(Loaded { snapshot: compiled.snapshot, errors, warnings, ignored, files, unread, index })
+}
+
+/// What is wrong with documents, each by itself.
+#[derive(Debug)]
+pub struct Validated {
+    /// Errors and warnings, by file, document and field.
+    pub problems: Vec<SourceError>,
+    /// Number of files.
+    pub files: usize,
+    /// Number of resources that can be used.
+    pub resources: usize,
+    /// Kinds found that the mesh does not read, as `apiVersion/kind`, with how many there are.
+    pub ignored: BTreeMap<String, usize>,
+}
+
+/// Checks files, and folders with all below them; `-` is standard input. `root_namespace` is where mesh-wide policies live.
+///
+/// # Errors
+/// As [`load`].
+pub fn validate(paths: &[PathBuf], root_namespace: &str) -> Result<Validated, LoadError> {
+    let World { index, mut problems, ignored, files, unread: _ } = read_all(paths, root_namespace)?;
+    problems.sort();
+    problems.dedup();
+    Ok(Validated { problems, files, resources: index.len(), ignored })
+}
+
+/// Everything that files hold.
+struct World {
+    index: Index,
+    problems: Vec<SourceError>,
+    ignored: BTreeMap<String, usize>,
+    unread: BTreeSet<(String, Name)>,
+    files: usize,
+}
+
+fn read_all(paths: &[PathBuf], root_namespace: &str) -> Result<World, LoadError> {
+    let rules = Rules { root_namespace: root_namespace.to_owned() };
+    let files = files(paths)?;
+    let mut world = World {
+        index: Index::default(),
+        problems: Vec::new(),
+        ignored: BTreeMap::new(),
+        unread: BTreeSet::new(),
+        files: files.len(),
+    };
+    for file in files {
+        let text = read(&file).map_err(|source| LoadError::Read { path: file.clone(), source })?;
+        let parsed = document::parse(&file, &text, &rules, &Known::new());
+        world.problems.extend(parsed.problems);
+        world.unread.extend(parsed.unread);
+        for (kind, count) in parsed.ignored {
+            *world.ignored.entry(kind).or_default() += count;
+        }
+        world.index.replace(&file, parsed.resources);
+    }
+    world.problems.extend(world.index.duplicates());
+    Ok(world)
 }
 
 /// Every file once, in order.
@@ -127,8 +185,6 @@ fn read(file: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use mesh_core::snapshot::Name;
-
     use super::*;
     use crate::resource::Kind;
 

@@ -23,17 +23,17 @@ use mesh_core::{
     snapshot::Name,
 };
 
-pub use self::{
-    grpc_route::{GrpcMatch, GrpcRoute, GrpcRouteRule},
-    http_route::{HttpRoute, HttpRouteRule, RouteRetry},
-    reference_grant::{GrantFrom, GrantTo, ReferenceGrant},
-    stream_route::{StreamRoute, StreamRouteRule},
-};
 pub(crate) use self::{
     grpc_route::read as grpc_route,
     http_route::read as http_route,
     reference_grant::read as reference_grant,
     stream_route::{read_tcp as tcp_route, read_tls as tls_route},
+};
+pub use self::{
+    grpc_route::{GrpcMatch, GrpcRoute, GrpcRouteRule},
+    http_route::{HttpRoute, HttpRouteRule, RouteRetry},
+    reference_grant::{GrantFrom, GrantTo, ReferenceGrant},
+    stream_route::{StreamRoute, StreamRouteRule},
 };
 
 /// API group of these kinds.

@@ -322,10 +322,8 @@ fn check(entry: &ServiceEntry, problems: &mut Problems) {
     let resolution = entry.resolution.as_str();
     if entry.selector.is_some() {
         if !entry.endpoints.is_empty() {
-            problems.error(
-                "spec.workloadSelector",
-                "is there beside spec.endpoints, wanted at most one of them",
-            );
+            problems
+                .error("spec.workloadSelector", "is there beside spec.endpoints, wanted at most one of them");
         }
         if !entry.internal {
             problems.warning(
@@ -336,7 +334,8 @@ fn check(entry: &ServiceEntry, problems: &mut Problems) {
     }
     for (at, host) in entry.hosts.iter().enumerate().filter(|(_, host)| !host.starts_with('*')) {
         if entry.resolution == Resolution::DynamicDns {
-            let message = format!("is {host:?}, wanted a wildcard such as *.example.com with resolution DYNAMIC_DNS");
+            let message =
+                format!("is {host:?}, wanted a wildcard such as *.example.com with resolution DYNAMIC_DNS");
             problems.error(format!("spec.hosts[{at}]"), message);
         }
     }
@@ -383,19 +382,26 @@ fn check(entry: &ServiceEntry, problems: &mut Problems) {
                 }
             }
             if entry.resolution == Resolution::DnsRoundRobin && entry.endpoints.len() > 1 {
-                let message = format!("has {} items, wanted at most one with resolution {resolution}", entry.endpoints.len());
+                let message = format!(
+                    "has {} items, wanted at most one with resolution {resolution}",
+                    entry.endpoints.len()
+                );
                 problems.error("spec.endpoints", message);
             }
             for (at, endpoint) in entry.endpoints.iter().enumerate() {
                 if matches!(endpoint.address, EndpointAddress::Unix(_)) {
-                    let message = format!("is a unix socket, wanted a name or an address with resolution {resolution}");
+                    let message =
+                        format!("is a unix socket, wanted a name or an address with resolution {resolution}");
                     problems.error(format!("spec.endpoints[{at}].address"), message);
                 }
             }
         }
         Resolution::DynamicDns => {
             if entry.internal {
-                problems.error("spec.location", "is MESH_INTERNAL, wanted MESH_EXTERNAL with resolution DYNAMIC_DNS");
+                problems.error(
+                    "spec.location",
+                    "is MESH_INTERNAL, wanted MESH_EXTERNAL with resolution DYNAMIC_DNS",
+                );
             }
             if !entry.endpoints.is_empty() {
                 problems.warning("spec.endpoints", "has no effect with resolution DYNAMIC_DNS");
@@ -410,7 +416,10 @@ fn check(entry: &ServiceEntry, problems: &mut Problems) {
 fn everything_at_a_port(entry: &ServiceEntry, problems: &mut Problems) {
     let named = |protocol: PortProtocol| protocol.is_http() || protocol.is_tls();
     for (at, port) in entry.ports.iter().enumerate() {
-        if entry.addresses.is_empty() && !named(port.protocol) && entry.hosts.iter().all(|h| h.starts_with('*')) {
+        if entry.addresses.is_empty()
+            && !named(port.protocol)
+            && entry.hosts.iter().all(|h| h.starts_with('*'))
+        {
             let message = format!(
                 "is a port of a protocol without host names, and there are no addresses: it takes connections to \
                  port {} of every address",

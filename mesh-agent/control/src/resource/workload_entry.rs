@@ -103,7 +103,8 @@ pub(super) fn endpoint(object: &mut Object<'_>, problems: &mut Problems) -> Work
     let locality = object.text("locality", problems);
     if locality.is_some_and(|locality| locality.split('/').any(str::is_empty)) {
         let found = locality.unwrap_or_default();
-        problems.error(at_locality, format!("is {found:?}, wanted region/zone/subzone, or the first of them"));
+        problems
+            .error(at_locality, format!("is {found:?}, wanted region/zone/subzone, or the first of them"));
     }
     WorkloadEndpoint {
         address,
@@ -122,7 +123,8 @@ fn address(text: &str, field: &str, problems: &mut Problems) -> EndpointAddress 
         if !path.starts_with(['/', '@']) || path.ends_with('/') {
             problems.error(field, format!("is {text:?}, wanted the absolute path of a unix socket"));
         } else {
-            problems.warning(field, "is a unix socket, which the mesh does not dial; the endpoint gets nothing");
+            problems
+                .warning(field, "is a unix socket, which the mesh does not dial; the endpoint gets nothing");
         }
         return EndpointAddress::Unix(text.into());
     }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use k8s_openapi::api::{core::v1, discovery};
+use mesh_core::snapshot::Name;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
@@ -21,6 +22,16 @@ use crate::{
 
 /// Largest file that is read: some 50 000 services.
 pub const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// Groups all of whose kinds are the mesh's business: one that is not read is worth a warning.
+const MESH_GROUPS: [&str; 6] = [
+    "extensions.istio.io",
+    "gateway.networking.k8s.io",
+    "gateway.networking.x-k8s.io",
+    "networking.istio.io",
+    "security.istio.io",
+    "telemetry.istio.io",
+];
 
 /// What a file holds.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +44,8 @@ pub struct Parsed {
     pub known: Known,
     /// Kinds the mesh does not read, as `apiVersion/kind`, with how many there are.
     pub ignored: BTreeMap<String, usize>,
+    /// Those of them that belong to the mesh's own groups, as kind, namespace and name: others may refer to them.
+    pub unread: Vec<(String, Name)>,
 }
 
 impl Parsed {
@@ -207,12 +220,15 @@ impl Reader<'_> {
         {
             return self.list(object, &api_version, item_kind, path);
         }
+        let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
         let Some(known) = Kind::ALL.iter().copied().find(|known| known.as_str() == kind) else {
+            if MESH_GROUPS.contains(&group) {
+                self.unread(&object, group, &kind, path);
+            }
             return self.ignore(&api_version, &kind);
         };
         if !known.api_versions().contains(&api_version.as_str()) {
             // Other groups have kinds of the same name (e.g. Knative's Service); they carry a domain.
-            let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
             if group.contains('.') && group != known.group() {
                 return self.ignore(&api_version, &kind);
             }
@@ -255,64 +271,55 @@ impl Reader<'_> {
         let value = Value::Object(object);
         let mut problems = Problems::default();
         let p = &mut problems;
-        let read =
-            match kind {
-                Kind::Namespace => {
-                    typed(&value, p).map(|o: v1::Namespace| Resource::Namespace(resource::namespace(&o, p)))
-                }
-                Kind::ServiceAccount => typed(&value, p)
-                    .map(|o: v1::ServiceAccount| Resource::ServiceAccount(resource::service_account(&o, p))),
-                Kind::Pod => typed(&value, p).map(|o: v1::Pod| Resource::Pod(Box::new(resource::pod(&o, p)))),
-                Kind::Service => typed(&value, p)
-                    .map(|o: v1::Service| Resource::Service(Box::new(resource::service(&o, p)))),
-                Kind::EndpointSlice => typed(&value, p).map(|o: discovery::v1::EndpointSlice| {
-                    Resource::EndpointSlice(resource::endpoint_slice(&o, p))
-                }),
-                Kind::PeerAuthentication => typed(&value, p).map(|o: resource::wire::PeerAuthentication| {
-                    Resource::PeerAuthentication(resource::peer_authentication(&o, root, p))
-                }),
-                Kind::AuthorizationPolicy => {
-                    typed(&value, p).map(|o: resource::authorization_wire::AuthorizationPolicy| {
-                        Resource::AuthorizationPolicy(resource::authorization_policy(&o, root, p))
-                    })
-                }
-                Kind::ConfigMap => typed(&value, p)
-                    .map(|o: v1::ConfigMap| Resource::MeshConfig(resource::mesh_config(&o, p))),
-                Kind::VirtualService => {
-                    Some(Resource::VirtualService(Box::new(resource::virtual_service_of(&value, p))))
-                }
-                Kind::DestinationRule => {
-                    Some(Resource::DestinationRule(Box::new(resource::destination_rule_of(&value, p))))
-                }
-                Kind::Sidecar => {
-                    Some(Resource::Sidecar(Box::new(resource::sidecar_of(&value, root, p))))
-                }
-                Kind::ServiceEntry => {
-                    Some(Resource::ServiceEntry(Box::new(resource::service_entry(&value, p))))
-                }
-                Kind::WorkloadEntry => {
-                    Some(Resource::WorkloadEntry(Box::new(resource::workload_entry(&value, p))))
-                }
-                Kind::HttpRoute => typed(&value, p).map(|o: gateway_wire::HttpRoute| {
-                    Resource::HttpRoute(Box::new(resource::http_route(&o, p)))
-                }),
-                Kind::GrpcRoute => typed(&value, p).map(|o: gateway_wire::GrpcRoute| {
-                    Resource::GrpcRoute(Box::new(resource::grpc_route(&o, p)))
-                }),
-                Kind::TlsRoute => {
-                    typed(&value, p).map(|o: gateway_wire::StreamRoute<gateway_wire::TlsSpec>| {
-                        Resource::TlsRoute(Box::new(resource::tls_route(&o, p)))
-                    })
-                }
-                Kind::TcpRoute => {
-                    typed(&value, p).map(|o: gateway_wire::StreamRoute<gateway_wire::TcpSpec>| {
-                        Resource::TcpRoute(Box::new(resource::tcp_route(&o, p)))
-                    })
-                }
-                Kind::ReferenceGrant => typed(&value, p).map(|o: gateway_wire::ReferenceGrant| {
-                    Resource::ReferenceGrant(resource::reference_grant(&o, p))
-                }),
-            };
+        let read = match kind {
+            Kind::Namespace => {
+                typed(&value, p).map(|o: v1::Namespace| Resource::Namespace(resource::namespace(&o, p)))
+            }
+            Kind::ServiceAccount => typed(&value, p)
+                .map(|o: v1::ServiceAccount| Resource::ServiceAccount(resource::service_account(&o, p))),
+            Kind::Pod => typed(&value, p).map(|o: v1::Pod| Resource::Pod(Box::new(resource::pod(&o, p)))),
+            Kind::Service => {
+                typed(&value, p).map(|o: v1::Service| Resource::Service(Box::new(resource::service(&o, p))))
+            }
+            Kind::EndpointSlice => typed(&value, p).map(|o: discovery::v1::EndpointSlice| {
+                Resource::EndpointSlice(resource::endpoint_slice(&o, p))
+            }),
+            Kind::PeerAuthentication => typed(&value, p).map(|o: resource::wire::PeerAuthentication| {
+                Resource::PeerAuthentication(resource::peer_authentication(&o, root, p))
+            }),
+            Kind::AuthorizationPolicy => {
+                typed(&value, p).map(|o: resource::authorization_wire::AuthorizationPolicy| {
+                    Resource::AuthorizationPolicy(resource::authorization_policy(&o, root, p))
+                })
+            }
+            Kind::ConfigMap => {
+                typed(&value, p).map(|o: v1::ConfigMap| Resource::MeshConfig(resource::mesh_config(&o, p)))
+            }
+            Kind::VirtualService => {
+                Some(Resource::VirtualService(Box::new(resource::virtual_service_of(&value, p))))
+            }
+            Kind::DestinationRule => {
+                Some(Resource::DestinationRule(Box::new(resource::destination_rule_of(&value, p))))
+            }
+            Kind::Sidecar => Some(Resource::Sidecar(Box::new(resource::sidecar_of(&value, root, p)))),
+            Kind::ServiceEntry => Some(Resource::ServiceEntry(Box::new(resource::service_entry(&value, p)))),
+            Kind::WorkloadEntry => {
+                Some(Resource::WorkloadEntry(Box::new(resource::workload_entry(&value, p))))
+            }
+            Kind::HttpRoute => typed(&value, p)
+                .map(|o: gateway_wire::HttpRoute| Resource::HttpRoute(Box::new(resource::http_route(&o, p)))),
+            Kind::GrpcRoute => typed(&value, p)
+                .map(|o: gateway_wire::GrpcRoute| Resource::GrpcRoute(Box::new(resource::grpc_route(&o, p)))),
+            Kind::TlsRoute => typed(&value, p).map(|o: gateway_wire::StreamRoute<gateway_wire::TlsSpec>| {
+                Resource::TlsRoute(Box::new(resource::tls_route(&o, p)))
+            }),
+            Kind::TcpRoute => typed(&value, p).map(|o: gateway_wire::StreamRoute<gateway_wire::TcpSpec>| {
+                Resource::TcpRoute(Box::new(resource::tcp_route(&o, p)))
+            }),
+            Kind::ReferenceGrant => typed(&value, p).map(|o: gateway_wire::ReferenceGrant| {
+                Resource::ReferenceGrant(resource::reference_grant(&o, p))
+            }),
+        };
         if !problems.has_errors()
             && let Some(read) = read
         {
@@ -328,6 +335,25 @@ impl Reader<'_> {
     fn ignore(&mut self, api_version: &str, kind: &str) {
         tracing::debug!(file = %self.file.display(), document = self.number, api_version, kind, "kind not read by the mesh");
         *self.parsed.ignored.entry(format!("{api_version}/{kind}")).or_default() += 1;
+    }
+
+    /// Says that a kind of the mesh's own groups has no effect, and remembers that the object is there.
+    fn unread(&mut self, object: &Map<String, Value>, group: &str, kind: &str, path: &str) {
+        let meta = |key| object.get("metadata").and_then(|m| m.get(key)).and_then(Value::as_str);
+        if let Some(name) = meta("name") {
+            self.parsed
+                .unread
+                .push((kind.to_owned(), Name::new(meta("namespace").unwrap_or("default"), name)));
+        }
+        let alike = Kind::ALL.iter().find(|k| k.group() == group && k.as_str().eq_ignore_ascii_case(kind));
+        let message = match alike {
+            Some(meant) => format!("is {kind:?}, wanted \"{meant}\"; the resource has no effect"),
+            None => format!(
+                "is {kind:?}, a kind of {group} that the mesh does not do; the resource has no effect"
+            ),
+        };
+        let field = join(path, "kind");
+        self.note(object, [Problem { level: Level::Warning, field, message }]);
     }
 
     fn note(&mut self, object: &Map<String, Value>, problems: impl IntoIterator<Item = Problem>) {
@@ -409,7 +435,8 @@ fn unknown_fields(written: &Value, known: &Value, path: &str, problems: &mut Pro
             for (key, value) in written {
                 let path = join(path, key);
                 // Our own types leave out apiVersion and kind, which have been checked by then.
-                let checked = matches!(path.as_str(), "apiVersion" | "kind");
+                // `status` is somebody else's word.
+                let checked = matches!(path.as_str(), "apiVersion" | "kind" | "status");
                 match known.get(key) {
                     Some(known) => unknown_fields(value, known, &path, problems),
                     None if checked || is_nothing(value) => {}

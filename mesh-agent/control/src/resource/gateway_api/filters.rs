@@ -304,7 +304,8 @@ fn mirror(
                     share = Millionths(u32::try_from(millionths).unwrap_or(1_000_000));
                 }
                 _ => {
-                    let message = format!("is {numerator}, wanted a number from 0 to the denominator, {denominator}");
+                    let message =
+                        format!("is {numerator}, wanted a number from 0 to the denominator, {denominator}");
                     problems.error(format!("{field}.fraction.numerator"), message);
                 }
             },
@@ -395,7 +396,10 @@ fn path_rewrite(
         }
     };
     if foreign {
-        problems.error(format!("{field}.{other}"), format!("is there beside type {:?}", path.r#type.as_deref().unwrap_or_default()));
+        problems.error(
+            format!("{field}.{other}"),
+            format!("is there beside type {:?}", path.r#type.as_deref().unwrap_or_default()),
+        );
     }
     let at = format!("{field}.{name}");
     let Some(value) = value.as_deref() else {
@@ -472,7 +476,8 @@ fn origins(list: &[String], field: &str, problems: &mut Problems) -> Vec<StringM
     for (at, origin) in list.iter().enumerate() {
         let found = origin_match(origin);
         if found.is_none() {
-            let wanted = "wanted \"*\", or SCHEME://HOST[:PORT] where the host may begin with \"*.\" or be \"*\"";
+            let wanted =
+                "wanted \"*\", or SCHEME://HOST[:PORT] where the host may begin with \"*.\" or be \"*\"";
             problems.error(format!("{field}[{at}]"), format!("is {origin:?}, {wanted}"));
         }
         read.extend(found);

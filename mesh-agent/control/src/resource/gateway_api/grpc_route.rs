@@ -152,7 +152,9 @@ fn grpc_match(one: &wire::GrpcMatch, field: &str, problems: &mut Problems) -> Gr
             problems.error(field.as_str(), "has neither service nor method, wanted at least one of them");
         }
         let part = |text: Option<&String>, name: &str, problems: &mut Problems| {
-            text.and_then(|text| pattern(text, regex, name == "service", &format!("{field}.{name}"), problems))
+            text.and_then(|text| {
+                pattern(text, regex, name == "service", &format!("{field}.{name}"), problems)
+            })
         };
         read.service = part(service.as_ref(), "service", problems);
         read.method = part(name.as_ref(), "method", problems);

@@ -126,8 +126,7 @@ pub(super) fn mesh_hostnames(parents: &[ParentRef], hostnames: &[Arc<str>], prob
 
 fn rule(rule: &wire::HttpRule, namespace: &str, field: &str, problems: &mut Problems) -> HttpRouteRule {
     let matches = matches::http(rule.matches.as_ref(), field, problems);
-    let filters =
-        filters::read(rule.filters.as_ref(), Place::HttpRule, &matches, namespace, field, problems);
+    let filters = filters::read(rule.filters.as_ref(), Place::HttpRule, &matches, namespace, field, problems);
     let refs = rule.backend_refs.as_deref().unwrap_or_default();
     let backends = backends(refs, Place::HttpBackend, &matches, namespace, field, problems);
     let redirects =
@@ -180,8 +179,7 @@ pub(super) fn backends(
     let mut read = Vec::with_capacity(refs.len());
     for (at, reference) in refs.iter().enumerate() {
         let field = format!("{list}[{at}]");
-        let filters =
-            filters::read(reference.filters.as_ref(), place, matches, namespace, &field, problems);
+        let filters = filters::read(reference.filters.as_ref(), place, matches, namespace, &field, problems);
         let Some((backend, weight)) = references::backend(&reference.plain(), namespace, &field, problems)
         else {
             continue;

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh_core::route::matching::{
-    FullRegex, HeaderMatch, HttpMatch, PathMatch, QueryMatch, StringMatch,
-};
+use mesh_core::route::matching::{FullRegex, HeaderMatch, HttpMatch, PathMatch, QueryMatch, StringMatch};
 
 use super::{references::at_most, wire};
 use crate::problem::Problems;
@@ -21,8 +19,7 @@ const QUERY_BYTES_MAX: usize = 1024;
 /// Longest name of a header.
 const NAME_BYTES_MAX: usize = 256;
 /// Methods that a match can name.
-const METHODS: [&str; 9] =
-    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
 /// Each of `matches` of an HTTPRoute; never none: a rule without is one for every path.
 pub(super) fn http(
@@ -152,11 +149,7 @@ pub(super) fn headers(
     named.into_iter().map(|(name, value)| HeaderMatch { name, value, inverted: false }).collect()
 }
 
-fn query(
-    conditions: Option<&Vec<wire::NameMatch>>,
-    field: &str,
-    problems: &mut Problems,
-) -> Vec<QueryMatch> {
+fn query(conditions: Option<&Vec<wire::NameMatch>>, field: &str, problems: &mut Problems) -> Vec<QueryMatch> {
     let named = named(conditions, QUERY_BYTES_MAX, false, field, problems);
     named.into_iter().map(|(name, value)| QueryMatch { name, value }).collect()
 }
@@ -177,8 +170,7 @@ fn named(
         let Some(name) = header_name(condition.name.as_deref(), &format!("{field}.name"), problems) else {
             continue;
         };
-        let key: Arc<str> =
-            if is_header { name.to_ascii_lowercase().into() } else { name.into() };
+        let key: Arc<str> = if is_header { name.to_ascii_lowercase().into() } else { name.into() };
         let at_value = format!("{field}.value");
         let value = match condition.value.as_deref() {
             None | Some("") => {
@@ -217,7 +209,11 @@ fn named(
 }
 
 /// A name of a header (a token of RFC 9110) or, by the same rule, of a query parameter.
-pub(super) fn header_name<'a>(name: Option<&'a str>, field: &str, problems: &mut Problems) -> Option<&'a str> {
+pub(super) fn header_name<'a>(
+    name: Option<&'a str>,
+    field: &str,
+    problems: &mut Problems,
+) -> Option<&'a str> {
     let name = name.unwrap_or_default();
     let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(is_token) {

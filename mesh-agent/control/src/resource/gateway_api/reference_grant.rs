@@ -55,10 +55,9 @@ impl ReferenceGrant {
     pub fn allows(&self, kind: &str, namespace: &str, backend: &BackendRef) -> bool {
         let (to_group, to_kind) = backend.group_kind();
         self.name.namespace == backend.name.namespace
-            && self
-                .from
-                .iter()
-                .any(|from| &*from.group == super::GROUP && &*from.kind == kind && &*from.namespace == namespace)
+            && self.from.iter().any(|from| {
+                &*from.group == super::GROUP && &*from.kind == kind && &*from.namespace == namespace
+            })
             && self.to.iter().any(|to| {
                 &*to.group == to_group
                     && &*to.kind == to_kind

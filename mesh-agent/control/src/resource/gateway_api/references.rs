@@ -112,7 +112,11 @@ fn parent(
 const NAME_WANTED: &str = "lower-case letters, digits, '-' and '.', at most 253";
 
 /// A name of an object; `None`, with a problem, when there is none.
-pub(super) fn object_name<'a>(name: Option<&'a str>, field: &str, problems: &mut Problems) -> Option<&'a str> {
+pub(super) fn object_name<'a>(
+    name: Option<&'a str>,
+    field: &str,
+    problems: &mut Problems,
+) -> Option<&'a str> {
     match name {
         None | Some("") => {
             problems.error(field, "is missing");
@@ -127,12 +131,7 @@ pub(super) fn object_name<'a>(name: Option<&'a str>, field: &str, problems: &mut
 }
 
 /// The namespace of a reference: its own, else the route's.
-fn namespace_of<'a>(
-    given: Option<&'a str>,
-    own: &'a str,
-    field: &str,
-    problems: &mut Problems,
-) -> &'a str {
+fn namespace_of<'a>(given: Option<&'a str>, own: &'a str, field: &str, problems: &mut Problems) -> &'a str {
     match given {
         None | Some("") => own,
         Some(namespace) => {
@@ -165,7 +164,10 @@ pub(super) fn backend(
         None => 1,
         Some(weight @ 0..=WEIGHT_MAX) => u32::try_from(weight).unwrap_or(1),
         Some(weight) => {
-            problems.error(format!("{field}.weight"), format!("is {weight}, wanted a number from 0 to {WEIGHT_MAX}"));
+            problems.error(
+                format!("{field}.weight"),
+                format!("is {weight}, wanted a number from 0 to {WEIGHT_MAX}"),
+            );
             return None;
         }
     };
@@ -229,7 +231,8 @@ pub(super) fn hostnames(names: Option<&Vec<String>>, problems: &mut Problems) ->
     for (at, name) in names.iter().enumerate() {
         let field = format!("spec.hostnames[{at}]");
         if !is_hostname(name.strip_prefix("*.").unwrap_or(name)) {
-            let wanted = "wanted a host name in lower case such as www.example.com or *.example.com, no address";
+            let wanted =
+                "wanted a host name in lower case such as www.example.com or *.example.com, no address";
             problems.error(field, format!("is {name:?}, {wanted}"));
         } else if read.iter().any(|known| **known == **name) {
             problems.warning(field, format!("is {name:?} once more"));
@@ -268,8 +271,9 @@ pub(super) fn rule_name(
 pub(super) fn default_gateways(given: Option<&String>, problems: &mut Problems) {
     match given.map(String::as_str) {
         None | Some("" | "None") => {}
-        Some("All") => problems
-            .warning("spec.useDefaultGateways", "has no effect: the mesh does not have gateways yet"),
+        Some("All") => {
+            problems.warning("spec.useDefaultGateways", "has no effect: the mesh does not have gateways yet")
+        }
         Some(other) => {
             problems.error("spec.useDefaultGateways", format!("is {other:?}, wanted All or None"));
         }

@@ -1,0 +1,136 @@
+//! References of the Gateway API's routes.
+
+use std::sync::Arc;
+
+use super::{Report, world::Known};
+use crate::resource::{
+    BackendKind, BackendRef, GrpcRoute, HttpRoute, ParentKind, ParentRef, RouteBackend, RouteMirror,
+    StreamRoute,
+};
+
+/// An HTTPRoute.
+pub(super) fn http_route(route: &HttpRoute, report: &mut Report<'_, '_>) {
+    parents(&route.parents, report);
+    for (at, rule) in route.rules.iter().enumerate() {
+        let field = format!("spec.rules[{at}]");
+        backends(&rule.backends, &field, report);
+        mirrors(&rule.mirrors, &field, report);
+    }
+}
+
+/// A GRPCRoute.
+pub(super) fn grpc_route(route: &GrpcRoute, report: &mut Report<'_, '_>) {
+    parents(&route.parents, report);
+    for (at, rule) in route.rules.iter().enumerate() {
+        let field = format!("spec.rules[{at}]");
+        backends(&rule.backends, &field, report);
+        mirrors(&rule.mirrors, &field, report);
+    }
+}
+
+/// A TLSRoute or TCPRoute.
+pub(super) fn stream_route(route: &StreamRoute, report: &mut Report<'_, '_>) {
+    parents(&route.parents, report);
+    for (at, rule) in route.rules.iter().enumerate() {
+        backends(&rule.backends, &format!("spec.rules[{at}]"), report);
+    }
+}
+
+fn parents(parents: &[ParentRef], report: &mut Report<'_, '_>) {
+    let world = report.world();
+    for (at, parent) in parents.iter().enumerate() {
+        let field = format!("spec.parentRefs[{at}]");
+        let found = match parent.kind {
+            ParentKind::Service => world.services.get(&parent.name).map(|service| Known::Service(service)),
+            ParentKind::ServiceEntry => world.entries.get(&parent.name).map(|entry| Known::Entry(entry)),
+            ParentKind::Gateway => {
+                if !report.has_unread("Gateway", &parent.name) {
+                    report.error(&field, format!("is Gateway {}, which does not exist", parent.name));
+                }
+                continue;
+            }
+            ParentKind::Other(_) => continue,
+        };
+        let kind = if parent.kind == ParentKind::Service { "Service" } else { "ServiceEntry" };
+        let Some(known) = found else {
+            report.error(&field, format!("is {kind} {}, which does not exist", parent.name));
+            continue;
+        };
+        if let Some(port) = parent.port
+            && !known.has_port(port)
+        {
+            let message = format!(
+                "is {port}, which is no port of {kind} {}; its ports: {}",
+                parent.name,
+                known.ports()
+            );
+            report.error(&format!("{field}.port"), message);
+        }
+        if let Some(section) = &parent.section
+            && !has_port_name(known, section)
+        {
+            let message = format!("is {section:?}, which is the name of no port of {kind} {}", parent.name);
+            report.error(&format!("{field}.sectionName"), message);
+        }
+    }
+}
+
+fn has_port_name(known: Known<'_>, name: &Arc<str>) -> bool {
+    match known {
+        Known::Service(service) => service.service.ports.iter().any(|port| port.name == *name),
+        Known::Entry(entry) => entry.ports.iter().any(|port| port.name == *name),
+    }
+}
+
+fn backends(backends: &[RouteBackend], field: &str, report: &mut Report<'_, '_>) {
+    for (at, backend) in backends.iter().enumerate() {
+        self::backend(&backend.backend, &format!("{field}.backendRefs[{at}]"), report);
+    }
+}
+
+fn mirrors(mirrors: &[RouteMirror], field: &str, report: &mut Report<'_, '_>) {
+    for mirror in mirrors {
+        backend(&mirror.backend, &format!("{field}.filters"), report);
+    }
+}
+
+/// Conditions of S116: `RefNotPermitted` before `BackendNotFound`, so that a grant is asked for first.
+fn backend(backend: &BackendRef, field: &str, report: &mut Report<'_, '_>) {
+    let world = report.world();
+    let own = Arc::clone(&report.key.name.namespace);
+    let kind = report.key.kind.as_str();
+    let name = &backend.name;
+    if name.namespace != own && !world.grants.iter().any(|grant| grant.allows(kind, &own, backend)) {
+        let (_, to) = backend.group_kind();
+        let message = format!(
+            "is {to} {name} of another namespace, and no ReferenceGrant in {} lets {kind}s of {own} refer to it \
+             (RefNotPermitted); requests are answered with 500",
+            name.namespace
+        );
+        report.error(field, message);
+        return;
+    }
+    let found = match backend.kind {
+        BackendKind::Service => world.services.get(name).map(|service| Known::Service(service)),
+        BackendKind::ServiceEntry => world.entries.get(name).map(|entry| Known::Entry(entry)),
+        BackendKind::Hostname => world.find(&name.name),
+        // Said when it was read.
+        BackendKind::Other(_) => return,
+    };
+    let (_, to) = backend.group_kind();
+    let Some(known) = found else {
+        let message =
+            format!("is {to} {name}, which does not exist (BackendNotFound); requests are answered with 500");
+        report.error(field, message);
+        return;
+    };
+    if let Some(port) = backend.port
+        && !known.has_port(port)
+    {
+        let message = format!(
+            "is {port}, which is no port of {to} {name}; its ports: {}; requests are answered with 500",
+            known.ports()
+        );
+        report.error(&format!("{field}.port"), message);
+    }
+}

@@ -1,0 +1,211 @@
+//! What resources can refer to: hosts with their ports and endpoints, rules, grants, workloads.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use mesh_core::snapshot::Name;
+
+use crate::{
+    compile::MeshSettings,
+    index::{Index, Origin},
+    resource::{
+        DestinationRule, Labels, Pod, ReferenceGrant, Resource, Service, ServiceEntry, Sidecar,
+        VirtualService, WorkloadEntry, is_within,
+    },
+};
+
+/// All that can be referred to.
+pub(super) struct World<'a> {
+    /// Namespace of mesh-wide policies.
+    pub(super) root_namespace: &'a str,
+    /// DNS suffix of services.
+    pub(super) domain: String,
+    /// Kubernetes services by name.
+    pub(super) services: BTreeMap<&'a Name, &'a Service>,
+    /// ServiceEntries by name.
+    pub(super) entries: BTreeMap<&'a Name, &'a ServiceEntry>,
+    /// Services by full name, entries by each of their hosts, patterns among them.
+    hosts: BTreeMap<Arc<str>, Vec<Known<'a>>>,
+    /// Rules with their origins.
+    pub(super) rules: Vec<(&'a Origin, &'a DestinationRule)>,
+    /// VirtualServices with their origins.
+    pub(super) virtual_services: Vec<(&'a Origin, &'a VirtualService)>,
+    /// Sidecars with their origins.
+    pub(super) sidecars: Vec<(&'a Origin, &'a Sidecar)>,
+    /// Grants.
+    pub(super) grants: Vec<&'a ReferenceGrant>,
+    /// Hosts that routes of the Gateway API are attached to, with their port and who they are.
+    pub(super) routed: BTreeMap<Arc<str>, BTreeSet<(Option<u16>, String)>>,
+    /// Pods and WorkloadEntries of each namespace, by their labels.
+    workloads: BTreeMap<&'a str, Vec<&'a Labels>>,
+}
+
+/// What a host stands for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Known<'a> {
+    /// A Kubernetes service.
+    Service(&'a Service),
+    /// A ServiceEntry.
+    Entry(&'a ServiceEntry),
+}
+
+impl Known<'_> {
+    /// Whether it has a port of this number.
+    pub(super) fn has_port(self, number: u16) -> bool {
+        match self {
+            // What an external name leads to is unknown here.
+            Self::Service(service) if service.service.external_name.is_some() => true,
+            Self::Service(service) => service.service.ports.iter().any(|port| port.port == number),
+            Self::Entry(entry) => entry.ports.iter().any(|port| port.number == number),
+        }
+    }
+
+    /// Its ports, for messages.
+    pub(super) fn ports(self) -> String {
+        let numbers: Vec<String> = match self {
+            Self::Service(service) => service.service.ports.iter().map(|p| p.port.to_string()).collect(),
+            Self::Entry(entry) => entry.ports.iter().map(|p| p.number.to_string()).collect(),
+        };
+        if numbers.is_empty() { "none".to_owned() } else { numbers.join(", ") }
+    }
+}
+
+impl<'a> World<'a> {
+    /// Collects everything once.
+    pub(super) fn of(index: &'a Index, settings: &'a MeshSettings) -> Self {
+        let mut world = Self {
+            root_namespace: &settings.root_namespace,
+            domain: settings.cluster_domain.to_ascii_lowercase(),
+            services: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            rules: Vec::new(),
+            virtual_services: Vec::new(),
+            sidecars: Vec::new(),
+            grants: Vec::new(),
+            routed: BTreeMap::new(),
+            workloads: BTreeMap::new(),
+        };
+        for (origin, resource) in index.all() {
+            world.add(origin, resource);
+        }
+        for (_, resource) in index.all() {
+            world.add_route(resource);
+        }
+        world
+    }
+
+    fn add(&mut self, origin: &'a Origin, resource: &'a Resource) {
+        match resource {
+            Resource::Service(service) => {
+                let host = self.service_host(&service.service.name);
+                self.services.insert(&service.service.name, service);
+                self.hosts.entry(host).or_default().push(Known::Service(service));
+            }
+            Resource::ServiceEntry(entry) => {
+                self.entries.insert(&entry.name, entry);
+                for host in &entry.hosts {
+                    self.hosts.entry(Arc::clone(host)).or_default().push(Known::Entry(entry));
+                }
+            }
+            Resource::Pod(pod) => {
+                let Pod { workload, .. } = &**pod;
+                self.workloads.entry(&workload.name.namespace).or_default().push(&workload.labels);
+            }
+            Resource::WorkloadEntry(entry) => {
+                let WorkloadEntry { name, endpoint, .. } = &**entry;
+                self.workloads.entry(&name.namespace).or_default().push(&endpoint.labels);
+            }
+            Resource::DestinationRule(rule) => self.rules.push((origin, rule)),
+            Resource::VirtualService(service) => self.virtual_services.push((origin, service)),
+            Resource::Sidecar(sidecar) => self.sidecars.push((origin, sidecar)),
+            Resource::ReferenceGrant(grant) => self.grants.push(grant),
+            _ => {}
+        }
+    }
+
+    /// Remembers what hosts a route of the Gateway API for HTTP is attached to.
+    fn add_route(&mut self, resource: &Resource) {
+        let parents = match resource {
+            Resource::HttpRoute(route) => &route.parents,
+            Resource::GrpcRoute(route) => &route.parents,
+            _ => return,
+        };
+        let who = resource.key().to_string();
+        for parent in parents {
+            let hosts = match parent.kind {
+                crate::resource::ParentKind::Service => vec![self.service_host(&parent.name)],
+                crate::resource::ParentKind::ServiceEntry => {
+                    self.entries.get(&parent.name).map(|entry| entry.hosts.clone()).unwrap_or_default()
+                }
+                _ => Vec::new(),
+            };
+            for host in hosts {
+                self.routed.entry(host).or_default().insert((parent.port, who.clone()));
+            }
+        }
+    }
+
+    /// The full name of a Kubernetes service.
+    pub(super) fn service_host(&self, name: &Name) -> Arc<str> {
+        format!("{}.{}.svc.{}", name.name, name.namespace, self.domain).into()
+    }
+
+    /// What a host (lower case) stands for: a service or entry of that name, else one whose pattern covers it.
+    pub(super) fn find(&self, host: &str) -> Option<Known<'a>> {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        if let Some(known) = self.hosts.get(host).and_then(|known| known.first()) {
+            return Some(*known);
+        }
+        let covers = |(pattern, known): (&Arc<str>, &Vec<Known<'a>>)| {
+            (pattern.starts_with('*') && is_within(host, pattern)).then(|| known.first().copied()).flatten()
+        };
+        self.hosts.iter().find_map(covers)
+    }
+
+    /// Whether a pattern covers any host.
+    pub(super) fn is_any_within(&self, pattern: &str) -> bool {
+        self.hosts.keys().any(|host| is_within(host, pattern) || is_within(pattern, host))
+    }
+
+    /// All entries for a host.
+    pub(super) fn entries_of(&self, host: &str) -> impl Iterator<Item = &'a ServiceEntry> {
+        let known = self.hosts.get(host).map(Vec::as_slice).unwrap_or_default();
+        known.iter().filter_map(|known| match known {
+            Known::Entry(entry) => Some(*entry),
+            Known::Service(_) => None,
+        })
+    }
+
+    /// The Kubernetes service of a host.
+    pub(super) fn service_of(&self, host: &str) -> Option<&'a Service> {
+        let known = self.hosts.get(host).map(Vec::as_slice).unwrap_or_default();
+        known.iter().find_map(|known| match known {
+            Known::Service(service) => Some(*service),
+            Known::Entry(_) => None,
+        })
+    }
+
+    /// Labels of the workloads of a namespace.
+    pub(super) fn workloads(&self, namespace: &str) -> &[&'a Labels] {
+        self.workloads.get(namespace).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Labels of the workloads of all namespaces.
+    pub(super) fn all_workloads(&self) -> impl Iterator<Item = &'a Labels> {
+        self.workloads.values().flatten().copied()
+    }
+}
+
+/// Whether `labels` has all of `selector`.
+pub(super) fn selects(selector: &Labels, labels: &Labels) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// Labels as they are written in a query.
+pub(super) fn text_of(labels: &Labels) -> String {
+    let pairs: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    pairs.join(",")
+}
