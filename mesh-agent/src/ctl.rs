@@ -1,11 +1,11 @@
 //! Owns `meshctl`: asks a running agent over its admin socket and prints the answer.
 //!
 //! Invariants:
-//! - Exit status 0 when the question was answered, 1 when it could not be, 2 for wrong usage; `policy test` has
-//!   its own: 1 is "denied".
+//! - Exit status 0 when the question was answered, 1 when it could not be, 2 for wrong usage; `policy test`, `validate` and
+//!   `analyze` have their own: 1 is "denied" or "something is wrong", 2 also that there is no answer.
 //! - With `-o json`, standard output holds one JSON document (a line each for a live `top`) and nothing else.
 //!
-//! Not here: any decision; every answer comes from the agent or, for `policy test`, from what an agent is made of.
+//! Not here: any decision; every answer comes from the agent or, for questions about manifests, from what an agent is made of.
 
 mod certificates;
 mod cli;
@@ -18,6 +18,7 @@ mod profile;
 mod status;
 mod table;
 mod top;
+mod validate;
 
 use std::{
     io::{self, Write},
@@ -28,6 +29,7 @@ use std::{
 pub use cli::{Args, Command, DEFAULT_ADMIN_SOCKET, ExplainArgs, Output, ProfileArgs, TopArgs};
 use client::{AskError, Client};
 pub use policy::{PolicyArgs, PolicyCommand, PolicyTestArgs};
+pub use validate::{AnalyzeArgs, ValidateArgs};
 
 use crate::{
     report::report,
@@ -96,6 +98,8 @@ fn answer(args: &Args) -> Result<ExitCode, CtlError> {
             print(out, &view, explain::render)
         }
         Command::Policy(policy_args) => return Ok(policy::run(policy_args, out)),
+        Command::Validate(validate_args) => return Ok(validate::validate(validate_args, out)),
+        Command::Analyze(analyze_args) => return Ok(validate::analyze(analyze_args, out)),
     };
     answered.map(|()| ExitCode::SUCCESS)
 }

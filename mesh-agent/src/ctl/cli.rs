@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use super::policy::PolicyArgs;
+use super::{
+    policy::PolicyArgs,
+    validate::{AnalyzeArgs, ValidateArgs},
+};
 
 /// Where the agent listens unless told otherwise; both programs use it.
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/nodemesh/admin.sock";
@@ -78,6 +81,23 @@ pub enum Command {
         `meshctl policy test --help` has more."
     )]
     Policy(PolicyArgs),
+    /// Whether manifests are valid, field by field. Needs no agent.
+    #[command(
+        after_help = "Examples:\n  meshctl validate mesh/\n  meshctl validate -o json routes.yaml policies.yaml | jq '.[].message'\n  \
+        kustomize build prod | meshctl validate -\n\n\
+        Every kind that the mesh reads is checked as an agent checks it. Other kinds of the same API groups are warned about, all\n\
+        others are counted.\n\n\
+        Exit status: 0 all valid (warnings allowed), 1 something invalid, 2 wrong usage or a file that cannot be read."
+    )]
+    Validate(ValidateArgs),
+    /// What is wrong between resources of manifests: hosts, subsets, ports and grants that are missing, conflicts. Needs no agent.
+    #[command(
+        after_help = "Examples:\n  meshctl analyze mesh/\n  meshctl analyze -o json mesh/ | jq '.[] | select(.level == \"error\")'\n\n\
+        The files are taken as the whole configuration: what is in none of them does not exist. What `meshctl validate` finds is\n\
+        found too.\n\n\
+        Exit status: 0 no errors (warnings allowed), 1 errors, 2 wrong usage or a file that cannot be read."
+    )]
+    Analyze(AnalyzeArgs),
 }
 
 /// Options of `top`.
