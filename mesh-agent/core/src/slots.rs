@@ -17,6 +17,7 @@ use std::{
 use crate::{
     id::{ServiceId, WorkloadId, hash},
     mode::Mode,
+    route::cluster::ClusterKey,
     snapshot::{Endpoint, Protocol, Service, ServicePort, Snapshot, Workload},
 };
 
@@ -143,7 +144,7 @@ pub fn tables(snapshot: &Snapshot, view: &NodeView, previous: &Tables) -> Tables
             slots,
             count: u32::try_from(count).unwrap_or(u32::MAX),
             affinity_s: service.affinity.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX)),
-            l7: false,
+            l7: port.protocol == Protocol::Tcp && is_routed(snapshot, service, port.port),
         };
         tables.services.insert(frontend, entry);
     }
@@ -151,6 +152,24 @@ pub fn tables(snapshot: &Snapshot, view: &NodeView, previous: &Tables) -> Tables
         tables.workloads.insert(addr, address_entry(workload, view));
     }
     tables
+}
+
+/// Whether something is said about connections to a port of a service, so that the agent must see them.
+pub fn is_routed(snapshot: &Snapshot, service: &Service, port: u16) -> bool {
+    let routes = snapshot.routes();
+    if routes.is_empty() {
+        return false;
+    }
+    let first = ClusterKey { service: service.name.clone(), port, subset: None };
+    let has_policy = routes.clusters.range(&first..).next().is_some_and(|(key, _)| {
+        // The port itself stands before its subsets.
+        key.service == first.service && key.port == port
+    });
+    if has_policy {
+        return true;
+    }
+    let host = snapshot.host_of(service);
+    routes.http(&host, port).is_some() || routes.stream(&host, port).is_some()
 }
 
 /// Fills one slot table, or returns the previous one when nothing in it changed.

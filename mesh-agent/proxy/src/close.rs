@@ -46,6 +46,8 @@ pub enum CloseReason {
     CertificateMissing,
     /// The client's side failed without a reset, e.g. its address went away.
     ClientLost,
+    /// The client broke the rules of its protocol.
+    ClientProtocol,
     /// The client reset it.
     ClientReset,
     /// The drain's grace period was over.
@@ -96,10 +98,11 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// The reasons without those of TLS handshakes.
-    const PLAIN: [Self; 25] = [
+    const PLAIN: [Self; 26] = [
         Self::Bug,
         Self::CertificateMissing,
         Self::ClientLost,
+        Self::ClientProtocol,
         Self::ClientReset,
         Self::Drained,
         Self::Finished,
@@ -152,6 +155,7 @@ impl CloseReason {
             Self::Bug => "bug",
             Self::CertificateMissing => "certificate_missing",
             Self::ClientLost => "client_lost",
+            Self::ClientProtocol => "client_protocol",
             Self::ClientReset => "client_reset",
             Self::Drained => "drained",
             Self::Finished => "finished",
@@ -181,6 +185,7 @@ impl CloseReason {
     pub const fn side(self) -> Side {
         match self {
             Self::ClientLost
+            | Self::ClientProtocol
             | Self::ClientReset
             | Self::Finished
             | Self::HboneHeaders
@@ -222,6 +227,7 @@ impl CloseReason {
             | Self::OriginalDstMiss
             | Self::SocketFailed => "LR",
             Self::ClientLost | Self::ClientReset => "DC",
+            Self::ClientProtocol => "DPE",
             Self::Finished => "-",
             Self::IdleTimeout => "SI",
             Self::NoEndpoint => "UH",

@@ -77,6 +77,10 @@ pub(crate) struct Live {
     pub(crate) pod: Arc<PodHandle>,
     pub(crate) client: SocketAddr,
     pub(crate) meter: Meter,
+    /// Counts the connections of its pod.
+    pub(crate) of_pod: Arc<Admission>,
+    /// A client's, which is counted by how it ends.
+    is_accepted: bool,
     started: u32,
     original_dst: Cell<Option<SocketAddr>>,
     upstream: Cell<Option<SocketAddr>>,
@@ -139,6 +143,16 @@ impl Live {
     /// What the server's side allowed, if that was decided here.
     pub(crate) fn admitted(&self) -> Option<ServerRequest> {
         self.admitted.borrow().clone()
+    }
+
+    /// What the client dialled, as far as it is known.
+    pub(crate) fn original_dst(&self) -> Option<SocketAddr> {
+        self.original_dst.get()
+    }
+
+    /// What protects it towards the server.
+    pub(crate) fn security(&self) -> Security {
+        self.names.borrow().security
     }
 
     /// Notes where it is taken, and whom it is between.
@@ -249,7 +263,6 @@ pub(crate) struct Connections {
 pub(crate) struct Open<'a> {
     table: &'a Connections,
     live: Rc<Live>,
-    of_pod: Arc<Admission>,
     reason: Option<CloseReason>,
 }
 
@@ -265,6 +278,24 @@ impl Connections {
     /// Adds an accepted connection.
     pub(crate) fn open(
         &self,
+        direction: Direction,
+        pod: &Arc<PodHandle>,
+        of_pod: &Arc<Admission>,
+        client: SocketAddr,
+        now: u32,
+    ) -> Result<Open<'_>, Overloaded> {
+        self.add(true, direction, pod, of_pod, client, now)
+    }
+
+    /// Adds a connection that the agent makes for the requests of several of a pod's connections. It takes a descriptor and
+    /// is judged, shown and ended as they are, and is not one of them where they are counted.
+    pub(crate) fn open_shared(&self, of: &Live, now: u32) -> Result<Open<'_>, Overloaded> {
+        self.add(false, of.direction, &of.pod, &of.of_pod, of.client, now)
+    }
+
+    fn add(
+        &self,
+        is_accepted: bool,
         direction: Direction,
         pod: &Arc<PodHandle>,
         of_pod: &Arc<Admission>,
@@ -288,6 +319,8 @@ impl Connections {
             pod: Arc::clone(pod),
             client,
             meter: Meter::default(),
+            of_pod: Arc::clone(of_pod),
+            is_accepted,
             started: now,
             original_dst: Cell::new(None),
             upstream: Cell::new(None),
@@ -298,12 +331,20 @@ impl Connections {
         });
         live.meter.touch(now);
         self.live.borrow_mut().insert(id, Rc::clone(&live));
-        self.metrics.open(direction).inc();
-        Ok(Open { table: self, live, of_pod: Arc::clone(of_pod), reason: None })
+        if is_accepted {
+            self.metrics.open(direction).inc();
+        }
+        Ok(Open { table: self, live, reason: None })
     }
 
     pub(crate) fn len(&self) -> usize {
         self.live.borrow().len()
+    }
+
+    /// How many of them clients made.
+    #[cfg(test)]
+    pub(crate) fn accepted(&self) -> usize {
+        self.live.borrow().values().filter(|live| live.is_accepted).count()
     }
 
     /// Calls `visit` with every connection. `visit` must not open or close any.
@@ -351,9 +392,11 @@ impl Drop for Open<'_> {
         if let Some(share) = self.live.flow.take() {
             share.end(&self.live.meter);
         }
-        self.table.count(self.live.direction, reason);
-        self.table.metrics.open(self.live.direction).dec();
-        self.of_pod.leave();
+        if self.live.is_accepted {
+            self.table.count(self.live.direction, reason);
+            self.table.metrics.open(self.live.direction).dec();
+        }
+        self.live.of_pod.leave();
         self.table.total.leave();
         tracing::debug!(
             target: "mesh_proxy::access",

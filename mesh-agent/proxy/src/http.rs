@@ -11,4 +11,20 @@
 //! - Bodies stream; nothing is gathered beyond a retry's replay buffer.
 
 pub(crate) mod body;
+mod claim;
+mod client_io;
 pub(crate) mod exchange;
+mod fields;
+mod guard;
+mod hashing;
+pub(crate) mod io;
+mod pipeline;
+mod record;
+mod replies;
+mod serve;
+mod session;
+mod switch;
+mod tables;
+pub(crate) mod upstream;
+
+pub(crate) use self::{claim::claim, serve::serve};

@@ -17,7 +17,7 @@ mod connect;
 mod connections;
 mod dns;
 mod hbone;
-#[expect(dead_code, reason = "the two halves are being joined")]
+#[allow(dead_code, reason = "what logs and explanations will show is kept already")]
 mod http;
 mod inbound;
 pub mod kernel;
@@ -39,7 +39,7 @@ pub use close::{CloseReason, Direction, Side};
 pub use connections::ConnectionView;
 pub use metrics::{DirectTraffic, Metrics, Security, TunnelledTraffic};
 pub use proxy::{AddPodError, Dependencies, Drained, Proxy, StartError};
-pub use settings::{DnsSettings, HboneSettings, Settings};
+pub use settings::{DnsSettings, HboneSettings, HttpSettings, Settings};
 
 #[cfg(test)]
 mod tests;

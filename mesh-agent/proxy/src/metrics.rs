@@ -6,6 +6,7 @@
 mod direct;
 pub(crate) mod edges;
 pub(crate) mod flows;
+pub(crate) mod http;
 mod labels;
 mod tunnels;
 
@@ -21,7 +22,7 @@ use prometheus_client::{
 };
 
 pub use self::{direct::DirectTraffic, edges::Security, flows::TunnelledTraffic};
-use self::{edges::Edges, flows::Flows, tunnels::Tunnels};
+use self::{edges::Edges, flows::Flows, http::Http, tunnels::Tunnels};
 use crate::close::{CloseReason, Direction};
 
 /// Everything the data path counts; registered once, shared by every worker.
@@ -44,6 +45,8 @@ pub struct Metrics {
     pub(crate) edges: Edges,
     /// What goes through tunnels, by port.
     pub(crate) flows: Flows,
+    /// Requests of HTTP.
+    pub(crate) http: Http,
     /// Tunnels between nodes.
     pub(crate) tunnels: Tunnels,
 }
@@ -160,6 +163,7 @@ impl Metrics {
             held_bytes: Gauge::default(),
             edges: Edges::register(registry),
             flows: Flows::default(),
+            http: Http::register(registry),
             tunnels: Tunnels::register(registry),
         };
         registry.register("mesh_proxy_connections_closed", "Proxied connections by how they ended", closed);

@@ -14,7 +14,7 @@ use std::{net::SocketAddr, os::fd::AsFd, rc::Rc, sync::Arc, time::Duration};
 
 use mesh_core::{
     policy::{Peer, Verdict, transport},
-    snapshot::{Snapshot, Workload},
+    snapshot::{Service, Snapshot, Workload},
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -59,11 +59,20 @@ pub(crate) struct Upstream<'a> {
 
 /// How one endpoint is tried.
 #[derive(Clone, Copy, Debug)]
-struct Attempt {
+pub(crate) struct Attempt {
     /// Time for it.
-    limit: Duration,
+    pub(crate) limit: Duration,
     /// Whether the app's bytes go with the request for a tunnel's stream.
-    early: Early,
+    pub(crate) early: Early,
+}
+
+/// Whose bytes a transport is for.
+#[derive(Debug)]
+pub(crate) enum Bytes<'a> {
+    /// An app's, carried as they are: the connection is reported as one between two workloads.
+    Relayed(&'a mut Stream),
+    /// The agent's own, which speaks a protocol and reports what it says.
+    Spoken,
 }
 
 /// Finds and dials the server of an accepted connection.
@@ -122,7 +131,9 @@ async fn connect<'a>(
             Attempt { limit, early: Early::Held }
         };
         let load = worker.loads().count(choice.addr);
-        match open_transport(worker, live, snapshot, target, choice, attempt, accepted).await {
+        let service = target.service();
+        let bytes = Bytes::Relayed(accepted);
+        match open_transport(worker, live, snapshot, service, choice, attempt, bytes).await {
             Ok(transport) => return Ok(Upstream { transport, load: Some(load) }),
             Err(error) if error.is_endpoints_fault() => last = error,
             Err(error) => return Err(error),
@@ -133,17 +144,17 @@ async fn connect<'a>(
 
 /// Opens the transport that the chosen endpoint needs: TCP, or a stream in a tunnel to a meshed pod of another node, and
 /// then nothing but that. A peer on this node is dialled by ticket, after its own side has been decided here.
-async fn open_transport(
+pub(crate) async fn open_transport(
     worker: &Worker,
     live: &Live,
     snapshot: &Snapshot,
-    target: &Target<'_>,
+    service: Option<&Arc<Service>>,
     choice: Choice<'_>,
     attempt: Attempt,
-    accepted: &mut Stream,
+    bytes: Bytes<'_>,
 ) -> Result<Transport, ConnectError> {
     let ticket = admit_local(worker, live, choice)?;
-    let service = target.service();
+    let is_relayed = matches!(bytes, Bytes::Relayed(_));
     let tags = UpstreamTags {
         src_workload: Some(live.pod.workload),
         dst_workload: choice.workload.map(|workload| workload.id),
@@ -170,7 +181,7 @@ async fn open_transport(
             live.ask(worker.metrics().flows.flow(flow));
             let source = source.map(|source| &**source);
             let stream =
-                open_tunnel(worker, live, source, destination, choice.addr, &tags, attempt, accepted).await?;
+                open_tunnel(worker, live, source, destination, choice.addr, &tags, attempt, bytes).await?;
             (Transport::Tunnel(stream), Security::MutualTls)
         }
         None => {
@@ -191,6 +202,9 @@ async fn open_transport(
             peer: attested.map(|workload| Arc::new(workload.identity())),
         },
     );
+    if !is_relayed {
+        return Ok(way);
+    }
     let key = EdgeKey {
         reporter: Reporter::Source,
         source: tags.src_workload,
@@ -222,7 +236,7 @@ async fn open_tunnel(
     addr: SocketAddr,
     tags: &UpstreamTags,
     attempt: Attempt,
-    accepted: &mut Stream,
+    bytes: Bytes<'_>,
 ) -> Result<TunnelStream, ConnectError> {
     let failed = |failure| ConnectError::Tunnel { addr, failure };
     let Some(source) = source else {
@@ -243,7 +257,13 @@ async fn open_tunnel(
     let opening = worker.hbone().open(&live.pod, &route, tags, &fields);
     let Ok(opened) = timeout_at(deadline, opening).await else { return Err(timed_out()) };
     let mut stream = opened.map_err(failed)?;
-    match timeout_at(deadline, stream.ready(accepted, attempt.early, deadline)).await {
+    let taken = async {
+        match bytes {
+            Bytes::Relayed(app) => stream.ready(app, attempt.early, deadline).await,
+            Bytes::Spoken => stream.answered().await,
+        }
+    };
+    match timeout_at(deadline, taken).await {
         Ok(Ok(())) => {
             if !stream.awaits_answer() {
                 live.taken();

@@ -18,6 +18,7 @@ use tokio::{
 use crate::{
     close::Direction,
     connections::{Admission, ConnectionView},
+    http::upstream::limits::Limits,
     kernel::{Kernel, PodHandle, PodListeners, Sockets},
     listener::{Listener, Purpose},
     metrics::Metrics,
@@ -138,6 +139,7 @@ impl Proxy {
             metrics,
             certificates,
             handshakes,
+            limits: Limits::default(),
             admission,
             links,
             alive,

@@ -49,6 +49,7 @@ pub(crate) struct Meter {
     /// Tick since which one side has been reset while bytes it sent wait for the other.
     lingering: Cell<Option<(u32, CloseReason)>>,
     stopped: Cell<Option<CloseReason>>,
+    finishing: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -101,6 +102,19 @@ impl Meter {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
+    }
+
+    /// Lets a connection that carries requests end behind those that have begun. Others end as they would.
+    pub(crate) fn finish(&self) {
+        self.finishing.set(true);
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether no further request is waited for.
+    pub(crate) fn is_finishing(&self) -> bool {
+        self.finishing.get()
     }
 
     /// The reason given to [`Meter::stop`], after registering the task for it.

@@ -32,6 +32,33 @@ pub struct Settings {
     pub dns: DnsSettings,
     /// Tunnels between nodes.
     pub hbone: HboneSettings,
+    /// Requests of clients.
+    pub http: HttpSettings,
+}
+
+/// Settings for clients' HTTP.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    /// Time for the first byte at ports without a declared protocol; then it is not HTTP. Default 1 s: servers that speak
+    /// first are that much slower there.
+    pub sniff_timeout: Duration,
+    /// Time for a request's head from its first byte. Default 60 s, as nginx gives.
+    pub head_timeout: Duration,
+    /// How long bytes of a response may wait for the client to take them. Default 5 min, as Envoy gives.
+    pub stall_timeout: Duration,
+    /// Streams of one HTTP/2 connection at once. Default 256.
+    pub streams_max: u32,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            sniff_timeout: Duration::from_secs(1),
+            head_timeout: Duration::from_secs(60),
+            stall_timeout: Duration::from_secs(300),
+            streams_max: 256,
+        }
+    }
 }
 
 /// Settings of tunnels between nodes.
@@ -113,6 +140,7 @@ impl Settings {
             splice: true,
             dns: DnsSettings::default(),
             hbone: HboneSettings::default(),
+            http: HttpSettings::default(),
         }
     }
 }

@@ -131,6 +131,11 @@ impl Stream {
         self.writable
     }
 
+    /// The other side has said that no more bytes come.
+    pub(crate) fn is_read_closed(&self) -> bool {
+        self.read_closed
+    }
+
     /// Both directions are shut, or the socket failed.
     pub(crate) fn is_hung_up(&self) -> bool {
         self.hung_up

@@ -4,6 +4,8 @@ mod attempts;
 mod dns;
 mod fixture;
 mod hbone;
+mod http;
 mod life;
 mod outbound;
 mod relay;
+mod upstream;

@@ -36,6 +36,10 @@ use crate::{
     close::{CloseReason, Direction},
     connections::{Connections, Live},
     hbone::{self, Hbone},
+    http::{
+        self,
+        upstream::{Sites, limits::Scope},
+    },
     inbound,
     kernel::{Kernel, Sockets},
     listener,
@@ -80,6 +84,8 @@ pub(crate) struct Worker {
     random: Random,
     tick: Rc<Cell<u32>>,
     hbone: Rc<Hbone>,
+    /// Destinations of HTTP requests.
+    pub(crate) sites: Sites,
     snapshots: RefCell<watch::Receiver<Arc<Snapshot>>>,
     snapshot: RefCell<Arc<Snapshot>>,
     edges: RefCell<(u64, HashMap<EdgeKey, Arc<Edge>>)>,
@@ -105,6 +111,7 @@ impl Worker {
             buffers: Buffers::new(shared.settings.held_bytes_max),
             random: Random::default(),
             tick,
+            sites: Sites::default(),
             snapshots: RefCell::new(snapshots),
             snapshot: RefCell::new(snapshot),
             edges: RefCell::default(),
@@ -177,6 +184,15 @@ impl Worker {
         Arc::clone(edges.1.entry(key).or_insert_with(of_all_workers))
     }
 
+    /// Asks the other workers to give up a connection that nobody uses: a request here waits for one.
+    pub(crate) fn ask_others_for_connections(&self, scope: &Scope) {
+        let others = self.shared.links.iter().enumerate().filter(|(index, _)| *index != self.index);
+        for (_, link) in others {
+            // One that has no time for it closes connections soon enough by itself.
+            link.commands.try_send(Command::MakeRoom(scope.clone())).ok();
+        }
+    }
+
     /// The connections this worker carries, by endpoint.
     pub(crate) fn loads(&self) -> &Loads {
         &self.loads
@@ -234,12 +250,26 @@ impl Worker {
         Carried(Rc::clone(self))
     }
 
-    pub(crate) async fn serve(&self, accepted: Accepted, direction: Direction) {
+    pub(crate) async fn serve(self: &Rc<Self>, accepted: Accepted, direction: Direction) {
         let Accepted { socket, client, pod, .. } = accepted;
         let opened = self.connections.open(direction, &pod.handle, &pod.admission, client, self.tick.get());
         let Ok(open) = opened else { return stream::reset(socket) };
         let live = Rc::clone(open.live());
         let Ok(mut downstream) = Stream::new(socket) else { return open.close(CloseReason::Overloaded) };
+        if direction == Direction::Outbound && !self.snapshot().routes().is_empty() {
+            let look =
+                Box::pin(async { Ok::<_, CloseReason>(http::claim(self, &live, &mut downstream).await) });
+            match self.unless_stopped(&live, look).await {
+                Ok(None) => {}
+                Ok(Some(claim)) => {
+                    return open.close(Box::pin(http::serve(self, &live, downstream, claim)).await);
+                }
+                Err(reason) => {
+                    downstream.reset();
+                    return open.close(reason);
+                }
+            }
+        }
         let upstream = {
             // Boxed: finding the server needs several times the memory of relaying, and for a moment only.
             let find = Box::pin(async {
@@ -312,6 +342,7 @@ impl Worker {
         if tick.is_multiple_of(SWEEP_TICKS) {
             sweep::end_overdue(&self.connections, self.settings(), tick);
             self.hbone.sweep(tick);
+            self.sites.sweep(tick);
         }
         if tick.is_multiple_of(PUBLISH_TICKS) {
             self.connections.each(|live| live.publish_bytes());
@@ -322,8 +353,10 @@ impl Worker {
                 self.hbone.trim();
             }
             if self.index == 0 {
+                self.shared.limits.forget_unused();
                 self.shared.metrics.edges.retain(&self.snapshot());
                 self.shared.metrics.flows.retain(&self.snapshot());
+                self.shared.metrics.http.retain(&self.snapshot());
             }
         }
     }
@@ -350,6 +383,8 @@ impl Worker {
             serving.stop().await;
         }
         self.hbone.drain();
+        self.sites.drain();
+        self.connections.each(|live| live.meter.finish());
         while self.connections.len() > 0 && Instant::now() < deadline {
             sleep(Duration::from_millis(10)).await;
         }
@@ -373,6 +408,7 @@ impl Worker {
             Command::Remove { pod, done } => {
                 let listeners = self.listeners.borrow_mut().remove(&pod).unwrap_or_default();
                 self.hbone.leave_pod(pod);
+                self.sites.leave_pod(pod);
                 drop(spawn_local(async move {
                     for serving in listeners {
                         serving.stop().await;
@@ -387,6 +423,7 @@ impl Worker {
             Command::List { max, done } => {
                 done.send(self.connections.views(max, self.tick.get(), TICK_MS)).ok();
             }
+            Command::MakeRoom(scope) => self.sites.make_room(&scope),
             Command::Drain { deadline, done } => {
                 let worker = Rc::clone(self);
                 drop(spawn_local(async move {

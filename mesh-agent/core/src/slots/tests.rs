@@ -7,6 +7,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     mode::PortModes,
+    route::{
+        HostPort, Routes,
+        cluster::{Cluster, TrafficPolicy},
+        scope::Scoped,
+        stream::StreamTable,
+    },
     snapshot::{Name, Parts},
 };
 
@@ -188,4 +194,37 @@ fn what_did_not_change_keeps_its_allocation_and_the_rest_keeps_its_slots() {
         backends(&first, "10.96.0.1", 53, Protocol::Udp),
         backends(&second, "10.96.0.1", 53, Protocol::Udp)
     ));
+}
+
+#[test]
+fn a_port_that_a_route_or_a_policy_names_needs_the_agent_and_no_other_does() {
+    let snapshot = |routes: Routes| {
+        let services = vec![Arc::new(service(&["10.96.0.1"], vec![endpoint("10.0.0.1", true, None)]))];
+        Snapshot::new(1, Parts { services, routes: Arc::new(routes), ..Parts::default() })
+    };
+    let l7 = |routes: Routes, port: u16, protocol: Protocol| {
+        let tables = tables(&snapshot(routes), &NodeView::default(), &Tables::default());
+        tables.services[&Frontend { addr: "10.96.0.1".parse().unwrap(), port, protocol }].l7
+    };
+    let stream = |host: &str, port: u16| {
+        let table = StreamTable { tls: Vec::new(), tcp: Vec::new() };
+        let key = HostPort { host: host.into(), port };
+        Routes { streams: [(key, Scoped::everywhere(Arc::new(table)))].into(), ..Routes::default() }
+    };
+    let policy = |port: u16, subset: Option<&str>| {
+        let cluster = Cluster { origin: None, labels: BTreeMap::new(), policy: TrafficPolicy::default() };
+        let service = Name::new("default", "web");
+        let key = ClusterKey { service, port, subset: subset.map(Into::into) };
+        Routes { clusters: [(key, Scoped::everywhere(Arc::new(cluster)))].into(), ..Routes::default() }
+    };
+    let host = "web.default.svc.cluster.local";
+    assert!(!l7(Routes::default(), 80, Protocol::Tcp));
+    assert!(l7(stream(host, 80), 80, Protocol::Tcp));
+    assert!(l7(stream("*.default.svc.cluster.local", 80), 80, Protocol::Tcp));
+    assert!(!l7(stream(host, 81), 80, Protocol::Tcp));
+    assert!(!l7(stream("other.default.svc.cluster.local", 80), 80, Protocol::Tcp));
+    assert!(!l7(stream(host, 53), 53, Protocol::Udp));
+    assert!(l7(policy(80, None), 80, Protocol::Tcp));
+    assert!(l7(policy(80, Some("v1")), 80, Protocol::Tcp));
+    assert!(!l7(policy(81, None), 80, Protocol::Tcp));
 }

@@ -11,6 +11,7 @@
 //! - After [`State::end`] is set nothing is read or sent; every leg hears of it.
 
 mod incoming;
+mod io;
 mod leg;
 mod outgoing;
 mod state;
@@ -20,6 +21,7 @@ mod tests;
 
 use self::state::State;
 pub(crate) use self::{
+    io::TunnelIo,
     state::{Opened, TunnelEnd, Turn},
     stream::{Early, TunnelStream},
 };

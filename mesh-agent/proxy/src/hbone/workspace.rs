@@ -201,6 +201,12 @@ impl Outbox {
         app.read_by(want, |mut socket| socket.read_vectored(&mut places))
     }
 
+    /// Puts bytes into the place of data of the next record.
+    pub(super) fn copy(&mut self, data: &[u8]) {
+        self.reserve(data.len() + AROUND);
+        self.bytes[self.len + HEADER + FRAME..][..data.len()].copy_from_slice(data);
+    }
+
     /// Seals the next record, whose `size` bytes of data are in place behind the frame header given here.
     pub(super) fn seal_data(
         &mut self,

@@ -256,6 +256,16 @@ impl Flags {
         Self(self.0 | other.0)
     }
 
+    /// Whether there is none.
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// As a number, for keys of tables.
+    pub(crate) fn bits(self) -> u32 {
+        self.0
+    }
+
     /// Whether it is in there.
     pub(crate) fn contains(self, flag: Flag) -> bool {
         self.0 & 1 << flag as u8 != 0

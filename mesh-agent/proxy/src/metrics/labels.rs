@@ -112,6 +112,11 @@ impl EdgeLabels {
             connection_security_policy: key.security.as_str(),
         }
     }
+
+    /// The same edge for requests of this protocol.
+    pub(super) fn speaking(self, request_protocol: &'static str) -> Self {
+        Self { request_protocol, ..self }
+    }
 }
 
 /// One end of an edge in Istio's words.

@@ -237,6 +237,7 @@ impl World {
             admission: Arc::new(Admission::new(settings.connections_max)),
             certificates: certificates(&[client.identity()]),
             handshakes: Admission::new(settings.hbone.handshakes_max),
+            limits: crate::http::upstream::limits::Limits::default(),
             settings,
             sockets: Arc::clone(&sockets) as Arc<dyn Sockets>,
             kernel: Arc::clone(&kernel) as Arc<dyn Kernel>,
@@ -324,7 +325,7 @@ impl World {
     pub(super) async fn ended(&self, reason: CloseReason, count: u64) {
         eventually(|| self.closed(Direction::Outbound, reason), |n| *n == count).await;
         eventually(
-            || self.worker.connections.len() as i64 - self.metrics.open(Direction::Outbound).get(),
+            || self.worker.connections.accepted() as i64 - self.metrics.open(Direction::Outbound).get(),
             |d| *d == 0,
         )
         .await;

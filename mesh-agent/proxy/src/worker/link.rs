@@ -19,6 +19,7 @@ use mesh_identity::Certificates;
 use crate::{
     close::Direction,
     connections::{Admission, ConnectionView},
+    http::upstream::limits::{Limits, Scope},
     kernel::{Kernel, PodHandle, Sockets},
     listener,
     metrics::Metrics,
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) certificates: Arc<Certificates>,
     /// Inbound TLS handshakes now.
     pub(crate) handshakes: Admission,
+    /// What is in use at destinations of HTTP requests.
+    pub(crate) limits: Limits,
     pub(crate) admission: Arc<Admission>,
     pub(crate) links: Vec<Link>,
     /// Called with the oldest stamp (CLOCK_MONOTONIC nanoseconds) over all workers.
@@ -102,6 +105,8 @@ pub(crate) enum Command {
     Remove { pod: u32, done: oneshot::Sender<()> },
     /// Carry a connection that another worker accepted.
     Adopt(Accepted),
+    /// Close a connection to this destination that nobody uses: another worker waits for one.
+    MakeRoom(Scope),
     /// Show up to `max` connections.
     List { max: usize, done: oneshot::Sender<Vec<ConnectionView>> },
     /// Close all listeners, wait for connections until `deadline`, reset the rest and say how many those were.

@@ -201,6 +201,9 @@ impl State {
             && leg.down == Half::Open
         {
             leg.down = Half::Ending;
+            if leg.direct {
+                leg.wake();
+            }
         }
         self.settle(ws.tick.get(), stream.id());
     }
@@ -263,6 +266,9 @@ impl State {
             ws.hold(rest.len());
             self.held += rest.len();
             leg.held.push(rest.into());
+            if leg.direct {
+                leg.wake();
+            }
         }
         batch.ranges.clear();
         self.h2.consumed(key, sent);

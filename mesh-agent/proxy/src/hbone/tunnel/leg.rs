@@ -49,6 +49,8 @@ pub(super) struct Leg {
     pub(super) queued: bool,
     /// Waits for a window.
     pub(super) starved: bool,
+    /// There is no socket: its task takes and gives the bytes itself.
+    pub(super) direct: bool,
     level: u8,
     full: u8,
 }
@@ -75,6 +77,28 @@ impl Held {
         self.pieces = VecDeque::new();
         self.start = 0;
         std::mem::take(&mut self.len)
+    }
+
+    /// Takes the next bytes out; returns how many.
+    pub(super) fn read(&mut self, into: &mut [u8]) -> usize {
+        let mut all = 0;
+        while let Some(piece) = self.pieces.front()
+            && all < into.len()
+        {
+            let count = (piece.len() - self.start).min(into.len() - all);
+            into[all..all + count].copy_from_slice(&piece[self.start..self.start + count]);
+            all += count;
+            self.len -= count;
+            self.start += count;
+            if self.start == piece.len() {
+                self.start = 0;
+                self.pieces.pop_front();
+            }
+        }
+        if self.pieces.is_empty() {
+            self.pieces = VecDeque::new();
+        }
+        all
     }
 
     fn write(&mut self, app: &mut Stream) -> io::Result<usize> {
@@ -115,6 +139,7 @@ impl Leg {
             waker: None,
             queued: false,
             starved: false,
+            direct: false,
             level: 0,
             full: 0,
         }

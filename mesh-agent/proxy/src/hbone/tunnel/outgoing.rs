@@ -3,7 +3,7 @@
 use super::{
     super::{
         h2::StreamKey,
-        workspace::{DATA_MAX, Outbox, Workspace},
+        workspace::{DATA_MAX, Outbox, SLOTS_MAX, Workspace},
     },
     leg::Half,
     state::{State, TunnelEnd},
@@ -15,7 +15,13 @@ impl State {
     pub(super) fn pump(&mut self, ws: &Workspace, key: StreamKey, rounds: u32) -> Result<bool, TunnelEnd> {
         let tick = ws.tick.get();
         for _ in 0..rounds {
-            if !self.legs.get(&key.id()).is_some_and(super::leg::Leg::is_readable) {
+            let Some(leg) = self.legs.get(&key.id()) else { return Ok(false) };
+            if leg.direct {
+                // Its task has what is to be sent.
+                leg.wake();
+                return Ok(false);
+            }
+            if !leg.is_readable() {
                 return Ok(false);
             }
             if !self.send_unsent(ws)? {
@@ -74,6 +80,40 @@ impl State {
             }
         }
         Ok(true)
+    }
+
+    /// Sends bytes of a leg without a socket; `None` when it has to wait for the tunnel's socket or a window, and will be woken.
+    pub(super) fn send(
+        &mut self,
+        ws: &Workspace,
+        key: StreamKey,
+        bytes: &[u8],
+    ) -> Result<Option<usize>, TunnelEnd> {
+        if !self.send_unsent(ws)? {
+            self.enqueue(key);
+            return Ok(None);
+        }
+        let outbox = &mut *ws.outbox.borrow_mut();
+        outbox.clear();
+        self.stage_control(outbox)?;
+        let window = self.h2.send_capacity(key);
+        let chunk = self.h2.max_data().min(DATA_MAX);
+        let Some(leg) = self.legs.get_mut(&key.id()) else { return Ok(None) };
+        if window == 0 {
+            leg.starved = true;
+            self.transmit(ws, outbox)?;
+            return Ok(None);
+        }
+        let bytes = &bytes[..bytes.len().min(window).min(SLOTS_MAX * chunk)];
+        leg.count_up(self.role, bytes.len(), ws.tick.get());
+        for piece in bytes.chunks(chunk) {
+            // Within the window that was asked for just now.
+            let Ok(head) = self.h2.data_frame(key, piece.len(), false) else { break };
+            outbox.copy(piece);
+            outbox.seal_data(&mut self.session, head, piece.len())?;
+        }
+        self.transmit(ws, outbox)?;
+        Ok(Some(bytes.len()))
     }
 
     /// Sends control frames, if there are any and the socket takes them.

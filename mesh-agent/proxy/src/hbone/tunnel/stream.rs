@@ -20,8 +20,8 @@ const ROUNDS_MAX: u32 = 8;
 /// A stream; dropped before its end it is reset.
 #[derive(Debug)]
 pub(crate) struct TunnelStream {
-    tunnel: Rc<Tunnel>,
-    key: StreamKey,
+    pub(super) tunnel: Rc<Tunnel>,
+    pub(super) key: StreamKey,
     /// When a server must have answered.
     answer_by: Option<Instant>,
 }
@@ -100,6 +100,29 @@ impl TunnelStream {
         }
         state.flush_or_fail(&self.tunnel.workspace);
         Poll::Pending
+    }
+
+    /// Waits until the server has answered.
+    ///
+    /// # Errors
+    /// It refused, or will never answer.
+    pub(crate) async fn answered(&self) -> Result<(), CloseReason> {
+        poll_fn(|cx| {
+            let mut state = self.tunnel.state.borrow_mut();
+            let Some(leg) = state.legs.get_mut(&self.key.id()) else {
+                return Poll::Ready(Err(CloseReason::TunnelLost));
+            };
+            leg.waker = Some(cx.waker().clone());
+            if let Some(reason) = leg.lost.or(leg.outcome) {
+                return Poll::Ready(Err(reason));
+            }
+            if leg.status.is_some() {
+                return Poll::Ready(Ok(()));
+            }
+            state.flush_or_fail(&self.tunnel.workspace);
+            Poll::Pending
+        })
+        .await
     }
 
     /// Resolves when the peer gives the stream up.

@@ -1,0 +1,254 @@
+//! One client's HTTP connection: its socket, who the client is, what it dialled, and what its last request was routed by.
+//!
+//! Invariants:
+//! - Belongs to one worker; shared by the connection's task and those of its streams.
+//! - What is remembered of routing is dropped with the snapshot it came from.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    sync::Arc,
+    task::{Context, Waker},
+};
+
+use mesh_core::{
+    route::{
+        cluster::{Cluster, ClusterKey},
+        http::HttpTable,
+    },
+    snapshot::{Snapshot, Workload},
+};
+
+use super::{
+    exchange::{Destination, Upgraded},
+    guard::Guard,
+    record::Record,
+    tables,
+    upstream::Upstreams,
+};
+use crate::{
+    connections::Live,
+    metrics::{
+        edges::Parties,
+        http::{Refusal, RequestKey, Requests},
+    },
+    stream::Stream,
+    worker::Worker,
+};
+
+/// Streams that were given up before this many are no reason to end a connection.
+const EARLY_RESETS_MIN: u32 = 200;
+
+/// Series that are remembered, so that counting takes no lock.
+const SERIES_KEPT: usize = 8;
+
+/// What a connection's requests share.
+pub(crate) struct Session {
+    pub(super) worker: Rc<Worker>,
+    pub(super) live: Rc<Live>,
+    /// What the client dialled.
+    pub(super) dialled: SocketAddr,
+    /// The client speaks HTTP/2.
+    pub(super) http2: bool,
+    pub(super) socket: RefCell<Socket>,
+    /// Requests whose responses are not complete.
+    open: Cell<u32>,
+    /// The same, to look for those that stall; of HTTP/2 all, of HTTP/1 the last.
+    records: RefCell<Vec<Weak<Record>>>,
+    /// Streams so far, and those that the client gave up early.
+    streams: Cell<u32>,
+    resets: Cell<u32>,
+    /// The server's side of a protocol that was switched to.
+    pub(super) switched: RefCell<Option<Upgraded>>,
+    last: RefCell<Option<Rc<Routing>>>,
+    /// Who reads on once no request is open any more.
+    reader: RefCell<Option<Waker>>,
+    /// The current request's response has begun.
+    pub(super) answered: Cell<bool>,
+    /// Series that requests were counted in last.
+    series: RefCell<Vec<(RequestKey, Arc<Requests>)>>,
+    pub(super) upstreams: Upstreams,
+    /// Why the connection is to end, if the client broke the rules.
+    pub(super) refused: Cell<Option<Refusal>>,
+}
+
+/// The client's socket with the bytes on their way from it.
+pub(super) struct Socket {
+    /// `None` once it was taken for another protocol.
+    pub(super) stream: Option<Stream>,
+    pub(super) guard: Guard,
+    /// Tick since which a head is incomplete.
+    pub(super) head_since: Option<u32>,
+}
+
+/// What requests for one authority are routed by.
+pub(super) struct Routing {
+    pub(super) snapshot: Arc<Snapshot>,
+    /// The client's own pod.
+    pub(super) client: Option<Arc<Workload>>,
+    authority: String,
+    /// Its rules; `None`: nothing is known of it.
+    pub(super) table: Option<Arc<HttpTable>>,
+    /// The port that counts for it.
+    pub(super) port: u16,
+    /// The last policy that was looked up.
+    policy: RefCell<Option<(ClusterKey, Destination)>>,
+}
+
+impl Session {
+    pub(super) fn new(
+        worker: &Rc<Worker>,
+        live: &Rc<Live>,
+        dialled: SocketAddr,
+        http2: bool,
+        stream: Stream,
+    ) -> Rc<Self> {
+        let guard = if http2 { Guard::off() } else { Guard::new() };
+        Rc::new(Self {
+            worker: Rc::clone(worker),
+            live: Rc::clone(live),
+            dialled,
+            http2,
+            socket: RefCell::new(Socket { stream: Some(stream), guard, head_since: None }),
+            open: Cell::new(0),
+            records: RefCell::default(),
+            streams: Cell::new(0),
+            resets: Cell::new(0),
+            switched: RefCell::default(),
+            last: RefCell::default(),
+            reader: RefCell::default(),
+            answered: Cell::new(false),
+            series: RefCell::default(),
+            upstreams: Upstreams::of(worker),
+            refused: Cell::new(None),
+        })
+    }
+
+    /// Whether a request is not answered completely.
+    pub(super) fn is_busy(&self) -> bool {
+        self.open.get() > 0
+    }
+
+    /// Requests that have begun so far, modulo 2³².
+    pub(super) fn begun(&self) -> u32 {
+        self.streams.get()
+    }
+
+    /// A request begins.
+    pub(super) fn begin(&self, record: &Rc<Record>) {
+        self.open.set(self.open.get() + 1);
+        self.answered.set(false);
+        self.streams.set(self.streams.get().wrapping_add(1));
+        let mut records = self.records.borrow_mut();
+        if !self.http2 {
+            records.clear();
+        } else if records.len() >= 64 && records.len().is_power_of_two() {
+            records.retain(|record| record.strong_count() > 0);
+        }
+        records.push(Rc::downgrade(record));
+    }
+
+    /// Wakes the reader when no request is open any more.
+    pub(super) fn wake_when_idle(&self, cx: &Context<'_>) {
+        let mut reader = self.reader.borrow_mut();
+        if !reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *reader = Some(cx.waker().clone());
+        }
+    }
+
+    /// A request is over; `early`: the client gave it up as soon as it was sent.
+    pub(super) fn end(&self, early: bool) {
+        self.open.set(self.open.get().saturating_sub(1));
+        if !self.is_busy()
+            && let Some(reader) = self.reader.take()
+        {
+            reader.wake();
+        }
+        if early && self.http2 {
+            let resets = self.resets.get() + 1;
+            self.resets.set(resets);
+            if resets >= EARLY_RESETS_MIN && resets > self.streams.get() / 2 {
+                self.refused.set(Some(Refusal::RapidReset));
+            }
+        }
+    }
+
+    /// Counts a request in its series.
+    pub(super) fn count(
+        &self,
+        key: RequestKey,
+        parties: Parties<'_>,
+        flags: impl FnOnce() -> String,
+        add: impl FnOnce(&Requests),
+    ) {
+        let mut series = self.series.borrow_mut();
+        if let Some((_, requests)) = series.iter().find(|(known, _)| *known == key) {
+            return add(requests);
+        }
+        let Some(requests) = self.worker.metrics().http.requests(key, parties, flags) else { return };
+        add(&requests);
+        if series.len() >= SERIES_KEPT {
+            series.remove(0);
+        }
+        series.push((key, requests));
+    }
+
+    /// Since which tick the longest-waiting response is not taken by the client.
+    pub(super) fn stalled_since(&self, now: u32) -> Option<u32> {
+        let records = self.records.borrow();
+        let stalls = records.iter().filter_map(|record| record.upgrade()?.offered_since());
+        stalls.max_by_key(|since| now.wrapping_sub(*since))
+    }
+
+    /// What requests for `authority` are routed by in the newest snapshot.
+    pub(super) fn routing(&self, authority: &str) -> Rc<Routing> {
+        let snapshot = self.worker.snapshot();
+        let mut last = self.last.borrow_mut();
+        if let Some(last) = &*last
+            && last.snapshot.version() == snapshot.version()
+            && last.authority == authority
+        {
+            return Rc::clone(last);
+        }
+        let routing = Rc::new(Routing::new(snapshot, &self.live, self.dialled, authority));
+        *last = Some(Rc::clone(&routing));
+        routing
+    }
+}
+
+impl Routing {
+    fn new(snapshot: Arc<Snapshot>, live: &Live, dialled: SocketAddr, authority: &str) -> Self {
+        let client = snapshot.workload(live.pod.workload).cloned();
+        let port = dialled.port();
+        let table =
+            tables::table_of(&snapshot, client.as_deref(), &live.pod.name.namespace, dialled, authority);
+        Self { client, authority: authority.to_owned(), table, port, policy: RefCell::default(), snapshot }
+    }
+
+    /// Where requests for a cluster go; `None`: there is no such destination.
+    pub(super) fn destination(&self, key: &ClusterKey, namespace: &str) -> Option<Destination> {
+        let mut policy = self.policy.borrow_mut();
+        if let Some((known, destination)) = &*policy
+            && known == key
+        {
+            return Some(destination.clone());
+        }
+        let destination = self.look_up(key, namespace)?;
+        *policy = Some((key.clone(), destination.clone()));
+        Some(destination)
+    }
+
+    fn look_up(&self, key: &ClusterKey, namespace: &str) -> Option<Destination> {
+        let service = Arc::clone(self.snapshot.service(&key.service)?);
+        let policy: Option<Arc<Cluster>> =
+            tables::scoped(self.snapshot.routes().clusters.get(key), self.client.as_deref(), namespace);
+        // A subset that no DestinationRule names is no destination (S41).
+        if !service.ports.iter().any(|port| port.port == key.port)
+            || (key.subset.is_some() && policy.is_none())
+        {
+            return None;
+        }
+        Some(Destination::Cluster { service, key: key.clone(), policy })
+    }
+}

@@ -1,0 +1,113 @@
+//! Which table a request is routed by: that of the host it names, else of the service that was dialled, else none.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use mesh_core::{
+    route::{
+        Origin, Routes,
+        cluster::ClusterKey,
+        host::resolve,
+        http::{
+            Action, Backend, HeaderOps, HttpRule, HttpTable, RetryOn, RetryPolicy, Rewrite, WeightedBackend,
+        },
+        scope::Scoped,
+    },
+    snapshot::{Name, Protocol, Service, Snapshot, Workload},
+};
+
+/// What a client sees of something that depends on who it is.
+pub(super) fn scoped<T>(
+    what: Option<&Scoped<T>>,
+    client: Option<&Workload>,
+    namespace: &str,
+) -> Option<Arc<T>> {
+    static NO_LABELS: std::collections::BTreeMap<Arc<str>, Arc<str>> = std::collections::BTreeMap::new();
+    what?.get(namespace, client.map_or(&NO_LABELS, |client| &client.labels)).cloned()
+}
+
+/// Whether anything is said about HTTP at a port of a service, or of a host that may be asked for there.
+pub(super) fn concerns(snapshot: &Snapshot, dialled: SocketAddr) -> bool {
+    let routes = snapshot.routes();
+    match snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp) {
+        Some((service, port)) => {
+            routes.http(&snapshot.host_of(service), port.port).is_some()
+                || has_policy(routes, &service.name, port.port)
+        }
+        // Of an address that is no service's, only the host that is asked for can say it.
+        None => routes.http.keys().any(|key| key.port == dialled.port()),
+    }
+}
+
+fn has_policy(routes: &Routes, service: &Name, port: u16) -> bool {
+    let first = ClusterKey { service: service.clone(), port, subset: None };
+    routes.clusters.range(&first..).next().is_some_and(|(key, _)| key.service == *service && key.port == port)
+}
+
+/// The table for an authority; `None`: nothing is known of it, nor of what was dialled.
+pub(super) fn table_of(
+    snapshot: &Snapshot,
+    client: Option<&Workload>,
+    namespace: &str,
+    dialled: SocketAddr,
+    authority: &str,
+) -> Option<Arc<HttpTable>> {
+    let port = dialled.port();
+    let named = resolve(snapshot, namespace, authority, port);
+    let of_host = |host: &str| scoped(snapshot.routes().http(host, port), client, namespace);
+    if let Some(table) = of_host(&named.host) {
+        return Some(table);
+    }
+    let serves = |service: &&Arc<Service>| service.ports.iter().any(|p| p.port == port);
+    if let Some(service) = named.service.filter(serves) {
+        return Some(default_table(&service.name, port));
+    }
+    let (service, _) = snapshot.service_at(dialled.ip(), port, Protocol::Tcp)?;
+    of_host(&snapshot.host_of(service)).or_else(|| Some(default_table(&service.name, port)))
+}
+
+/// What holds for a service without rules: all of its endpoints, and Istio's default retries.
+fn default_table(service: &Name, port: u16) -> Arc<HttpTable> {
+    let key = ClusterKey { service: service.clone(), port, subset: None };
+    let backend = WeightedBackend {
+        weight: 1,
+        backend: Backend::Cluster(key),
+        request_headers: HeaderOps::default(),
+        response_headers: HeaderOps::default(),
+    };
+    let origin = Origin { kind: "Service".into(), name: service.clone(), field: "spec".into(), place: None };
+    Arc::new(HttpTable {
+        rules: vec![HttpRule {
+            name: Some("default".into()),
+            origin: Arc::new(origin),
+            matches: Vec::new(),
+            action: Action::Forward(vec![backend]),
+            timeout: None,
+            retries: Some(default_retries()),
+            fault: None,
+            mirrors: Vec::new(),
+            cors: None,
+            request_headers: HeaderOps::default(),
+            response_headers: HeaderOps::default(),
+            rewrite: Rewrite::default(),
+        }],
+        unmatched: Action::Passthrough,
+    })
+}
+
+/// Istio's: two more tries when nothing was processed, or gRPC says so (fact 1).
+fn default_retries() -> RetryPolicy {
+    RetryPolicy {
+        attempts: 2,
+        per_try_timeout: None,
+        on: RetryOn {
+            connect_failure: true,
+            refused_stream: true,
+            // CANCELLED and UNAVAILABLE.
+            grpc: vec![1, 14],
+            ..RetryOn::default()
+        },
+        backoff: std::time::Duration::from_millis(25),
+        ignore_previous_hosts: None,
+        remote_localities: false,
+    }
+}

@@ -1,0 +1,125 @@
+//! The upstream side of HTTP: from a request and its plan to an answer.
+//!
+//! The server side ([`super`]) decides where a request goes and what is changed about it; here an endpoint is chosen, a
+//! connection to it is found or made, and the request is tried as often as its plan allows.
+//!
+//! - [`limits`]: what is in use at a destination, over all workers.
+//! - [`cluster`]: a destination as one worker serves it; [`pool`]: its connections; [`connect`] makes them, [`connection`]
+//!   drives them.
+//! - [`attempt`]: one request from its first try to its answer; [`replay`] keeps its body.
+//!
+//! Invariants:
+//! - Every request gets exactly one [`Answer`]; what fails here fails as it would in Istio's proxy.
+//! - Nothing of a body is gathered beyond what a retry may need.
+//! - Dropping the future or the response's body ends the request at the endpoint.
+//!
+//! Not here: matching, rewriting, faults, and anything about the client's connection.
+
+mod attempt;
+mod choice;
+mod cluster;
+mod connect;
+mod connection;
+pub(crate) mod limits;
+mod pool;
+mod replay;
+mod reply;
+mod response;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+};
+
+use hyper::Request;
+
+use self::{
+    attempt::Exchange,
+    cluster::Site,
+    limits::{ClusterId, Scope},
+    replay::Kept,
+};
+use super::{
+    body::Body,
+    exchange::{Answer, Destination, Plan},
+};
+use crate::worker::Worker;
+
+/// Destinations that a worker keeps pools for.
+const SITES_MAX: usize = 16_384;
+
+/// What one worker knows of destinations.
+#[derive(Debug, Default)]
+pub(crate) struct Sites {
+    all: RefCell<HashMap<Scope, Rc<Site>>>,
+    kept: Kept,
+    mirrors: Cell<u32>,
+    draining: Cell<bool>,
+}
+
+/// Sends requests of a worker's pods.
+#[derive(Clone)]
+pub(crate) struct Upstreams {
+    worker: Rc<Worker>,
+}
+
+impl Upstreams {
+    /// Those of a worker.
+    pub(crate) fn of(worker: &Rc<Worker>) -> Self {
+        Self { worker: Rc::clone(worker) }
+    }
+
+    /// Sends a request and its copies as the plan says.
+    ///
+    /// Cancel safety: dropping the future ends the request.
+    pub(crate) async fn send(&self, request: Request<Body>, plan: Plan) -> Answer {
+        Exchange::new(&self.worker, plan).run(request).await
+    }
+}
+
+impl Sites {
+    /// The destination of a plan, for the plan's pod.
+    fn site(&self, worker: &Worker, pod: u32, destination: &Destination) -> Rc<Site> {
+        let cluster = match destination {
+            Destination::Cluster { key, .. } => ClusterId::Cluster(key.clone()),
+            Destination::Address(addr) => ClusterId::Address(*addr),
+        };
+        let scope = Scope { pod, cluster };
+        let mut all = self.all.borrow_mut();
+        if let Some(site) = all.get(&scope) {
+            return Rc::clone(site);
+        }
+        if all.len() >= SITES_MAX {
+            // Addresses come from apps: what nobody waits for makes room.
+            all.retain(|_, site| Rc::strong_count(site) > 1);
+        }
+        let usage = worker.shared().limits.usage(&scope);
+        let site = Rc::new(Site::new(scope.clone(), usage));
+        all.insert(scope, Rc::clone(&site));
+        site
+    }
+
+    /// Closes connections that nobody has used for long, and forgets destinations.
+    pub(crate) fn sweep(&self, tick: u32) {
+        self.all.borrow_mut().retain(|_, site| site.sweep(tick) || Rc::strong_count(site) > 1);
+    }
+
+    /// Closes a pod's connections once they are not in use.
+    pub(crate) fn leave_pod(&self, pod: u32) {
+        self.all.borrow().values().filter(|site| site.scope.pod == pod).for_each(|site| site.close());
+    }
+
+    /// Closes connections that nobody uses, now and from now on.
+    pub(crate) fn drain(&self) {
+        self.draining.set(true);
+        self.all.borrow().values().for_each(|site| site.close());
+    }
+
+    /// Another worker waits for a connection to a destination: gives up one that nobody uses here.
+    pub(crate) fn make_room(&self, scope: &Scope) {
+        if let Some(site) = self.all.borrow().get(scope) {
+            site.evict();
+        }
+    }
+}

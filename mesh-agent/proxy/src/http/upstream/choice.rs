@@ -1,0 +1,133 @@
+//! Which endpoint a try goes to, and what is remembered of how it went.
+//!
+//! Invariants:
+//! - Endpoints of one destination are arranged once per change of the world, not per request.
+//! - An endpoint that was put out by what one worker saw is out for all of them.
+
+use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use mesh_core::{
+    balance::{
+        Ask, Balancer, Candidate,
+        locality::{Located, Place},
+        outlier::{Observed, OutlierDetector},
+    },
+    route::cluster::{Balancing, OutlierDetection, TrafficPolicy},
+    snapshot::Workload,
+};
+
+use super::cluster::Member;
+
+static NO_LABELS: BTreeMap<Arc<str>, Arc<str>> = BTreeMap::new();
+
+/// Endpoints as they are chosen among.
+#[derive(Debug)]
+pub(super) struct Arrangement {
+    balancer: RefCell<Balancer>,
+    /// Number of the change of [`Outliers`] that is known here.
+    known: std::cell::Cell<u64>,
+}
+
+/// Which endpoints of a destination are out, for all workers.
+#[derive(Debug, Default)]
+pub(super) struct Outliers {
+    detector: OutlierDetector,
+    /// Grows whenever somebody goes out or comes back.
+    changes: u64,
+}
+
+impl Outliers {
+    /// Takes in how a try ended.
+    pub(super) fn observe(
+        &mut self,
+        rules: &OutlierDetection,
+        now: Duration,
+        endpoint: SocketAddr,
+        observed: Observed,
+        total: usize,
+    ) {
+        if self.detector.observe(rules, now, endpoint, observed, total) {
+            self.changes += 1;
+        }
+    }
+
+    /// Brings back those whose time is over.
+    fn sweep(&mut self, rules: &OutlierDetection, now: Duration) {
+        if !self.detector.sweep(rules, now).is_empty() {
+            self.changes += 1;
+        }
+    }
+}
+
+impl Arrangement {
+    /// Arranges endpoints; who was known `before` is not new.
+    pub(super) fn new(
+        members: &[Member],
+        client: Option<&Workload>,
+        policy: Option<&TrafficPolicy>,
+        before: Option<&Self>,
+        now: Duration,
+        seed: u64,
+    ) -> Self {
+        let default = Balancing::default();
+        let balancing = policy.map_or(&default, |policy| &policy.balancing);
+        let outlier = policy.and_then(|policy| policy.outlier.as_ref());
+        let places: Vec<Place> = members.iter().map(|member| place(member.workload.as_deref())).collect();
+        let candidates: Vec<Candidate<'_>> = members
+            .iter()
+            .zip(&places)
+            .map(|(member, place)| Candidate {
+                addr: member.addr,
+                weight: 1,
+                located: located(place, member.workload.as_deref()),
+                since: now,
+            })
+            .collect();
+        let own = place(client);
+        let client = located(&own, client);
+        let balancer = match before {
+            Some(before) => {
+                let mut balancer = before.balancer.borrow().clone();
+                balancer.update(&candidates, &client, balancing, outlier, seed);
+                balancer
+            }
+            None => Balancer::new(&candidates, &client, balancing, outlier, seed),
+        };
+        Self { balancer: RefCell::new(balancer), known: std::cell::Cell::new(u64::MAX) }
+    }
+
+    /// Learns who is out by now.
+    pub(super) fn follow(
+        &self,
+        outliers: &mut Outliers,
+        rules: &OutlierDetection,
+        members: &[Member],
+        now: Duration,
+    ) {
+        outliers.sweep(rules, now);
+        if self.known.replace(outliers.changes) == outliers.changes {
+            return;
+        }
+        let mut balancer = self.balancer.borrow_mut();
+        for member in members {
+            balancer.set_out(member.addr, outliers.detector.is_out(member.addr));
+        }
+    }
+
+    /// The endpoint of the next try.
+    pub(super) fn choose<'m>(&self, members: &'m [Member], ask: &Ask<'_>) -> Option<&'m Member> {
+        let load = |index: usize| members.get(index).map_or(0, |member| member.load.get());
+        members.get(self.balancer.borrow_mut().pick(ask, load)?)
+    }
+}
+
+fn place(workload: Option<&Workload>) -> Place {
+    Place {
+        node: workload.map_or_else(|| "".into(), |workload| Arc::clone(&workload.node)),
+        ..Place::default()
+    }
+}
+
+fn located<'a>(place: &'a Place, workload: Option<&'a Workload>) -> Located<'a> {
+    Located { place, labels: workload.map_or(&NO_LABELS, |workload| &workload.labels) }
+}

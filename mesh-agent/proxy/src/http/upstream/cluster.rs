@@ -1,0 +1,495 @@
+//! A destination of one pod as one worker serves it: its endpoints, what is outstanding at them, and connections to them.
+//!
+//! Invariants:
+//! - A connection is only used for the pod, endpoint, workload, way and TLS settings it was made for.
+//! - Endpoints are looked up again only when the world has changed.
+//! - A request that waits for a connection hears of each that becomes free, on whatever worker.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use mesh_core::{
+    id::WorkloadId,
+    policy::Transport,
+    route::cluster::Cluster,
+    snapshot::{Service, Snapshot, Workload},
+};
+use tokio::{sync::oneshot, task::spawn_local};
+
+use super::{
+    choice::Arrangement,
+    connect::{self, Wanted},
+    connection::{Connection, Sender, Version},
+    limits::{Kind, Scope, Taken, Usage},
+    pool::{Dialling, Lifetime, Pool},
+    reply::Fault,
+};
+use crate::{
+    close::CloseReason,
+    connections::Live,
+    worker::{TICK_MS, Worker},
+};
+
+/// Ticks after which a destination that nobody asks for is forgotten.
+const UNUSED_TICKS_MAX: u32 = 3000;
+
+/// One endpoint of a destination.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) addr: SocketAddr,
+    pub(super) workload: Option<Arc<Workload>>,
+    /// Requests outstanding from this worker.
+    pub(super) load: Rc<Cell<u32>>,
+}
+
+/// The endpoints of a destination as of one snapshot.
+#[derive(Debug)]
+pub(super) struct Members {
+    version: u64,
+    policy: Option<Arc<Cluster>>,
+    v4: bool,
+    pub(super) all: Vec<Member>,
+    pub(super) arrangement: Arrangement,
+}
+
+/// What a pooled connection is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct PoolKey {
+    addr: SocketAddr,
+    workload: Option<WorkloadId>,
+    way: WayKind,
+    version: Version,
+}
+
+/// How an endpoint is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum WayKind {
+    Local,
+    Plain,
+    Tunnel,
+}
+
+/// A destination of one pod on one worker.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) scope: Scope,
+    pub(super) usage: Arc<Usage>,
+    members: RefCell<Option<Rc<Members>>>,
+    loads: RefCell<HashMap<SocketAddr, Rc<Cell<u32>>>>,
+    pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
+    life: Cell<Lifetime>,
+    used: Cell<u32>,
+    /// Requests of this worker that wait for a connection.
+    waiting: Cell<u32>,
+    draining: Cell<bool>,
+}
+
+/// A connection lent to one request.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) connection: Rc<Connection>,
+    pub(super) sender: Option<Sender>,
+}
+
+impl Lease {
+    fn new(connection: Rc<Connection>, sender: Sender) -> Self {
+        connection.served.set(connection.served.get() + 1);
+        connection.streams.set(connection.streams.get() + 1);
+        Self { connection, sender: Some(sender) }
+    }
+
+    /// The response is over: the connection can be used again.
+    pub(super) fn finish(mut self) {
+        if let Some(Sender::Http1(sender)) = self.sender.take() {
+            self.connection.give_back(sender);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.connection.streams.set(self.connection.streams.get() - 1);
+    }
+}
+
+/// What a request needs of a connection.
+pub(super) struct Need<'a> {
+    pub(super) live: &'a Rc<Live>,
+    pub(super) snapshot: &'a Arc<Snapshot>,
+    pub(super) service: Option<&'a Arc<Service>>,
+    pub(super) member: &'a Member,
+    pub(super) policy: Option<&'a Arc<Cluster>>,
+    pub(super) version: Version,
+    /// Nobody else may use it: the bytes may become somebody's.
+    pub(super) is_exclusive: bool,
+}
+
+impl Site {
+    pub(super) fn new(scope: Scope, usage: Arc<Usage>) -> Self {
+        Self {
+            scope,
+            usage,
+            members: RefCell::default(),
+            loads: RefCell::default(),
+            pools: RefCell::default(),
+            life: Cell::new(lifetime(None)),
+            used: Cell::new(0),
+            waiting: Cell::new(0),
+            draining: Cell::new(false),
+        }
+    }
+
+    /// The endpoints that take requests now, of one family.
+    pub(super) fn members(
+        &self,
+        snapshot: &Snapshot,
+        service: &Service,
+        port: u16,
+        policy: Option<&Arc<Cluster>>,
+        client: &Live,
+        seed: u64,
+    ) -> Rc<Members> {
+        let v4 = client.client.ip().to_canonical().is_ipv4();
+        let same_policy = |members: &Members| match (&members.policy, policy) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        if let Some(members) = &*self.members.borrow()
+            && members.version == snapshot.version()
+            && members.v4 == v4
+            && same_policy(members)
+        {
+            return Rc::clone(members);
+        }
+        let labels = policy.map(|cluster| &cluster.labels).filter(|labels| !labels.is_empty());
+        let ports = service.ports.iter().filter(|candidate| candidate.port == port);
+        let ready = ports.flat_map(|port| &port.endpoints).filter(|endpoint| endpoint.ready);
+        let mut all: Vec<Member> = ready
+            .filter_map(|endpoint| {
+                let workload = snapshot.workload_of(endpoint);
+                if let Some(labels) = labels {
+                    let own = &workload?.labels;
+                    if !labels.iter().all(|(key, value)| own.get(key) == Some(value)) {
+                        return None;
+                    }
+                }
+                let addr = endpoint.socket_addr();
+                Some(Member { addr, workload: workload.cloned(), load: self.load(addr) })
+            })
+            .collect();
+        if all.iter().any(|member| member.addr.is_ipv4() == v4) {
+            all.retain(|member| member.addr.is_ipv4() == v4);
+        }
+        self.loads.borrow_mut().retain(|addr, load| {
+            Rc::strong_count(load) > 1 && (load.get() > 0 || all.iter().any(|member| member.addr == *addr))
+        });
+        let before = self.members.take();
+        let arrangement = Arrangement::new(
+            &all,
+            snapshot.workload(client.pod.workload).map(|workload| &**workload),
+            policy.map(|cluster| &cluster.policy),
+            before.as_ref().map(|members| &members.arrangement),
+            self.usage.now(),
+            seed,
+        );
+        let policy = policy.cloned();
+        let members = Rc::new(Members { version: snapshot.version(), policy, v4, all, arrangement });
+        *self.members.borrow_mut() = Some(Rc::clone(&members));
+        members
+    }
+
+    /// Number of endpoints, as far as it is known.
+    pub(super) fn size(&self) -> usize {
+        self.members.borrow().as_ref().map_or(1, |members| members.all.len())
+    }
+
+    /// An address as the only endpoint.
+    pub(super) fn address(&self, snapshot: &Snapshot, addr: SocketAddr) -> Member {
+        let workload = snapshot.workload_at(addr.ip()).cloned();
+        Member { addr, workload, load: self.load(addr) }
+    }
+
+    fn load(&self, addr: SocketAddr) -> Rc<Cell<u32>> {
+        Rc::clone(self.loads.borrow_mut().entry(addr).or_default())
+    }
+
+    /// A connection for one request.
+    ///
+    /// Cancel safety: a connection that is being made serves another request.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) async fn lease(self: &Rc<Self>, worker: &Rc<Worker>, need: &Need<'_>) -> Result<Lease, Fault> {
+        let life = lifetime(need.policy);
+        self.life.set(life);
+        self.used.set(worker.tick());
+        let pool = self.pool(worker, need);
+        if !need.is_exclusive
+            && let Some((connection, sender)) = pool.take(&life, worker.tick())
+        {
+            return Ok(Lease::new(connection, sender));
+        }
+        let limits = need.policy.map(|cluster| &cluster.policy.pool);
+        let max_pending = limits.and_then(|pool| pool.max_pending);
+        let max_connections = limits.and_then(|pool| pool.max_connections);
+        let _pending = self.usage.take(Kind::Pending, max_pending).ok_or(Fault::Overflow)?;
+        loop {
+            let freed = self.usage.freed.notified();
+            tokio::pin!(freed);
+            // From here on nothing that becomes free is missed.
+            freed.as_mut().enable();
+            if !need.is_exclusive
+                && let Some((connection, sender)) = pool.take(&life, worker.tick())
+            {
+                return Ok(Lease::new(connection, sender));
+            }
+            let dialling = pool.dialling.borrow().clone();
+            if let Some(dialling) = dialling.filter(|_| !need.is_exclusive) {
+                let done = dialling.done.notified();
+                tokio::pin!(done);
+                done.as_mut().enable();
+                if !dialling.is_over.get() {
+                    done.await;
+                }
+                if let Some(fault) = dialling.failed.get() {
+                    return Err(fault);
+                }
+                continue;
+            }
+            if let Some(slot) = self.usage.take(Kind::Connection, max_connections) {
+                match self.dial(worker, need, &pool, slot).await? {
+                    Some(lease) => return Ok(lease),
+                    None => continue,
+                }
+            }
+            if !self.evict() {
+                worker.ask_others_for_connections(&self.scope);
+            }
+            let _waiting = Waiting::new(self);
+            freed.await;
+        }
+    }
+
+    /// Makes a connection; `None` when it is one that many share, and stands in the pool now.
+    async fn dial(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        need: &Need<'_>,
+        pool: &Rc<Pool>,
+        slot: Taken,
+    ) -> Result<Option<Lease>, Fault> {
+        let wanted = Wanted {
+            client: Rc::clone(need.live),
+            snapshot: Arc::clone(need.snapshot),
+            service: need.service.cloned(),
+            addr: need.member.addr,
+            workload: need.member.workload.clone(),
+            cluster: need.policy.cloned(),
+            version: need.version,
+        };
+        let (site, pool, worker) = (Rc::clone(self), Rc::clone(pool), Rc::clone(worker));
+        if need.version == Version::Http1 {
+            let (tell, told) = oneshot::channel();
+            drop(spawn_local(async move {
+                let made = |made: Result<Lease, Fault>| {
+                    // Whoever asked may have gone: then the next request gets it.
+                    if let Err(Ok(lease)) = tell.send(made) {
+                        lease.finish();
+                    }
+                };
+                site.make(&worker, wanted, &pool, slot, made).await;
+            }));
+            // Without an answer the task has failed, and has said so.
+            return told.await.unwrap_or(Err(Fault::LocalReset)).map(Some);
+        }
+        let dialling = Rc::new(Dialling::default());
+        *pool.dialling.borrow_mut() = Some(Rc::clone(&dialling));
+        let done = dialling.done.notified();
+        tokio::pin!(done);
+        done.as_mut().enable();
+        let over = Over { pool: Rc::clone(&pool), dialling: Rc::clone(&dialling) };
+        drop(spawn_local(async move {
+            site.make(&worker, wanted, &pool, slot, move |made| over.tell(made)).await;
+        }));
+        done.await;
+        dialling.failed.get().map_or(Ok(None), Err)
+    }
+
+    /// The task of a connection, from its making to its end.
+    async fn make(
+        self: Rc<Self>,
+        worker: &Rc<Worker>,
+        wanted: Wanted,
+        pool: &Rc<Pool>,
+        _slot: Taken,
+        tell: impl FnOnce(Result<Lease, Fault>),
+    ) {
+        let Ok(open) = worker.connections.open_shared(&wanted.client, worker.tick()) else {
+            return tell(Err(Fault::Overflow));
+        };
+        let live = Rc::clone(open.live());
+        let made = worker.unless_stopped(&live, Box::pin(connect::connect(worker, &live, &wanted))).await;
+        let (sender, protocol) = match made {
+            Ok(made) => made,
+            Err(failed) => {
+                tell(Err(failed.fault));
+                return open.close(failed.reason);
+            }
+        };
+        let connection = Connection::new(&live, worker.tick());
+        match sender {
+            sender @ Sender::Http1(_) => tell(Ok(Lease::new(Rc::clone(&connection), sender))),
+            Sender::Http2(sender) => {
+                pool.share(&connection, sender);
+                // Whoever waits finds it in the pool.
+                tell(Ok(Lease::shared(&connection)));
+            }
+        }
+        let reason = connection
+            .drive(protocol, |sender| {
+                let tick = worker.tick();
+                let wanted_elsewhere =
+                    self.usage.waiting.load(Ordering::Acquire) > 0 && self.waiting.get() == 0;
+                let life = self.life.get();
+                if life.allows(&connection, tick) && !wanted_elsewhere && !self.draining.get() {
+                    pool.give_back(&connection, sender, tick);
+                    self.usage.freed.notify_waiters();
+                }
+            })
+            .await;
+        pool.forget(&connection);
+        open.close(reason);
+    }
+
+    fn pool(&self, worker: &Worker, need: &Need<'_>) -> Rc<Pool> {
+        let member = need.member;
+        let way = match &member.workload {
+            Some(workload) if *workload.node == *worker.settings().node => WayKind::Local,
+            Some(workload)
+                if mesh_core::policy::transport(workload, member.addr.port()) == Transport::Hbone =>
+            {
+                WayKind::Tunnel
+            }
+            _ => WayKind::Plain,
+        };
+        let key = PoolKey {
+            addr: member.addr,
+            workload: member.workload.as_ref().map(|workload| workload.id),
+            way,
+            version: need.version,
+        };
+        Rc::clone(self.pools.borrow_mut().entry(key).or_default())
+    }
+
+    /// Closes one connection that nobody uses; whether there was one.
+    pub(super) fn evict(&self) -> bool {
+        self.pools.borrow().values().any(|pool| pool.evict())
+    }
+
+    /// Closes what is idle or too old; whether the destination is still of use.
+    pub(super) fn sweep(&self, tick: u32) -> bool {
+        let life = self.life.get();
+        self.pools.borrow_mut().retain(|_, pool| {
+            pool.sweep(&life, tick);
+            Rc::strong_count(pool) > 1 || !pool.is_empty()
+        });
+        let is_used = tick.wrapping_sub(self.used.get()) < UNUSED_TICKS_MAX;
+        is_used || !self.pools.borrow().is_empty()
+    }
+
+    /// Closes all connections once they are not in use.
+    pub(super) fn close(&self) {
+        self.draining.set(true);
+        self.pools.borrow().values().for_each(|pool| pool.close());
+    }
+}
+
+impl Lease {
+    /// What stands for a connection in the pool: nothing is sent over it.
+    fn shared(connection: &Rc<Connection>) -> Self {
+        connection.streams.set(connection.streams.get() + 1);
+        Self { connection: Rc::clone(connection), sender: None }
+    }
+}
+
+/// Tells those who wait for a shared connection, even if its task panics.
+struct Over {
+    pool: Rc<Pool>,
+    dialling: Rc<Dialling>,
+}
+
+impl Over {
+    fn tell(&self, made: Result<Lease, Fault>) {
+        self.dialling.failed.set(made.err());
+        self.end();
+    }
+
+    fn end(&self) {
+        if !self.dialling.is_over.replace(true) {
+            *self.pool.dialling.borrow_mut() = None;
+            self.dialling.done.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        if !self.dialling.is_over.get() {
+            self.dialling.failed.set(Some(Fault::LocalReset));
+            self.end();
+        }
+    }
+}
+
+/// Counts a request that waits for a connection.
+struct Waiting<'a>(&'a Site);
+
+impl<'a> Waiting<'a> {
+    fn new(site: &'a Site) -> Self {
+        site.waiting.set(site.waiting.get() + 1);
+        site.usage.waiting.fetch_add(1, Ordering::AcqRel);
+        Self(site)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get() - 1);
+        self.0.usage.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// How long connections may be used under a policy.
+fn lifetime(policy: Option<&Arc<Cluster>>) -> Lifetime {
+    let default = mesh_core::route::cluster::ConnectionPool::default();
+    let pool = policy.map_or(&default, |cluster| &cluster.policy.pool);
+    let ticks =
+        |duration: Duration| u32::try_from(duration.as_millis() / u128::from(TICK_MS)).unwrap_or(u32::MAX);
+    let or_never = |duration: Duration| if duration.is_zero() { u32::MAX } else { ticks(duration).max(1) };
+    Lifetime {
+        requests_max: pool.max_requests_per_connection.filter(|max| *max > 0).unwrap_or(u32::MAX),
+        streams_max: pool.max_concurrent_streams.filter(|max| *max > 0).unwrap_or(u32::MAX),
+        ticks_max: pool.max_connection_duration.map_or(u32::MAX, or_never),
+        idle_ticks_max: or_never(pool.idle_timeout),
+    }
+}
+
+/// Why no connection came of an attempt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Failed {
+    pub(super) fault: Fault,
+    pub(super) reason: CloseReason,
+}
+
+impl From<CloseReason> for Failed {
+    fn from(reason: CloseReason) -> Self {
+        Self { fault: Fault::LocalReset, reason }
+    }
+}

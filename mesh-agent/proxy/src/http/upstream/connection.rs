@@ -1,0 +1,334 @@
+//! One connection to an endpoint: its bytes, the HTTP spoken over it, and the task that keeps both going.
+//!
+//! Invariants:
+//! - The task of a connection outlives whoever asked for it: a connection that came too late serves the next request.
+//! - A connection stands in the worker's table as long as it is open, so that a policy change, a drain and the sweep end it.
+//! - It counts at its destination's limit from before it is dialled until it is closed.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::client::conn::{http1, http2};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    sync::oneshot,
+    time::timeout,
+};
+
+use super::{
+    super::{
+        body::Body,
+        io::{HyperIo, LocalTasks, Timer},
+    },
+    response::Held,
+};
+use crate::{close::CloseReason, connections::Live, hbone::tunnel::TunnelIo, stream::Stream, worker::Worker};
+
+/// After our end of a tunnelled connection, how long the other side has for its own before the stream is reset.
+const LINGER: Duration = Duration::from_secs(1);
+/// Bytes of a response's head at most: what Envoy takes, and more than any server means.
+const HEAD_MAX: usize = 96 << 10;
+/// HTTP/2 windows: a stream's and a connection's.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// The HTTP of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Version {
+    /// One request at a time.
+    Http1,
+    /// Streams.
+    Http2,
+}
+
+/// How the bytes go.
+#[derive(Debug)]
+pub(super) enum Way {
+    /// Over a socket.
+    Tcp(Stream),
+    /// Through a tunnel to another node.
+    Tunnel(TunnelIo),
+}
+
+/// The bytes of a connection to an endpoint, however it is reached; they are counted at the connection.
+pub(crate) struct UpstreamIo {
+    way: Way,
+    live: Rc<Live>,
+    worker: Rc<Worker>,
+}
+
+impl std::fmt::Debug for UpstreamIo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UpstreamIo").field("way", &self.way).finish_non_exhaustive()
+    }
+}
+
+impl UpstreamIo {
+    pub(super) fn new(way: Way, live: &Rc<Live>, worker: &Rc<Worker>) -> Self {
+        Self { way, live: Rc::clone(live), worker: Rc::clone(worker) }
+    }
+
+    fn is_tunnel(&self) -> bool {
+        matches!(self.way, Way::Tunnel(_))
+    }
+}
+
+impl AsyncRead for UpstreamIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let io = self.get_mut();
+        match &mut io.way {
+            Way::Tcp(stream) => {
+                let before = buf.filled().len();
+                let outcome = Pin::new(stream).poll_read(cx, buf);
+                let got = buf.filled().len() - before;
+                io.live.meter.add_to_client(got as u64, io.worker.tick());
+                outcome
+            }
+            Way::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for UpstreamIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let io = self.get_mut();
+        match &mut io.way {
+            Way::Tcp(stream) => {
+                let outcome = Pin::new(stream).poll_write(cx, buf);
+                if let Poll::Ready(Ok(sent)) = &outcome {
+                    io.live.meter.add_to_server(*sent as u64, io.worker.tick());
+                }
+                outcome
+            }
+            Way::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().way {
+            Way::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Way::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().way {
+            Way::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Way::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// What requests and the pool know of a connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) live: Rc<Live>,
+    /// Requests that were given to it.
+    pub(super) served: Cell<u32>,
+    /// Requests on it now.
+    pub(super) streams: Cell<u32>,
+    /// Requests at once that the endpoint allows.
+    pub(super) room: Cell<u32>,
+    /// It takes no more requests.
+    pub(super) leaving: Cell<bool>,
+    /// Tick of its making, and of its last use.
+    pub(super) made: u32,
+    pub(super) used: Cell<u32>,
+    /// Its response is over; it goes back to the pool once it can take another request.
+    returned: RefCell<Option<http1::SendRequest<Body>>>,
+    /// Who gets its bytes after a switch of protocols.
+    switch: RefCell<Option<oneshot::Sender<Switched>>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Connection {
+    pub(super) fn new(live: &Rc<Live>, tick: u32) -> Rc<Self> {
+        Rc::new(Self {
+            live: Rc::clone(live),
+            served: Cell::new(0),
+            streams: Cell::new(0),
+            room: Cell::new(u32::MAX),
+            leaving: Cell::new(false),
+            made: tick,
+            used: Cell::new(tick),
+            returned: RefCell::default(),
+            switch: RefCell::default(),
+            waker: RefCell::default(),
+        })
+    }
+
+    /// Gives it back after a response.
+    pub(super) fn give_back(&self, sender: http1::SendRequest<Body>) {
+        *self.returned.borrow_mut() = Some(sender);
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Asks for its bytes should the endpoint switch protocols.
+    pub(super) fn expect_switch(&self) -> oneshot::Receiver<Switched> {
+        let (sender, receiver) = oneshot::channel();
+        *self.switch.borrow_mut() = Some(sender);
+        receiver
+    }
+}
+
+/// The bytes of a connection behind a switch of protocols.
+pub(crate) struct Switched {
+    io: UpstreamIo,
+    early: Bytes,
+    /// The request counts for as long as its bytes flow.
+    pub(super) held: Option<Held>,
+    /// The connection's task waits for it to be dropped.
+    _done: oneshot::Sender<()>,
+}
+
+impl std::fmt::Debug for Switched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Switched").field("io", &self.io).finish_non_exhaustive()
+    }
+}
+
+impl AsyncRead for Switched {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let switched = self.get_mut();
+        if switched.io.live.meter.poll_stopped(cx).is_some() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        if !switched.early.is_empty() {
+            let piece = switched.early.split_to(switched.early.len().min(buf.remaining()));
+            buf.put_slice(&piece);
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut switched.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Switched {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+/// Sends requests over a connection.
+#[derive(Debug)]
+pub(super) enum Sender {
+    Http1(http1::SendRequest<Body>),
+    Http2(http2::SendRequest<Body>),
+}
+
+/// The protocol side of a connection, to be driven.
+pub(super) enum Protocol {
+    Http1(Box<http1::Connection<HyperIo<UpstreamIo>, Body>>),
+    Http2(http2::Connection<HyperIo<UpstreamIo>, Body, LocalTasks>),
+}
+
+/// Begins to speak HTTP.
+///
+/// # Errors
+/// The connection failed at once.
+pub(super) async fn speak(
+    io: UpstreamIo,
+    version: Version,
+    max_streams: Option<u32>,
+) -> hyper::Result<(Sender, Protocol)> {
+    match version {
+        Version::Http1 => {
+            let (sender, protocol) =
+                http1::Builder::new().max_header_size(HEAD_MAX).handshake(HyperIo(io)).await?;
+            Ok((Sender::Http1(sender), Protocol::Http1(Box::new(protocol))))
+        }
+        Version::Http2 => {
+            let mut builder = http2::Builder::new(LocalTasks);
+            builder
+                .timer(Timer)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_header_list_size(HEAD_MAX as u32);
+            if let Some(max) = max_streams {
+                builder.initial_max_send_streams(max as usize);
+            }
+            let (sender, protocol) = builder.handshake(HyperIo(io)).await?;
+            Ok((Sender::Http2(sender), Protocol::Http2(protocol)))
+        }
+    }
+}
+
+impl Connection {
+    /// Drives the connection to its end. `free` takes it whenever it can serve another request.
+    pub(super) async fn drive(
+        &self,
+        mut protocol: Protocol,
+        mut free: impl FnMut(http1::SendRequest<Body>),
+    ) -> CloseReason {
+        let reason = poll_fn(|cx| {
+            if let Some(reason) = self.live.meter.poll_stopped(cx) {
+                return Poll::Ready(reason);
+            }
+            if !self.waker.borrow().as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                *self.waker.borrow_mut() = Some(cx.waker().clone());
+            }
+            let polled = match &mut protocol {
+                // After a switch the bytes are somebody else's: nothing may be shut down.
+                Protocol::Http1(http) if self.switch.borrow().is_some() => http.poll_without_shutdown(cx),
+                Protocol::Http1(http) => Pin::new(http).poll(cx),
+                Protocol::Http2(http) => {
+                    let polled = Pin::new(&mut *http).poll(cx);
+                    let room = http.current_max_send_streams();
+                    self.room.set(u32::try_from(room).unwrap_or(u32::MAX));
+                    polled
+                }
+            };
+            if let Poll::Ready(outcome) = polled {
+                return Poll::Ready(outcome.map_or(CloseReason::UpstreamLost, |()| CloseReason::Finished));
+            }
+            let returned = self.returned.take();
+            if let Some(mut sender) = returned {
+                match sender.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => free(sender),
+                    Poll::Ready(Err(_)) => {}
+                    Poll::Pending => *self.returned.borrow_mut() = Some(sender),
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        self.leaving.set(true);
+        let Protocol::Http1(http) = protocol else { return reason };
+        let parts = http.into_parts();
+        let HyperIo(mut io) = parts.io;
+        let switch = self.switch.take();
+        match (switch, reason) {
+            (Some(switch), CloseReason::Finished) => {
+                let (done, ended) = oneshot::channel();
+                let switched = Switched { io, early: parts.read_buf, held: None, _done: done };
+                if switch.send(switched).is_ok() {
+                    // Resolves when the other end is dropped.
+                    ended.await.ok();
+                }
+            }
+            (_, CloseReason::Finished) if io.is_tunnel() => {
+                let rest = async { while io.read(&mut [0; 256]).await.is_ok_and(|got| got > 0) {} };
+                timeout(LINGER, rest).await.ok();
+            }
+            _ => {}
+        }
+        reason
+    }
+}

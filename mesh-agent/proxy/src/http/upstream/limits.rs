@@ -1,0 +1,193 @@
+//! Limits of a destination, counted over all workers.
+//!
+//! A client pod has its own limits at each destination, as it would have with a proxy of its own: one pod cannot use up what
+//! another may have.
+//!
+//! Invariants:
+//! - What is counted is taken off when its guard is dropped, whatever happens in between.
+//! - A limit is never exceeded: taking is one atomic step.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use mesh_core::route::cluster::{ClusterKey, RetryBudget};
+use tokio::{sync::Notify, time::Instant};
+
+use super::choice::Outliers;
+
+/// A destination as it is counted and pooled for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ClusterId {
+    /// A service port or subset.
+    Cluster(ClusterKey),
+    /// An address that was dialled.
+    Address(SocketAddr),
+}
+
+/// A destination of one local pod.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Scope {
+    /// Local pod id.
+    pub(crate) pod: u32,
+    /// The destination.
+    pub(crate) cluster: ClusterId,
+}
+
+/// What is in use at the destinations of a node's pods.
+#[derive(Debug, Default)]
+pub(crate) struct Limits(Mutex<HashMap<Scope, Arc<Usage>>>);
+
+impl Limits {
+    /// The usage of a destination; kept for as long as somebody holds it.
+    pub(super) fn usage(&self, scope: &Scope) -> Arc<Usage> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(scope.clone()).or_default())
+    }
+
+    /// Forgets what nobody holds.
+    pub(crate) fn forget_unused(&self) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, usage| Arc::strong_count(usage) > 1);
+    }
+}
+
+/// What is in use at one destination of one pod.
+#[derive(Debug)]
+pub(crate) struct Usage {
+    /// Its clock begins here.
+    epoch: Instant,
+    /// Which endpoints failed.
+    pub(super) outliers: Mutex<Outliers>,
+    connections: AtomicU32,
+    pending: AtomicU32,
+    requests: AtomicU32,
+    retries: AtomicU32,
+    /// Requests that wait because every connection is in use.
+    pub(super) waiting: AtomicU32,
+    /// Told when a connection ends or becomes free.
+    pub(super) freed: Notify,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Self {
+            epoch: Instant::now(),
+            outliers: Mutex::default(),
+            connections: AtomicU32::new(0),
+            pending: AtomicU32::new(0),
+            requests: AtomicU32::new(0),
+            retries: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            freed: Notify::new(),
+        }
+    }
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Connection,
+    Pending,
+    Request,
+    Retry,
+}
+
+/// One of what is counted.
+#[derive(Debug)]
+pub(super) struct Taken {
+    usage: Arc<Usage>,
+    kind: Kind,
+}
+
+impl Usage {
+    /// Time on a clock that all workers share.
+    pub(super) fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Which endpoints are out.
+    pub(super) fn outliers(&self) -> MutexGuard<'_, Outliers> {
+        self.outliers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn counter(&self, kind: Kind) -> &AtomicU32 {
+        match kind {
+            Kind::Connection => &self.connections,
+            Kind::Pending => &self.pending,
+            Kind::Request => &self.requests,
+            Kind::Retry => &self.retries,
+        }
+    }
+
+    /// Takes one more, if the limit allows it.
+    pub(super) fn take(self: &Arc<Self>, kind: Kind, max: Option<u32>) -> Option<Taken> {
+        let counter = self.counter(kind);
+        let max = max.unwrap_or(u32::MAX);
+        let more = |now: u32| (now < max).then(|| now + 1);
+        counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Taken { usage: Arc::clone(self), kind })
+    }
+
+    /// Takes a retry, if limit and budget allow it.
+    pub(super) fn take_retry(
+        self: &Arc<Self>,
+        max: Option<u32>,
+        budget: Option<&RetryBudget>,
+    ) -> Option<Taken> {
+        let max = match budget {
+            None => max,
+            Some(budget) => {
+                let active = u64::from(self.requests.load(Ordering::Acquire))
+                    + u64::from(self.pending.load(Ordering::Acquire));
+                let share = active * u64::from(budget.share.0) / 1_000_000;
+                Some(u32::try_from(share).unwrap_or(u32::MAX).max(budget.min_concurrency))
+            }
+        };
+        self.take(Kind::Retry, max)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.usage.counter(self.kind).fetch_sub(1, Ordering::AcqRel);
+        if matches!(self.kind, Kind::Connection) {
+            self.usage.freed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::route::http::Millionths;
+
+    use super::*;
+
+    #[test]
+    fn a_limit_is_never_exceeded_and_what_is_dropped_is_free_again() {
+        let usage = Arc::new(Usage::default());
+        let first = usage.take(Kind::Connection, Some(2)).unwrap();
+        let _second = usage.take(Kind::Connection, Some(2)).unwrap();
+        assert!(usage.take(Kind::Connection, Some(2)).is_none());
+        assert!(usage.take(Kind::Request, Some(1)).is_some(), "each is counted for itself");
+        drop(first);
+        assert!(usage.take(Kind::Connection, Some(2)).is_some());
+    }
+
+    #[test]
+    fn a_budget_is_a_share_of_what_is_active_and_never_below_its_minimum() {
+        let usage = Arc::new(Usage::default());
+        let budget = RetryBudget { share: Millionths(200_000), min_concurrency: 1 };
+        let _requests: Vec<Taken> = (0..10).filter_map(|_| usage.take(Kind::Request, None)).collect();
+        let retries: Vec<Taken> = (0..9).map_while(|_| usage.take_retry(Some(9), Some(&budget))).collect();
+        assert_eq!(retries.len(), 2);
+        let quiet = Arc::new(Usage::default());
+        assert!(quiet.take_retry(None, Some(&budget)).is_some());
+    }
+}

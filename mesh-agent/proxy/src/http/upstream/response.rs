@@ -1,0 +1,159 @@
+//! The response of an endpoint on its way back: what it holds until its last byte, and the headers that stop here.
+
+use std::{
+    cell::Cell,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, header};
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{
+    super::body::{Body, BoxError},
+    cluster::Lease,
+    limits::Taken,
+    replay::Source,
+};
+
+/// The response took longer than its route allows.
+#[derive(Debug, thiserror::Error)]
+#[error("the response's time is over")]
+struct TooSlow;
+
+/// What a request holds until its response is over.
+pub(super) struct Held {
+    pub(super) lease: Lease,
+    pub(super) _request: Taken,
+    pub(super) _load: Load,
+    pub(super) source: Option<Rc<Source>>,
+}
+
+/// Counts a request at its endpoint.
+#[derive(Debug)]
+pub(super) struct Load(Rc<Cell<u32>>);
+
+impl Load {
+    pub(super) fn new(load: &Rc<Cell<u32>>) -> Self {
+        load.set(load.get() + 1);
+        Self(Rc::clone(load))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A response's body; at its end the connection is given back.
+struct Tracked {
+    inner: Incoming,
+    held: Option<Held>,
+    limit: Option<Pin<Box<Sleep>>>,
+}
+
+/// The body for whoever asked: the connection is theirs until it has ended or was dropped.
+pub(super) fn body(inner: Incoming, held: Held, deadline: Option<Instant>) -> Body {
+    if inner.is_end_stream() {
+        finish(held);
+        return Body::Empty;
+    }
+    let limit = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
+    Body::boxed(Tracked { inner, held: Some(held), limit })
+}
+
+fn finish(held: Held) {
+    if let Some(source) = &held.source {
+        source.settle();
+    }
+    held.lease.finish();
+}
+
+impl HttpBody for Tracked {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let body = self.get_mut();
+        if let Some(limit) = &mut body.limit
+            && limit.as_mut().poll(cx).is_ready()
+        {
+            body.held = None;
+            return Poll::Ready(Some(Err(TooSlow.into())));
+        }
+        let frame = match Pin::new(&mut body.inner).poll_frame(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(frame) => frame,
+        };
+        match &frame {
+            Some(Err(_)) => body.held = None,
+            Some(Ok(_)) if !body.inner.is_end_stream() => {}
+            Some(Ok(_)) | None => body.held.take().into_iter().for_each(finish),
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// Takes away what was meant for this hop only.
+pub(super) fn strip(headers: &mut HeaderMap, keeps_upgrade: bool) {
+    let chunked = headers.remove(header::TRANSFER_ENCODING).is_some();
+    if chunked {
+        // Only one of them says how long it is.
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| *name != header::UPGRADE && *name != header::CONNECTION)
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    headers.remove("keep-alive");
+    headers.remove("proxy-connection");
+    if !keeps_upgrade {
+        headers.remove(header::CONNECTION);
+        headers.remove(header::UPGRADE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_this_hop_stop_here() {
+        let mut headers: HeaderMap = [
+            ("connection", "keep-alive, X-Private"),
+            ("keep-alive", "timeout=5"),
+            ("x-private", "1"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "5"),
+            ("upgrade", "h2c"),
+            ("server", "nginx"),
+        ]
+        .into_iter()
+        .map(|(name, value)| (HeaderName::from_static(name), http::HeaderValue::from_static(value)))
+        .collect();
+        strip(&mut headers, false);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["server"]);
+    }
+}

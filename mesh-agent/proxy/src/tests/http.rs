@@ -1,0 +1,8 @@
+//! Requests of a client's pod through the worker to real servers: routed, rewritten, refused.
+
+mod fixture;
+mod hostile;
+mod http1;
+mod http2;
+mod rules;
+mod switches;

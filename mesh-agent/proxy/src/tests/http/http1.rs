@@ -1,0 +1,227 @@
+//! HTTP/1: keep-alive, bodies, trailers, 100-continue, HTTP/1.0, and what is not HTTP.
+
+use std::time::Duration;
+
+use http::Response;
+use hyper::body::Frame;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use super::fixture::{Client, HOST, echo, forward, frames, full, publish, server, test};
+use crate::{
+    close::{CloseReason, Direction},
+    tests::fixture::{eventually, in_world, soon},
+};
+
+#[test]
+fn requests_of_one_connection_reach_the_server_and_its_answers_come_back() {
+    test(|world| async move {
+        let (addr, seen) = echo("one").await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        for n in 0..5 {
+            let reply = client.ask("POST", &format!("/{n}?a=b"), "", "body").await;
+            assert_eq!((reply.status, reply.body), (200, format!("POST /{n}?a=b body")));
+            assert_eq!(reply.head.matches("x-server").count(), 1);
+        }
+        let head = seen.last();
+        assert_eq!(head.headers["host"], "web");
+        assert_eq!(head.headers["x-forwarded-proto"], "http");
+        assert_eq!(head.headers["x-request-id"].len(), 36);
+        assert!(!head.headers.contains_key("via"));
+        drop(client);
+        world.ended(CloseReason::Finished, 1).await;
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &world.registry).unwrap();
+        let counted = text.lines().find(|line| {
+            line.starts_with("istio_requests_total{")
+                && line.contains("response_code=\"200\"")
+                && line.contains("response_flags=\"-\"")
+                && line.contains("destination_service_name=\"web\"")
+        });
+        assert!(counted.is_some_and(|line| line.ends_with("} 5")), "{counted:?}");
+    });
+}
+
+#[test]
+fn without_a_route_for_it_a_connection_is_relayed_as_bytes() {
+    test(|world| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        publish(&world, vec![forward()], &[("other", listener.local_addr().unwrap())]);
+        let mut client = Client::connect(&world).await;
+        client.send("GET / HTTP/1.1\r\nConnection:  weird\r\n\r\n").await;
+        let (mut server, _) = soon(listener.accept()).await.unwrap();
+        let mut bytes = [0; 38];
+        soon(server.read_exact(&mut bytes)).await.unwrap();
+        assert_eq!(&bytes, b"GET / HTTP/1.1\r\nConnection:  weird\r\n\r\n");
+    });
+}
+
+#[test]
+fn a_server_that_speaks_first_is_relayed_when_the_port_says_nothing() {
+    let shape = |settings: &mut crate::Settings| settings.http.sniff_timeout = Duration::from_millis(50);
+    in_world(false, shape, |world| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        publish(&world, vec![forward()], &[("web", listener.local_addr().unwrap())]);
+        world.snapshots.send_modify(|snapshot| {
+            let mut service = (**snapshot.services().next().unwrap()).clone();
+            service.ports[0].name = "".into();
+            let parts = mesh_core::snapshot::Parts {
+                services: vec![service.into()],
+                routes: snapshot.routes().clone(),
+                ..Default::default()
+            };
+            *snapshot = std::sync::Arc::new(mesh_core::snapshot::Snapshot::new(9, parts));
+        });
+        let mut client = Client::connect(&world).await;
+        let (mut server, _) = soon(listener.accept()).await.unwrap();
+        server.write_all(b"220 hello\r\n").await.unwrap();
+        client.expect(b"220 hello\r\n").await;
+    });
+}
+
+#[test]
+fn chunked_bodies_and_trailers_pass_both_ways() {
+    test(|world| async move {
+        let (addr, seen) = server("one", |_, body| {
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("x-sum", "9".parse().unwrap());
+            let mut response = Response::new(frames(vec![Frame::data(body), Frame::trailers(trailers)]));
+            response.headers_mut().insert("trailer", "x-sum".parse().unwrap());
+            response
+        })
+        .await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        client
+            .send("POST / HTTP/1.1\r\nHost: web\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            .await;
+        client.send("2\r\nde\r\n0\r\nX-End: 1\r\n\r\n").await;
+        let reply = client.reply().await;
+        assert_eq!(reply.body, "abcde");
+        assert_eq!(reply.header("x-sum"), Some("9"));
+        assert_eq!(seen.requests.borrow()[0].1, "abcde");
+    });
+}
+
+#[test]
+fn the_body_is_asked_for_only_when_somebody_wants_it() {
+    test(|world| async move {
+        let (addr, _) = echo("one").await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        client
+            .send("POST / HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+            .await;
+        assert!(client.head().await.starts_with("HTTP/1.1 100 "));
+        client.send("hello").await;
+        assert_eq!(client.reply().await.body, "POST / hello");
+    });
+}
+
+#[test]
+fn http_1_0_is_answered_and_ended_or_kept_as_it_asks() {
+    test(|world| async move {
+        let (addr, seen) = echo("one").await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        client.send("GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
+        assert_eq!(client.reply().await.body, "GET /a ");
+        client.send("GET /b HTTP/1.0\r\n\r\n").await;
+        assert_eq!(client.reply().await.body, "GET /b ");
+        assert!(client.is_ended().await);
+        assert_eq!(seen.last().headers["host"], "10.96.0.1:80");
+    });
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    test(|world| async move {
+        let (addr, _) = echo("one").await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        let request = |n| format!("GET /{n} HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+        client.send([request(1), request(2), request(3)].concat()).await;
+        for n in 1..=3 {
+            assert_eq!(client.reply().await.body, format!("GET /{n} "));
+        }
+    });
+}
+
+#[test]
+fn hop_by_hop_headers_stay_on_their_hop() {
+    test(|world| async move {
+        let (addr, seen) = server("one", |_, _| {
+            let mut response = Response::new(full("x"));
+            response.headers_mut().insert("keep-alive", "timeout=5".parse().unwrap());
+            response
+        })
+        .await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        let lines = "Connection: X-Secret, keep-alive\r\nX-Secret: 1\r\nTE: gzip\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\nX-Other: 2\r\n";
+        let reply = client.ask("GET", "/", lines, "").await;
+        assert_eq!(reply.header("keep-alive"), None);
+        let head = seen.last();
+        for name in ["x-secret", "te", "upgrade", "http2-settings", "connection"] {
+            assert!(!head.headers.contains_key(name), "{name}: {:?}", head.headers);
+        }
+        assert_eq!(head.headers["x-other"], "2");
+    });
+}
+
+#[test]
+fn a_response_that_breaks_off_is_not_ended_as_if_it_were_complete() {
+    test(|world| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        publish(&world, vec![forward()], &[("web", listener.local_addr().unwrap())]);
+        let mut client = Client::connect(&world).await;
+        client.send("GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+        let (mut server, _) = soon(listener.accept()).await.unwrap();
+        soon(server.read(&mut [0; 1000])).await.unwrap();
+        server.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").await.unwrap();
+        client.expect(b"abc\r\n").await;
+        drop(server);
+        let mut rest = Vec::new();
+        let end = soon(client.stream.read_to_end(&mut rest)).await;
+        assert!(end.is_err() && rest.is_empty(), "{end:?} {rest:?}");
+    });
+}
+
+#[test]
+fn a_client_that_goes_away_ends_its_request_at_the_server() {
+    test(|world| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        publish(&world, vec![forward()], &[("web", listener.local_addr().unwrap())]);
+        let mut client = Client::connect(&world).await;
+        client.send("GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+        let (mut server, _) = soon(listener.accept()).await.unwrap();
+        soon(server.read(&mut [0; 1000])).await.unwrap();
+        drop(client);
+        let end = soon(server.read(&mut [0; 10])).await;
+        assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+        eventually(|| world.closed(Direction::Outbound, CloseReason::ClientReset), |count| *count == 1).await;
+    });
+}
+
+#[test]
+fn a_drain_lets_requests_finish_and_ends_idle_connections() {
+    test(|world| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        publish(&world, vec![forward()], &[("web", listener.local_addr().unwrap())]);
+        let mut busy = Client::connect(&world).await;
+        busy.send("GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+        let (mut server, _) = soon(listener.accept()).await.unwrap();
+        soon(server.read(&mut [0; 1000])).await.unwrap();
+        let (done, drained) = tokio::sync::oneshot::channel();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        world.commands.send(crate::worker::Command::Drain { deadline, done }).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        assert_eq!(busy.reply().await.body, "ok");
+        assert!(busy.is_ended().await);
+        assert_eq!(soon(drained).await.unwrap(), 0);
+    });
+}

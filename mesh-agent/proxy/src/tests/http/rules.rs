@@ -1,0 +1,270 @@
+//! What rules do to requests and responses.
+
+use std::{sync::Arc, time::Duration};
+
+use mesh_core::route::{
+    HostPort, Routes,
+    cluster::{Algorithm, Balancing, Cluster, ClusterKey, HashKey, HashTable, TrafficPolicy},
+    http::{
+        Abort, Action, Backend, Cors, Fault, HeaderOps, HttpTable, Millionths, PathRewrite, Redirect,
+        RedirectPort, Rewrite, WeightedBackend,
+    },
+    matching::{HeaderMatch, HttpMatch, PathMatch, StringMatch},
+    scope::Scoped,
+};
+use mesh_core::snapshot::Name;
+use tokio::time::Instant;
+
+use super::fixture::{
+    Client, HOST, backend, cluster, echo, forward, no_route, publish, publish_routes, rule, test,
+};
+use crate::tests::fixture::eventually;
+
+fn prefix(path: &str) -> HttpMatch {
+    HttpMatch {
+        path: Some(PathMatch::Prefix { prefix: path.into(), ignore_case: false }),
+        ..HttpMatch::default()
+    }
+}
+
+#[test]
+fn a_header_decides_between_two_services_and_a_request_nothing_matches_gets_404() {
+    test(|world| async move {
+        let (one, _) = echo("one").await;
+        let (two, _) = echo("two").await;
+        let mut for_jason = rule(Action::Forward(vec![backend("two", 1)]));
+        for_jason.matches = vec![HttpMatch {
+            headers: vec![HeaderMatch {
+                name: "end-user".into(),
+                value: StringMatch::Exact("jason".into()),
+                inverted: false,
+            }],
+            ..HttpMatch::default()
+        }];
+        let mut for_all = forward();
+        for_all.matches = vec![prefix("/api")];
+        publish(&world, vec![for_jason, for_all], &[("web", one), ("two", two)]);
+        let mut client = Client::connect(&world).await;
+        assert_eq!(client.ask("GET", "/", "End-User: jason\r\n", "").await.header("x-server"), Some("two"));
+        assert_eq!(client.get("/api/x").await.header("x-server"), Some("one"));
+        assert_eq!(client.get("/other").await.status, 404);
+        // Dots cannot lead around a rule.
+        assert_eq!(client.get("/api/../other").await.status, 404);
+    });
+}
+
+#[test]
+fn weights_share_requests_of_one_connection() {
+    test(|world| async move {
+        let (one, first) = echo("one").await;
+        let (two, second) = echo("two").await;
+        let split = rule(Action::Forward(vec![backend("web", 50), backend("two", 50)]));
+        publish(&world, vec![split], &[("web", one), ("two", two)]);
+        let mut client = Client::connect(&world).await;
+        for _ in 0..200 {
+            assert_eq!(client.get("/").await.status, 200);
+        }
+        // One in ten million runs of fair draws falls outside.
+        assert!((60..140).contains(&first.count()), "{}", first.count());
+        assert_eq!(first.count() + second.count(), 200);
+    });
+}
+
+#[test]
+fn paths_authorities_and_headers_are_changed_on_the_way() {
+    test(|world| async move {
+        let (addr, seen) = echo("one").await;
+        let mut changed = forward();
+        changed.matches = vec![prefix("/old")];
+        changed.rewrite = Rewrite {
+            authority: Some("inner.example".into()),
+            path: Some(PathRewrite::MatchedPrefix("/new".into())),
+        };
+        changed.request_headers = HeaderOps {
+            set: vec![("x-set".into(), "1".into())],
+            remove: vec!["x-gone".into()],
+            ..HeaderOps::default()
+        };
+        let response = HeaderOps { add: vec![("x-added".into(), "2".into())], ..HeaderOps::default() };
+        changed.action =
+            Action::Forward(vec![WeightedBackend { response_headers: response, ..backend("web", 1) }]);
+        publish(&world, vec![changed], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        let reply = client.ask("GET", "/old/x?q=1", "X-Gone: 1\r\n", "").await;
+        assert_eq!(reply.body, "GET /new/x?q=1 ");
+        assert_eq!(reply.header("x-added"), Some("2"));
+        let head = seen.last();
+        assert_eq!(head.headers["host"], "inner.example");
+        assert_eq!(head.headers["x-set"], "1");
+        assert_eq!(head.headers["x-envoy-original-path"], "/old/x?q=1");
+        assert!(!head.headers.contains_key("x-gone"));
+    });
+}
+
+#[test]
+fn redirects_and_direct_responses_are_answered_here() {
+    test(|world| async move {
+        let (addr, seen) = echo("one").await;
+        let mut moved = rule(Action::Redirect(Redirect {
+            status: 301,
+            scheme: None,
+            authority: Some("there.example".into()),
+            port: RedirectPort::OfScheme,
+            path: Some(PathRewrite::Full("/moved".into())),
+        }));
+        moved.matches = vec![prefix("/a")];
+        let teapot = rule(Action::Respond {
+            status: 418,
+            body: Arc::from(&b"short and stout"[..]),
+            reason: "direct_response".into(),
+        });
+        publish(&world, vec![moved, teapot], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        let reply = client.get("/a?x=y").await;
+        assert_eq!((reply.status, reply.header("location")), (301, Some("http://there.example/moved?x=y")));
+        let reply = client.get("/b").await;
+        assert_eq!((reply.status, &*reply.body), (418, "short and stout"));
+        assert_eq!(seen.count(), 0);
+    });
+}
+
+#[test]
+fn faults_delay_and_abort() {
+    test(|world| async move {
+        let (addr, seen) = echo("one").await;
+        let mut faulty = forward();
+        faulty.fault = Some(Fault {
+            delay: Some((Millionths::ALL, Duration::from_millis(150))),
+            abort: Some((Millionths::ALL, Abort::Http(555))),
+        });
+        publish(&world, vec![faulty.clone()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        let begun = Instant::now();
+        let reply = client.get("/").await;
+        assert_eq!((reply.status, &*reply.body), (555, "fault filter abort"));
+        assert!(begun.elapsed() >= Duration::from_millis(150));
+        faulty.fault = Some(Fault { delay: None, abort: Some((Millionths::ALL, Abort::Grpc(14))) });
+        publish(&world, vec![faulty], &[("web", addr)]);
+        let reply = client.ask("POST", "/", "Content-Type: application/grpc\r\n", "").await;
+        assert_eq!((reply.status, reply.header("grpc-status")), (200, Some("14")));
+        assert_eq!(seen.count(), 0);
+    });
+}
+
+#[test]
+fn preflights_are_answered_here_and_responses_are_shared_with_allowed_origins() {
+    test(|world| async move {
+        let (addr, seen) = echo("one").await;
+        let mut shared = forward();
+        shared.cors = Some(Cors {
+            origins: vec![StringMatch::Exact("http://a.example".into())],
+            methods: vec!["GET".into()],
+            ..Cors::default()
+        });
+        publish(&world, vec![shared], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        let preflight = "Origin: http://a.example\r\nAccess-Control-Request-Method: GET\r\n";
+        let reply = client.ask("OPTIONS", "/", preflight, "").await;
+        assert_eq!((reply.status, reply.header("access-control-allow-methods")), (200, Some("GET")));
+        assert_eq!(seen.count(), 0);
+        let reply = client.ask("GET", "/", "Origin: http://a.example\r\n", "").await;
+        assert_eq!(reply.header("access-control-allow-origin"), Some("http://a.example"));
+        let reply = client.ask("GET", "/", "Origin: http://b.example\r\n", "").await;
+        assert_eq!(reply.header("access-control-allow-origin"), None);
+    });
+}
+
+#[test]
+fn a_backend_that_does_not_exist_fails_its_share() {
+    test(|world| async move {
+        let (addr, _) = echo("one").await;
+        let broken = Backend::Broken { status: 500, reason: "no_backend".into() };
+        let mut first = rule(Action::Forward(vec![WeightedBackend { backend: broken, ..backend("web", 1) }]));
+        first.matches = vec![prefix("/broken")];
+        let gone = rule(Action::Forward(vec![backend("gone", 1)]));
+        publish(&world, vec![first, gone], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        assert_eq!(client.get("/broken").await.status, 500);
+        assert_eq!(client.get("/").await.status, 503);
+    });
+}
+
+#[test]
+fn a_new_route_counts_for_the_next_request_of_a_connection() {
+    test(|world| async move {
+        let (one, _) = echo("one").await;
+        let (two, _) = echo("two").await;
+        publish(&world, vec![forward()], &[("web", one), ("two", two)]);
+        let mut client = Client::connect(&world).await;
+        assert_eq!(client.get("/").await.header("x-server"), Some("one"));
+        publish(&world, vec![rule(Action::Forward(vec![backend("two", 1)]))], &[("web", one), ("two", two)]);
+        assert_eq!(client.get("/").await.header("x-server"), Some("two"));
+    });
+}
+
+#[test]
+fn copies_go_to_mirrors_and_their_answers_nowhere() {
+    test(|world| async move {
+        let (one, _) = echo("one").await;
+        let (two, copies) = echo("two").await;
+        let mut mirrored = forward();
+        mirrored.mirrors =
+            vec![mesh_core::route::http::Mirror { backend: cluster("two"), share: Millionths::ALL }];
+        publish(&world, vec![mirrored], &[("web", one), ("two", two)]);
+        let mut client = Client::connect(&world).await;
+        let reply = client.ask("POST", "/x", "", "body").await;
+        assert_eq!((reply.header("x-server"), &*reply.body), (Some("one"), "POST /x body"));
+        eventually(|| copies.count(), |count| *count == 1).await;
+        assert_eq!(copies.requests.borrow()[0].1, "body");
+    });
+}
+
+#[test]
+fn the_host_that_is_asked_for_counts_before_the_address_that_was_dialled() {
+    test(|world| async move {
+        let (one, _) = echo("one").await;
+        let (two, _) = echo("two").await;
+        publish(&world, vec![rule(Action::Forward(vec![backend("web", 1)]))], &[("web", one), ("two", two)]);
+        let mut client = Client::connect(&world).await;
+        for (host, server) in [
+            ("two", "two"),
+            ("two.default:80", "two"),
+            ("TWO.default.svc.cluster.local.", "two"),
+            ("10.96.0.2", "two"),
+            ("unknown.example", "one"),
+        ] {
+            client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            assert_eq!(client.reply().await.header("x-server"), Some(server), "{host}");
+        }
+    });
+}
+
+#[test]
+fn a_cookie_is_made_for_clients_without_one() {
+    test(|world| async move {
+        let (addr, _) = echo("one").await;
+        let key = HashKey::Cookie {
+            name: "user".into(),
+            path: None,
+            ttl: Some(Duration::from_secs(60)),
+            attributes: Vec::new(),
+        };
+        let algorithm = Algorithm::ConsistentHash { key, table: HashTable::Maglev(65_537) };
+        let policy = TrafficPolicy {
+            balancing: Balancing { algorithm, ..Balancing::default() },
+            ..TrafficPolicy::default()
+        };
+        let policy = Cluster { origin: None, labels: Default::default(), policy };
+        let key = ClusterKey { service: Name::new("default", "web"), port: 80, subset: None };
+        let table = HttpTable { rules: vec![forward()], unmatched: no_route() };
+        let mut routes = Routes::default();
+        routes.http.insert(HostPort { host: HOST.into(), port: 80 }, Scoped::everywhere(Arc::new(table)));
+        routes.clusters.insert(key, Scoped::everywhere(Arc::new(policy)));
+        publish_routes(&world, routes, &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        let reply = client.get("/").await;
+        assert!(reply.header("set-cookie").is_some_and(|cookie| cookie.starts_with("user=\"")), "{reply:?}");
+        let reply = client.ask("GET", "/", "Cookie: user=abc\r\n", "").await;
+        assert_eq!(reply.header("set-cookie"), None);
+    });
+}

@@ -1,0 +1,168 @@
+//! HTTP/2, switched protocols, and the ways that the mesh has to an endpoint.
+
+use std::cell::Cell;
+
+use hyper::{body::Incoming, service::service_fn};
+use mesh_core::{
+    mode::{Mode, PortModes},
+    snapshot::Workload,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::spawn_local,
+};
+
+use super::{
+    super::{fixture::workload, hbone},
+    *,
+};
+use crate::{
+    http::io::{HyperIo, LocalTasks},
+    kernel::{LocalPeer, TicketRequest},
+    metrics::edges::Security,
+    stream::Stream,
+};
+
+/// An HTTP/2 server that answers with the request's authority and path; counts its connections.
+async fn http2_server() -> (SocketAddr, Rc<Cell<u32>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let connections = Rc::new(Cell::new(0));
+    let count = Rc::clone(&connections);
+    spawn_local(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            count.set(count.get() + 1);
+            let io = HyperIo(Stream::new(socket.into_std().unwrap()).unwrap());
+            let answer = service_fn(|request: Request<Incoming>| async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let seen = format!("{} {:?}", request.uri(), request.headers().get("host"));
+                Ok::<_, std::convert::Infallible>(Response::new(Body::full(seen)))
+            });
+            spawn_local(hyper::server::conn::http2::Builder::new(LocalTasks).serve_connection(io, answer));
+        }
+    });
+    (addr, connections)
+}
+
+#[test]
+fn a_port_of_http2_is_spoken_to_in_streams_of_one_connection() {
+    test(|world| async move {
+        let (addr, connections) = http2_server().await;
+        let mut web = service("web", VIP.into(), vec![endpoint(addr, None)]);
+        web.ports[0].name = "grpc".into();
+        world.publish(Vec::new(), vec![web]);
+        let open = client(&world);
+        let one = async || {
+            let to = destination(&world, |_| {});
+            read(send(&world, get("/x?y"), plan(&world, open.live(), to)).await).await
+        };
+        let (a, b, c) = tokio::join!(one(), one(), one());
+        for (status, body) in [a, b, c] {
+            assert_eq!(status, 200);
+            assert_eq!(String::from_utf8(body).unwrap(), "http://web/x?y None");
+        }
+        assert_eq!(connections.get(), 1);
+    });
+}
+
+#[test]
+fn the_bytes_behind_a_switch_of_protocols_are_handed_over() {
+    test(|world| async move {
+        let server = Server::start("127.0.0.1:0", |_| Reply::Echo).await;
+        publish(&world, vec![endpoint(server.addr, None)]);
+        let open = client(&world);
+        let request = Request::get("/")
+            .header("host", "web")
+            .header("connection", "upgrade")
+            .header("upgrade", "echo")
+            .body(Body::Empty)
+            .unwrap();
+        let switching = Plan { upgrade: true, ..plan(&world, open.live(), destination(&world, |_| {})) };
+        let answer = send(&world, request, switching).await;
+        assert_eq!(status(&answer), 101);
+        let mut bytes = answer.upgraded.unwrap().0;
+        let mut early = [0; 5];
+        soon(bytes.read_exact(&mut early)).await.unwrap();
+        assert_eq!(&early, b"ready");
+        bytes.write_all(b"ping").await.unwrap();
+        let mut echoed = [0; 4];
+        soon(bytes.read_exact(&mut echoed)).await.unwrap();
+        assert_eq!(&echoed, b"ping");
+        assert_eq!(world.worker.connections.len(), 2);
+        drop(bytes);
+        eventually(|| world.worker.connections.len(), |left| *left == 1).await;
+    });
+}
+
+/// A server on this node, as the kernel and the snapshot know it.
+fn local(world: &World, addr: SocketAddr, policies: Vec<Name>, generation: u64) {
+    let modes = PortModes { default: Mode::Strict, ..PortModes::default() };
+    let pod = Workload { modes, policies, ..workload("web", "a", addr.ip()) };
+    let id = pod.id;
+    world.kernel.local.lock().unwrap().insert(id, LocalPeer { incarnation: 5, policy_gen: generation });
+    world.publish(vec![pod], vec![service("web", VIP.into(), vec![endpoint(addr, Some(id))])]);
+}
+
+#[test]
+fn an_endpoint_on_this_node_is_judged_here_and_dialled_by_ticket() {
+    test(|world| async move {
+        let server = Server::start("127.0.0.2:0", |_| Reply::ok("local")).await;
+        local(&world, server.addr, Vec::new(), 9);
+        let open = client(&world);
+        let answer = send(&world, get("/"), plan(&world, open.live(), destination(&world, |_| {}))).await;
+        assert_eq!(answer.upstream.as_ref().unwrap().security, Security::Kernel);
+        assert_eq!(read(answer).await, (200, b"local".to_vec()));
+        let asked = world.sockets.asked.lock().unwrap().clone();
+        assert_eq!(asked[0].1.ticket, Some(TicketRequest { incarnation: 5, policy_gen: 9 }));
+    });
+}
+
+#[test]
+fn a_pooled_connection_ends_when_policy_denies_it_and_requests_are_403_from_then_on() {
+    test(|world| async move {
+        let server = Server::start("127.0.0.2:0", |_| Reply::ok("local")).await;
+        local(&world, server.addr, Vec::new(), 9);
+        let open = client(&world);
+        let answer = send(&world, get("/"), plan(&world, open.live(), destination(&world, |_| {}))).await;
+        assert_eq!(read(answer).await.0, 200);
+        // A policy that nobody knows admits nobody.
+        local(&world, server.addr, vec![Name::new("default", "unknown")], 10);
+        eventually(|| server.closed(), |closed| *closed == 1).await;
+        let answer = send(&world, get("/"), plan(&world, open.live(), destination(&world, |_| {}))).await;
+        let failed = failure(&answer);
+        assert_eq!(
+            (failed.status, failed.flag, &*failed.text),
+            (403, Flag::Unauthorized, "RBAC: access denied")
+        );
+    });
+}
+
+#[test]
+fn an_endpoint_of_another_node_is_reached_through_a_tunnel_and_its_connection_is_kept() {
+    hbone::test(
+        |_| {},
+        |nodes| async move {
+            let hbone::Nodes { a, b, app } = nodes;
+            let addr = app.local_addr().unwrap();
+            let server = Server::on(app, |_| Reply::ok("far"));
+            let pod = hbone::server_pod();
+            let web = service("web", VIP.into(), vec![endpoint(addr, Some(pod.id))]);
+            a.publish(vec![pod], vec![web]);
+            let open = client(&a);
+            for _ in 0..3 {
+                let answer = send(&a, get("/"), plan(&a, open.live(), destination(&a, |_| {}))).await;
+                assert_eq!(answer.upstream.as_ref().unwrap().security, Security::MutualTls);
+                assert_eq!(read(answer).await, (200, b"far".to_vec()));
+                tokio::task::yield_now().await;
+            }
+            let large = vec![b'z'; 3 << 20];
+            let request = Request::post("/").header("host", "web").body(Body::full(large.clone())).unwrap();
+            let answer = send(&a, request, plan(&a, open.live(), destination(&a, |_| {}))).await;
+            assert_eq!(read(answer).await.0, 200);
+            assert!(server.bodies()[3] == large);
+            assert_eq!(server.connections(), 1);
+            assert_eq!(b.worker.connections.len(), 1, "one stream for all of them");
+        },
+    );
+}
