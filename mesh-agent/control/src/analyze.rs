@@ -96,3 +96,6 @@ impl<'a> Report<'a, '_> {
         self.findings.found.push(located(&self.key, self.origin, Level::Warning, field, message));
     }
 }
+
+#[cfg(test)]
+mod tests;

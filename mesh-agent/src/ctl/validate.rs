@@ -180,3 +180,6 @@ fn summary(answer: &Answer) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,11 +81,8 @@ pub fn half_open(
         let mut opened = Vec::with_capacity(count);
         for _ in 0..count {
             let stream = TcpStream::connect_timeout(&to, limit(CONNECT_LIMIT));
-            match stream.and_then(|mut stream| stream.write_all(bytes).map(|()| stream)) {
-                Ok(stream) => opened.push(stream),
-                // More than the server takes.
-                Err(_) => {}
-            }
+            // An error is more than the server takes.
+            opened.extend(stream.and_then(|mut stream| stream.write_all(bytes).map(|()| stream)));
         }
         opened
     })?;

@@ -345,3 +345,6 @@ fn stream_tables(
         made.or_make_some(chosen.identity(), || virtual_service::stream_table(cx, chosen, port))
     })
 }
+
+#[cfg(test)]
+mod tests;

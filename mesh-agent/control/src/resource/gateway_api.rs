@@ -126,3 +126,6 @@ pub struct RouteMirror {
     /// Of how many requests.
     pub share: Millionths,
 }
+
+#[cfg(test)]
+mod tests;

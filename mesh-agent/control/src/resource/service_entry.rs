@@ -465,3 +465,6 @@ fn allocated(value: &Value) -> Vec<(Arc<str>, IpAddr)> {
     };
     list.into_iter().flatten().filter_map(read).collect()
 }
+
+#[cfg(test)]
+mod tests;

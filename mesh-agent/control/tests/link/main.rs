@@ -1,5 +1,10 @@
 //! The controller link over loopback TLS: a real server, real agents, and clients that are neither.
-#![expect(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test's harness fails by panicking")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test's harness fails by panicking"
+)]
 
 mod bed;
 mod certificates;

@@ -17,7 +17,7 @@ use mesh_core::{
         HostPort, Routes,
         cluster::{Cluster, ClusterKey},
         http::{Action, HttpTable, WeightedBackend},
-        scope::{InNamespace, Scoped, SidecarScope},
+        scope::{InNamespace, Labels, Scoped, SidecarScope},
         stream::StreamTable,
     },
     snapshot::Name,
@@ -65,7 +65,7 @@ struct WrittenScoped<T> {
 
 #[derive(Serialize, Deserialize)]
 struct WrittenNamespace {
-    selected: Vec<(BTreeMap<Arc<str>, Arc<str>>, usize)>,
+    selected: Vec<(Labels, usize)>,
     all: Option<usize>,
 }
 
@@ -122,22 +122,24 @@ impl Entry {
 
     /// Every value that a rule may forward to.
     fn forwards(&self) -> Vec<&[WeightedBackend]> {
+        fn forward(action: &Action) -> Option<&[WeightedBackend]> {
+            match action {
+                Action::Forward(backends) => Some(backends),
+                Action::Redirect(_) | Action::Respond { .. } | Action::Passthrough => None,
+            }
+        }
         fn values<T>(scoped: &Scoped<T>) -> impl Iterator<Item = &Arc<T>> {
             let own = scoped.by_namespace.values();
             let own = own.flat_map(|own| own.selected.iter().map(|(_, v)| v).chain(&own.all));
             scoped.default.iter().chain(own)
         }
-        let action = |action| match action {
-            &Action::Forward(ref backends) => Some(&**backends),
-            Action::Redirect(_) | Action::Respond { .. } | Action::Passthrough => None,
-        };
         // A value that several namespaces share is looked at once.
         let mut seen = HashSet::new();
         match self {
             Self::Http(_, tables) => values(tables)
                 .filter(|table| seen.insert(Arc::as_ptr(table)))
                 .flat_map(|table| table.rules.iter().map(|rule| &rule.action).chain([&table.unmatched]))
-                .filter_map(action)
+                .filter_map(forward)
                 .collect(),
             Self::Stream(_, tables) => values(tables)
                 .flat_map(|table| table.tls.iter().chain(&table.tcp))
