@@ -144,7 +144,7 @@ fn serve(args: &ControllerArgs) -> anyhow::Result<()> {
                 keep_roots(&run_folder, ca.trust())
             );
         };
-        until_stopped(controller.run(stop), background).await
+        Box::pin(until_stopped(controller.run(stop), background)).await
     });
     runtime.shutdown_timeout(SHUTDOWN_WAIT);
     if ended.is_ok() {

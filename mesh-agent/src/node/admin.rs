@@ -150,7 +150,7 @@ impl Admin {
     async fn connections(&self) -> Result<ConnectionsView, Refusal> {
         let proxied = self.shared.proxy.connections(edges::CONNECTIONS_MAX).await;
         let shared = Arc::clone(&self.shared);
-        Ok(blocking(move || {
+        blocking(move || {
             let (direct, errors) = shared.kernel.direct_connections(true);
             for error in &errors {
                 tracing::warn!(error = %report(error), "an answer lacks a pod's Direct connections");
@@ -163,7 +163,7 @@ impl Admin {
                 monotonic_ns(),
             )
         })
-        .await?)
+        .await
     }
 
     async fn edges(&self) -> Result<EdgesView, Refusal> {
