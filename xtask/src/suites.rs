@@ -34,7 +34,7 @@ pub(crate) enum Place {
 /// there. What their worlds need of a kernel (redirection, arrivals, tickets, tunnels between nodes, connections that a
 /// policy ends) is tested there by `arrivals`, `connect_shapes`, `crash`, `original_destination`, `policy_changes`, `trust`
 /// and others.
-const AGENT_SUITES: [&str; 15] = [
+const AGENT_SUITES: [&str; 16] = [
     "authorization_policy",
     "balance",
     "certificate_service",
@@ -43,6 +43,7 @@ const AGENT_SUITES: [&str; 15] = [
     "dns",
     "hbone",
     "hbone_adversary",
+    "http_routing",
     "lifecycle",
     "meshctl",
     "peer_authentication",

@@ -145,7 +145,7 @@ impl Hbone {
         }
     }
 
-    /// The same for all tunnels, and for those that are still being made.
+    /// The same for all tunnels, and for those that other nodes are still making.
     pub(crate) fn drain(&self) {
         self.draining.set(true);
         self.pool.drain();
@@ -159,7 +159,8 @@ impl Hbone {
         let metrics = &self.shared.metrics;
         metrics.tunnels.opened(role);
         let _open = OpenTunnel(&self.shared, role);
-        if self.draining.get() {
+        // A tunnel of a client's is made in a drain for a connection that came before it.
+        if role == Role::Server && self.draining.get() {
             tunnel.shutdown();
         }
         loop {
