@@ -160,8 +160,6 @@ fn from_yaml(document: &Document<'_>) -> Result<Value, String> {
     // The text is in memory and bounded by FILE_BYTES_MAX; counting limits would only get in the way of large lists.
     // Alias limits stay: a few bytes of aliases can stand for gigabytes.
     let options = serde_saphyr::options! {
-        // `n`, `yes`, `on` are text, as they are to kubectl.
-        strict_booleans: true,
         budget: serde_saphyr::budget! {
             max_events: 20_000_000,
             max_nodes: 10_000_000,

@@ -294,7 +294,7 @@ fn every_condition_of_a_match_arrives_and_arrives_over_the_link_too() {
             "shop/web",
             "hosts: [web], http: [{name: r, match: [{name: m, uri: {regex: '/a.*'}, method: {exact: GET},
                scheme: {exact: http}, authority: {prefix: web}, headers: {X-User: {exact: jason}, x-any: {}},
-               withoutHeaders: {x-not: {regex: '.+'}}, queryParams: {q: {exact: '1'}}, sourceLabels: {app: a}, sourceNamespace: n}],
+               withoutHeaders: {x-not: {regex: '.+'}}, queryParams: {q: {exact: '1'}}, sourceLabels: {app: a}, sourceNamespace: ns}],
                rewrite: {uri: /z, authority: other}, headers: {request: {set: {x-a: b}, remove: [x-c]}},
                corsPolicy: {allowOrigins: [{exact: 'https://a'}]},
                route: [{destination: {host: web}, headers: {response: {add: {x-d: e}}}}]}]",
@@ -312,7 +312,7 @@ fn every_condition_of_a_match_arrives_and_arrives_over_the_link_too() {
     assert_eq!(one.headers[0].value, StringMatch::Present);
     assert_eq!(
         (one.query.len(), one.source_labels.len(), one.source_namespace.as_deref()),
-        (1, 1, Some("n"))
+        (1, 1, Some("ns"))
     );
     assert_eq!(rule.rewrite.authority.as_deref(), Some("other"));
     assert!(rule.cors.is_some());
