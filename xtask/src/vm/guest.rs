@@ -82,27 +82,34 @@ pub(super) fn accelerator(workspace: &Workspace, guest: &Guest<'_>) -> anyhow::R
     Ok(if works { Accelerator::Kvm } else { Accelerator::Tcg })
 }
 
-/// Boots the guest, streams what the tests print, and adds it up. A guest that dies is a failed test.
+/// Boots of a guest that dies before its first test: emulation sends a kernel astray now and then.
+const BOOTS_MAX: u32 = 2;
+
+/// Boots the guest, streams what the tests print, and adds it up. A guest that dies at a test is a failed test.
 pub(super) fn run(
     guest: &Guest<'_>,
     accelerator: Accelerator,
     suites: &[&Suite],
     deadline: Instant,
 ) -> anyhow::Result<Tally> {
-    let mut reading = Reading { suites, total: Tally::default(), current: None, next: 0, is_down: false };
-    let ended = process::stream(&mut command(guest, accelerator, ""), deadline, |line| reading.read(line))?;
-    if let Ended::Exited(status) = ended
-        && reading.next == 0
-        && reading.current.is_none()
-    {
-        print_console(guest);
-        bail!("the guest never came to its tests; qemu ended with {status}");
+    for left in (0..BOOTS_MAX).rev() {
+        let mut reading = Reading { suites, total: Tally::default(), current: None, next: 0, is_down: false };
+        let ended =
+            process::stream(&mut command(guest, accelerator, ""), deadline, |line| reading.read(line))?;
+        if !reading.is_down {
+            print_console(guest);
+        }
+        if let Ended::Exited(status) = ended
+            && reading.next == 0
+            && reading.current.is_none()
+        {
+            println!("the guest never came to its tests; qemu ended with {status}; boots left: {left}");
+            continue;
+        }
+        unpack_artefacts(guest)?;
+        return Ok(reading.finish(ended));
     }
-    if !reading.is_down {
-        print_console(guest);
-    }
-    unpack_artefacts(guest)?;
-    Ok(reading.finish(ended))
+    bail!("the guest never came to its tests, {BOOTS_MAX} times")
 }
 
 fn command(guest: &Guest<'_>, accelerator: Accelerator, more: &str) -> Command {
