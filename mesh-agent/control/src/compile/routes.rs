@@ -264,11 +264,11 @@ fn compile(cx: &Context<'_>) -> (Routes, Vec<SourceError>) {
             }
         }
     }
-    for host in virtual_services.unknown_hosts(cx.registry) {
+    for host in virtual_services.unknown_hosts() {
         let nothing = gateway_api::Attached::default();
-        let table = http_tables(cx, &virtual_services, &nothing, &host, UNKNOWN_HOST_PORT, &mut problems);
+        let table = http_tables(cx, &virtual_services, &nothing, host, UNKNOWN_HOST_PORT, &mut problems);
         if let Some(table) = table {
-            routes.http.insert(HostPort { host, port: UNKNOWN_HOST_PORT }, table);
+            routes.http.insert(HostPort { host: Arc::clone(host), port: UNKNOWN_HOST_PORT }, table);
         }
     }
     alias_tables(cx, &mut routes);

@@ -18,10 +18,7 @@ use mesh_core::{
     snapshot::Name,
 };
 
-use super::{
-    Context,
-    registry::{self, Registry},
-};
+use super::{Context, registry};
 use crate::{
     index::located,
     problem::SourceError,
@@ -96,6 +93,8 @@ pub(super) struct VirtualServices<'a> {
     exact: BTreeMap<Arc<str>, Vec<usize>>,
     /// Wildcards with places in `all`, the most specific first.
     wildcards: Vec<(Arc<str>, Vec<usize>)>,
+    /// Hosts that no service of the mesh has, and wildcards that cover none.
+    unknown: BTreeSet<Arc<str>>,
 }
 
 impl<'a> VirtualServices<'a> {
@@ -142,13 +141,21 @@ impl<'a> VirtualServices<'a> {
         }
         let mut wildcards: Vec<_> = wild.into_iter().collect();
         wildcards.sort_by(|(a, _), (b, _)| by_specificity(a, b));
-        Self { all, exact, wildcards }
+        let nobodys = exact.keys().filter(|host| cx.registry.at(host, "").is_none());
+        let covers_none = |pattern: &&Arc<str>| !cx.registry.hosts().any(|host| is_within(host, pattern));
+        let unknown = wildcards.iter().map(|(pattern, _)| pattern).filter(covers_none).chain(nobodys);
+        let unknown = unknown.cloned().collect();
+        Self { all, exact, wildcards, unknown }
     }
 
-    /// Those that have a host, by precedence: the most specific pattern first (S25).
+    /// Those that have a host, by precedence: the most specific pattern first (S25). A wildcard that covers services is
+    /// about them, and not about hosts that no service has.
     pub(super) fn for_host(&self, host: &str, protocol: Protocol) -> Candidates<'_, 'a> {
         let exact = self.exact.get(host).into_iter();
-        let wild = self.wildcards.iter().filter(|(pattern, _)| is_within(host, pattern)).map(|(_, at)| at);
+        let is_unknown = self.unknown.contains(host);
+        let fits =
+            |pattern: &str| is_within(host, pattern) && (!is_unknown || self.unknown.contains(pattern));
+        let wild = self.wildcards.iter().filter(|(pattern, _)| fits(pattern)).map(|(_, at)| at);
         let mut groups = Vec::new();
         for group in exact.chain(wild) {
             let group: Vec<_> = group.iter().map(|at| &self.all[*at]).filter(|p| p.has(protocol)).collect();
@@ -159,15 +166,9 @@ impl<'a> VirtualServices<'a> {
         Candidates { groups }
     }
 
-    /// Hosts with rules for HTTP that no service of the mesh has.
-    pub(super) fn unknown_hosts(&self, registry: &Registry) -> Vec<Arc<str>> {
-        let exact = self.exact.keys().filter(|host| registry.at(host, "").is_none());
-        let wild = self
-            .wildcards
-            .iter()
-            .map(|(pattern, _)| pattern)
-            .filter(|pattern| !registry.hosts().any(|host| is_within(host, pattern)));
-        exact.chain(wild).cloned().collect()
+    /// Hosts with rules that no service of the mesh has, and wildcards that cover none.
+    pub(super) fn unknown_hosts(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.unknown.iter()
     }
 }
 
