@@ -19,14 +19,13 @@ mod virtual_service;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
 };
 
 use mesh_core::{
     route::{
         self, HostPort, Routes,
         cluster::{ConnectionPool, Locality, OutlierDetection},
-        http::{HttpTable, RetryOn, RetryPolicy},
+        http::{HttpTable, RetryPolicy},
         protocol::AppProtocol,
         scope::Scoped,
         stream::StreamTable,
@@ -89,7 +88,7 @@ impl Default for Defaults {
         Self {
             virtual_services: ExportTo::everyone(),
             destination_rules: ExportTo::everyone(),
-            retries: Some(built_in_retries()),
+            retries: Some(RetryPolicy::built_in()),
             pool: ConnectionPool::default(),
             own_pool: None,
             outlier: None,
@@ -125,25 +124,6 @@ impl Defaults {
             pool,
             locality: routing.locality().locality(),
         }
-    }
-}
-
-/// How tries are repeated when nobody says anything (fact 1).
-fn built_in_retries() -> RetryPolicy {
-    const CANCELLED: u8 = 1;
-    const UNAVAILABLE: u8 = 14;
-    RetryPolicy {
-        attempts: 2,
-        per_try_timeout: None,
-        on: RetryOn {
-            connect_failure: true,
-            refused_stream: true,
-            grpc: vec![CANCELLED, UNAVAILABLE],
-            ..RetryOn::default()
-        },
-        backoff: Duration::from_millis(25),
-        ignore_previous_hosts: None,
-        remote_localities: false,
     }
 }
 

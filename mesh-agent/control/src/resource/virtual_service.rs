@@ -30,7 +30,6 @@ use super::{
 use crate::problem::Problems;
 
 pub(super) use self::action::retries;
-pub use self::retry::built_in as built_in_retry_conditions;
 
 /// The reserved gateway: workloads of the mesh.
 pub const MESH_GATEWAY: &str = "mesh";

@@ -123,6 +123,34 @@ impl RetryPolicy {
     }
 }
 
+impl RetryOn {
+    /// Conditions where none are given (S31): `connect-failure,refused-stream,unavailable,cancelled`.
+    pub fn built_in() -> Self {
+        const CANCELLED: u8 = 1;
+        const UNAVAILABLE: u8 = 14;
+        Self {
+            connect_failure: true,
+            refused_stream: true,
+            grpc: vec![CANCELLED, UNAVAILABLE],
+            ..Self::default()
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// How tries are repeated when nobody says anything (fact 1).
+    pub fn built_in() -> Self {
+        Self {
+            attempts: 2,
+            per_try_timeout: None,
+            on: RetryOn::built_in(),
+            backoff: Duration::from_millis(25),
+            ignore_previous_hosts: None,
+            remote_localities: false,
+        }
+    }
+}
+
 impl RetryBudget {
     /// How many retries may run at once while so many requests are active or wait for a connection (E2).
     pub fn retries_max(&self, active: u32) -> u32 {

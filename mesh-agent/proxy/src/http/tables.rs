@@ -7,9 +7,7 @@ use mesh_core::{
         Origin, Routes,
         cluster::ClusterKey,
         host::resolve,
-        http::{
-            Action, Backend, HeaderOps, HttpRule, HttpTable, RetryOn, RetryPolicy, Rewrite, WeightedBackend,
-        },
+        http::{Action, Backend, HeaderOps, HttpRule, HttpTable, RetryPolicy, Rewrite, WeightedBackend},
         scope::Scoped,
     },
     snapshot::{Name, Protocol, Service, Snapshot, Workload},
@@ -82,7 +80,7 @@ fn default_table(service: &Name, port: u16) -> Arc<HttpTable> {
             matches: Vec::new(),
             action: Action::Forward(vec![backend]),
             timeout: None,
-            retries: Some(default_retries()),
+            retries: Some(RetryPolicy::built_in()),
             fault: None,
             mirrors: Vec::new(),
             cors: None,
@@ -92,22 +90,4 @@ fn default_table(service: &Name, port: u16) -> Arc<HttpTable> {
         }],
         unmatched: Action::Passthrough,
     })
-}
-
-/// Istio's: two more tries when nothing was processed, or gRPC says so (fact 1).
-fn default_retries() -> RetryPolicy {
-    RetryPolicy {
-        attempts: 2,
-        per_try_timeout: None,
-        on: RetryOn {
-            connect_failure: true,
-            refused_stream: true,
-            // CANCELLED and UNAVAILABLE.
-            grpc: vec![1, 14],
-            ..RetryOn::default()
-        },
-        backoff: std::time::Duration::from_millis(25),
-        ignore_previous_hosts: None,
-        remote_localities: false,
-    }
 }

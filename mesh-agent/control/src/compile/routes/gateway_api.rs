@@ -18,7 +18,7 @@ use mesh_core::{
     snapshot::{Name, Service, ServicePort},
 };
 
-use super::{Context, built_in_retries, precedence::Rank, registry, virtual_service::no_route};
+use super::{Context, precedence::Rank, registry, virtual_service::no_route};
 use crate::{
     problem::SourceError,
     resource::{
@@ -277,7 +277,7 @@ impl At<'_> {
         let (timeout, retries) = match &rule.retry {
             None => (backend_timeout.or(rule.timeout), self.cx.defaults.retries.clone()),
             Some(retry) => {
-                let built_in = built_in_retries();
+                let built_in = RetryPolicy::built_in();
                 let attempts = retry.attempts.unwrap_or(built_in.attempts);
                 let mut policy = RetryPolicy {
                     attempts,

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use mesh_core::{
     route::{
         http::{
-            Abort, Cors, Fault, HeaderOps, Millionths, PathRewrite, Redirect, RedirectPort, RetryPolicy,
-            Rewrite, SearchRegex,
+            Abort, Cors, Fault, HeaderOps, Millionths, PathRewrite, Redirect, RedirectPort, RetryOn,
+            RetryPolicy, Rewrite, SearchRegex,
         },
         matching::StringMatch,
     },
@@ -248,7 +248,7 @@ pub(in crate::resource) fn retries(
     Some(Retries::On(RetryPolicy {
         attempts,
         per_try_timeout,
-        on: on.unwrap_or_else(retry::built_in),
+        on: on.unwrap_or_else(RetryOn::built_in),
         backoff: backoff.unwrap_or(retry::BACKOFF),
         ignore_previous_hosts,
         remote_localities: remote_localities.unwrap_or_default(),

@@ -16,16 +16,6 @@ const RESOURCE_EXHAUSTED: u8 = 8;
 const INTERNAL: u8 = 13;
 const UNAVAILABLE: u8 = 14;
 
-/// Conditions where none are given (S31): `connect-failure,refused-stream,unavailable,cancelled`.
-pub fn built_in() -> RetryOn {
-    RetryOn {
-        connect_failure: true,
-        refused_stream: true,
-        grpc: vec![CANCELLED, UNAVAILABLE],
-        ..RetryOn::default()
-    }
-}
-
 /// Reads `retryOn`; `None` when no word is in it.
 pub(super) fn on(object: &mut Object<'_>, problems: &mut Problems) -> Option<RetryOn> {
     let text = object.text("retryOn", problems)?;

@@ -3,7 +3,7 @@
 mod delegates;
 
 use mesh_core::route::{
-    http::{Abort, Fault, HeaderOps, Millionths, PathRewrite, Redirect, RedirectPort, RetryPolicy},
+    http::{Abort, Fault, HeaderOps, Millionths, PathRewrite, Redirect, RedirectPort, RetryOn, RetryPolicy},
     matching::FullRegex,
 };
 
@@ -696,7 +696,7 @@ fn s30_to_s33_retries_are_read_with_their_defaults() {
     let plain = RetryPolicy {
         attempts: 3,
         per_try_timeout: None,
-        on: built_in_retry_conditions(),
+        on: RetryOn::built_in(),
         backoff: Duration::from_millis(25),
         ignore_previous_hosts: None,
         remote_localities: false,

@@ -144,10 +144,11 @@ impl Usage {
         let max = match budget {
             None => max,
             Some(budget) => {
-                let active = u64::from(self.requests.load(Ordering::Acquire))
-                    + u64::from(self.pending.load(Ordering::Acquire));
-                let share = active * u64::from(budget.share.0) / 1_000_000;
-                Some(u32::try_from(share).unwrap_or(u32::MAX).max(budget.min_concurrency))
+                let active = self
+                    .requests
+                    .load(Ordering::Acquire)
+                    .saturating_add(self.pending.load(Ordering::Acquire));
+                Some(budget.retries_max(active))
             }
         };
         self.take(Kind::Retry, max)
