@@ -15,6 +15,7 @@ mod buffers;
 mod close;
 mod connect;
 mod connections;
+mod destination;
 mod dns;
 mod hbone;
 #[allow(dead_code, reason = "what logs and explanations will show is kept already")]

@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     close::Direction,
     connections::{Admission, ConnectionView},
-    http::upstream::limits::Limits,
+    destination::limits::Limits,
     kernel::{Kernel, PodHandle, PodListeners, Sockets},
     listener::{Listener, Purpose},
     metrics::Metrics,

@@ -35,11 +35,9 @@ use crate::{
     buffers::Buffers,
     close::{CloseReason, Direction},
     connections::{Connections, Live},
+    destination::{Destinations, limits::Scope},
     hbone::{self, Hbone},
-    http::{
-        self,
-        upstream::{Sites, limits::Scope},
-    },
+    http::{self, upstream::Sites},
     inbound,
     kernel::{Kernel, Sockets},
     listener,
@@ -84,7 +82,9 @@ pub(crate) struct Worker {
     random: Random,
     tick: Rc<Cell<u32>>,
     hbone: Rc<Hbone>,
-    /// Destinations of HTTP requests.
+    /// Destinations of its pods.
+    pub(crate) destinations: Destinations,
+    /// Connections for HTTP requests.
     pub(crate) sites: Sites,
     snapshots: RefCell<watch::Receiver<Arc<Snapshot>>>,
     snapshot: RefCell<Arc<Snapshot>>,
@@ -111,6 +111,7 @@ impl Worker {
             buffers: Buffers::new(shared.settings.held_bytes_max),
             random: Random::default(),
             tick,
+            destinations: Destinations::default(),
             sites: Sites::default(),
             snapshots: RefCell::new(snapshots),
             snapshot: RefCell::new(snapshot),
@@ -343,6 +344,7 @@ impl Worker {
             sweep::end_overdue(&self.connections, self.settings(), tick);
             self.hbone.sweep(tick);
             self.sites.sweep(tick);
+            self.destinations.sweep(tick);
         }
         if tick.is_multiple_of(PUBLISH_TICKS) {
             self.connections.each(|live| live.publish_bytes());

@@ -9,15 +9,13 @@ use std::{borrow::Cow, fmt, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, time::
 
 use hyper::Response;
 use mesh_core::{
-    route::{
-        cluster::{Cluster, ClusterKey},
-        http::{HttpRule, HttpTable, RetryPolicy},
-    },
-    snapshot::{Service, Snapshot, Workload},
+    route::http::{HttpRule, HttpTable, RetryPolicy},
+    snapshot::{Snapshot, Workload},
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::Body;
+pub(crate) use crate::destination::Destination;
 use crate::{connections::Live, metrics::edges::Security};
 
 /// How one request is sent.
@@ -53,22 +51,6 @@ impl Plan {
     pub(crate) fn retries(&self) -> Option<&RetryPolicy> {
         self.route.as_ref().filter(|_| self.retry)?.rule().retries.as_ref()
     }
-}
-
-/// Where a request goes.
-#[derive(Clone, Debug)]
-pub(crate) enum Destination {
-    /// A port of a service, or of a subset of it.
-    Cluster {
-        /// The service, as of the plan's snapshot.
-        service: Arc<Service>,
-        /// It, its port and perhaps a subset.
-        key: ClusterKey,
-        /// What the client's namespace sees of its policy; `None`: defaults, all endpoints.
-        policy: Option<Arc<Cluster>>,
-    },
-    /// The address that was dialled.
-    Address(SocketAddr),
 }
 
 /// A rule of a table.

@@ -10,6 +10,8 @@ use mesh_core::route::{
     request::RequestView,
 };
 
+use crate::destination::{digest, source_hash};
+
 /// A cookie that is made because the client has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Cookie {
@@ -51,7 +53,7 @@ pub(super) fn of(
     let Algorithm::ConsistentHash { key, .. } = algorithm else { return (None, None) };
     match key {
         HashKey::Header(name) => (request.header(name).map(|value| digest(&value)), None),
-        HashKey::SourceIp => (Some(digest(client.to_canonical().to_string().as_bytes())), None),
+        HashKey::SourceIp => (Some(source_hash(client)), None),
         HashKey::Query(name) => (request.query_parameter(name).map(|value| digest(value.as_bytes())), None),
         HashKey::Cookie { name, path, ttl, attributes } => match (request.cookie(name), ttl) {
             (Some(value), _) => (Some(digest(value)), None),
@@ -68,16 +70,6 @@ pub(super) fn of(
             }
         },
     }
-}
-
-/// FNV-1a with its bits mixed: short texts differ in all of them.
-fn digest(bytes: &[u8]) -> u64 {
-    let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let mixed = (fnv ^ fnv >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    let mixed = (mixed ^ mixed >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    mixed ^ mixed >> 33
 }
 
 #[cfg(test)]

@@ -13,10 +13,7 @@ use std::{
 };
 
 use mesh_core::{
-    route::{
-        cluster::{Cluster, ClusterKey},
-        http::HttpTable,
-    },
+    route::{cluster::ClusterKey, http::HttpTable},
     snapshot::{Snapshot, Workload},
 };
 
@@ -234,21 +231,8 @@ impl Routing {
         {
             return Some(destination.clone());
         }
-        let destination = self.look_up(key, namespace)?;
+        let destination = Destination::of(&self.snapshot, key, self.client.as_deref(), namespace)?;
         *policy = Some((key.clone(), destination.clone()));
         Some(destination)
-    }
-
-    fn look_up(&self, key: &ClusterKey, namespace: &str) -> Option<Destination> {
-        let service = Arc::clone(self.snapshot.service(&key.service)?);
-        let policy: Option<Arc<Cluster>> =
-            tables::scoped(self.snapshot.routes().clusters.get(key), self.client.as_deref(), namespace);
-        // A subset that no DestinationRule names is no destination (S41).
-        if !service.ports.iter().any(|port| port.port == key.port)
-            || (key.subset.is_some() && policy.is_none())
-        {
-            return None;
-        }
-        Some(Destination::Cluster { service, key: key.clone(), policy })
     }
 }

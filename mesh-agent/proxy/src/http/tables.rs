@@ -8,20 +8,11 @@ use mesh_core::{
         cluster::ClusterKey,
         host::resolve,
         http::{Action, Backend, HeaderOps, HttpRule, HttpTable, RetryPolicy, Rewrite, WeightedBackend},
-        scope::Scoped,
     },
     snapshot::{Name, Protocol, Service, Snapshot, Workload},
 };
 
-/// What a client sees of something that depends on who it is.
-pub(super) fn scoped<T>(
-    what: Option<&Scoped<T>>,
-    client: Option<&Workload>,
-    namespace: &str,
-) -> Option<Arc<T>> {
-    static NO_LABELS: std::collections::BTreeMap<Arc<str>, Arc<str>> = std::collections::BTreeMap::new();
-    what?.get(namespace, client.map_or(&NO_LABELS, |client| &client.labels)).cloned()
-}
+use crate::destination::seen_by;
 
 /// Whether anything is said about HTTP at a port of a service, or of a host that may be asked for there.
 pub(super) fn concerns(snapshot: &Snapshot, dialled: SocketAddr) -> bool {
@@ -51,7 +42,7 @@ pub(super) fn table_of(
 ) -> Option<Arc<HttpTable>> {
     let port = dialled.port();
     let named = resolve(snapshot, namespace, authority, port);
-    let of_host = |host: &str| scoped(snapshot.routes().http(host, port), client, namespace);
+    let of_host = |host: &str| seen_by(snapshot.routes().http(host, port), client, namespace);
     if let Some(table) = of_host(&named.host) {
         return Some(table);
     }

@@ -3,8 +3,7 @@
 //! The server side ([`super`]) decides where a request goes and what is changed about it; here an endpoint is chosen, a
 //! connection to it is found or made, and the request is tried as often as its plan allows.
 //!
-//! - [`limits`]: what is in use at a destination, over all workers.
-//! - [`cluster`]: a destination as one worker serves it; [`pool`]: its connections; [`connect`] makes them, [`connection`]
+//! - [`cluster`]: a destination's connections as one worker has them; [`pool`]: those to one endpoint; [`connect`] makes them, [`connection`]
 //!   drives them.
 //! - [`attempt`]: one request from its first try to its answer; [`replay`] keeps its body.
 //!
@@ -16,11 +15,9 @@
 //! Not here: matching, rewriting, faults, and anything about the client's connection.
 
 mod attempt;
-mod choice;
 mod cluster;
 mod connect;
 mod connection;
-pub(crate) mod limits;
 mod pool;
 mod replay;
 mod reply;
@@ -34,17 +31,15 @@ use std::{
 
 use hyper::Request;
 
-use self::{
-    attempt::Exchange,
-    cluster::Site,
-    limits::{ClusterId, Scope},
-    replay::Kept,
-};
+use self::{attempt::Exchange, cluster::Site, replay::Kept};
 use super::{
     body::Body,
-    exchange::{Answer, Destination, Plan},
+    exchange::{Answer, Plan},
 };
-use crate::worker::Worker;
+use crate::{
+    destination::{Destination, limits::Scope},
+    worker::Worker,
+};
 
 /// Destinations that a worker keeps pools for.
 const SITES_MAX: usize = 16_384;
@@ -81,21 +76,17 @@ impl Upstreams {
 impl Sites {
     /// The destination of a plan, for the plan's pod.
     fn site(&self, worker: &Worker, pod: u32, destination: &Destination) -> Rc<Site> {
-        let cluster = match destination {
-            Destination::Cluster { key, .. } => ClusterId::Cluster(key.clone()),
-            Destination::Address(addr) => ClusterId::Address(*addr),
-        };
-        let scope = Scope { pod, cluster };
+        let endpoints = worker.destinations.of(worker, pod, destination);
         let mut all = self.all.borrow_mut();
-        if let Some(site) = all.get(&scope) {
+        if let Some(site) = all.get(&endpoints.scope) {
             return Rc::clone(site);
         }
         if all.len() >= SITES_MAX {
             // Addresses come from apps: what nobody waits for makes room.
             all.retain(|_, site| Rc::strong_count(site) > 1);
         }
-        let usage = worker.shared().limits.usage(&scope);
-        let site = Rc::new(Site::new(scope.clone(), usage));
+        let scope = endpoints.scope.clone();
+        let site = Rc::new(Site::new(endpoints));
         all.insert(scope, Rc::clone(&site));
         site
     }
@@ -107,7 +98,11 @@ impl Sites {
 
     /// Closes a pod's connections once they are not in use.
     pub(crate) fn leave_pod(&self, pod: u32) {
-        self.all.borrow().values().filter(|site| site.scope.pod == pod).for_each(|site| site.close());
+        self.all
+            .borrow()
+            .values()
+            .filter(|site| site.endpoints.scope.pod == pod)
+            .for_each(|site| site.close());
     }
 
     /// Closes connections that nobody uses, now and from now on.

@@ -237,7 +237,7 @@ impl World {
             admission: Arc::new(Admission::new(settings.connections_max)),
             certificates: certificates(&[client.identity()]),
             handshakes: Admission::new(settings.hbone.handshakes_max),
-            limits: crate::http::upstream::limits::Limits::default(),
+            limits: crate::destination::limits::Limits::default(),
             settings,
             sockets: Arc::clone(&sockets) as Arc<dyn Sockets>,
             kernel: Arc::clone(&kernel) as Arc<dyn Kernel>,

@@ -19,7 +19,7 @@ use mesh_identity::Certificates;
 use crate::{
     close::Direction,
     connections::{Admission, ConnectionView},
-    http::upstream::limits::{Limits, Scope},
+    destination::limits::{Limits, Scope},
     kernel::{Kernel, PodHandle, Sockets},
     listener,
     metrics::Metrics,
@@ -36,7 +36,7 @@ pub(crate) struct Shared {
     pub(crate) certificates: Arc<Certificates>,
     /// Inbound TLS handshakes now.
     pub(crate) handshakes: Admission,
-    /// What is in use at destinations of HTTP requests.
+    /// What is in use at destinations.
     pub(crate) limits: Limits,
     pub(crate) admission: Arc<Admission>,
     pub(crate) links: Vec<Link>,

@@ -17,7 +17,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request};
 use http_body_util::BodyExt;
 use hyper::{Request, Response, body::Incoming};
 use mesh_core::{
-    balance::{Ask, outlier::Observed},
+    balance::outlier::Observed,
     route::{
         cluster::{Algorithm, Cluster},
         http::RetryPolicy,
@@ -35,17 +35,23 @@ use tokio::{
 use super::{
     super::{
         body::Body,
-        exchange::{Answer, Destination, Flag, Flags, Plan, Upgraded, UpstreamEnd},
+        exchange::{Answer, Flag, Flags, Plan, Upgraded, UpstreamEnd},
     },
     Upstreams,
-    cluster::{Member, Need, Site},
+    cluster::{Need, Site},
     connection::{Sender, Version},
-    limits::Kind,
     replay::Source,
     reply::Fault,
-    response::{self, Held, Load},
+    response::{self, Held},
 };
-use crate::worker::Worker;
+use crate::{
+    destination::{
+        Destination,
+        endpoints::{Load, Member, Unchosen, Wish},
+        limits::Kind,
+    },
+    worker::Worker,
+};
 
 /// Connections that turn out to be closed before one is made anew for a request.
 const STALE_MAX: u32 = 3;
@@ -192,7 +198,7 @@ impl<'a> Exchange<'a> {
             let max = limits.and_then(|limits| limits.pool.max_retries);
             let budget = limits.and_then(|limits| limits.retry_budget.as_ref());
             _token = None;
-            let Some(taken) = site.usage.take_retry(max, budget) else {
+            let Some(taken) = site.endpoints.usage.take_retry(max, budget) else {
                 self.trace.borrow_mut().flags.insert(Flag::Overflow);
                 return outcome;
             };
@@ -223,7 +229,7 @@ impl<'a> Exchange<'a> {
         });
         let cluster = self.cluster();
         let max = cluster.and_then(|cluster| cluster.policy.pool.max_requests);
-        let taken = site.usage.take(Kind::Request, max).ok_or(Fault::Overflow)?;
+        let taken = site.endpoints.usage.take(Kind::Request, max).ok_or(Fault::Overflow)?;
         let load = Load::new(&member.load);
         let version = self.version();
         head.headers.insert("x-envoy-attempt-count", HeaderValue::from(done + 1));
@@ -232,14 +238,10 @@ impl<'a> Exchange<'a> {
         let mut request = Request::from_parts(head, body);
         let mut stale = 0;
         loop {
-            let service = match &self.plan.destination {
-                Destination::Cluster { service, .. } => Some(service),
-                Destination::Address(_) => None,
-            };
             let need = Need {
                 live: &self.plan.live,
                 snapshot: &snapshot,
-                service,
+                service: self.plan.destination.service(),
                 member: &member,
                 policy: cluster,
                 version,
@@ -286,58 +288,35 @@ impl<'a> Exchange<'a> {
     }
 
     fn cluster(&self) -> Option<&Arc<Cluster>> {
-        match &self.plan.destination {
-            Destination::Cluster { policy, .. } => policy.as_ref(),
-            Destination::Address(_) => None,
-        }
+        self.plan.destination.policy()
     }
 
     /// The endpoint of the next try.
     fn choose(&self, site: &Site, snapshot: &Snapshot, tried: &[SocketAddr]) -> Result<Member, Fault> {
-        let (service, key, policy) = match &self.plan.destination {
-            Destination::Address(addr) => return Ok(site.address(snapshot, *addr)),
-            Destination::Cluster { service, key, policy } => (service, key, policy.as_ref()),
-        };
-        // As it is by now: a retry may be for an endpoint that was not there before.
-        let service = snapshot.service(&key.service).unwrap_or(service);
-        let has_port = service.ports.iter().any(|port| port.port == key.port);
-        if !has_port || key.subset.is_some() && policy.is_none() {
-            return Err(Fault::NoCluster);
-        }
-        let traffic = policy.map(|cluster| &cluster.policy);
-        let is_passed_through =
-            traffic.is_some_and(|policy| policy.balancing.algorithm == Algorithm::Passthrough);
-        if is_passed_through && let Some(dialled) = self.plan.live.original_dst() {
-            return Ok(site.address(snapshot, dialled));
-        }
-        let random = || self.worker.random();
-        let members = site.members(snapshot, service, key.port, policy, &self.plan.live, random());
-        let now = site.usage.now();
-        if let Some(rules) = traffic.and_then(|policy| policy.outlier.as_ref()) {
-            members.arrangement.follow(&mut site.usage.outliers(), rules, &members.all, now);
-        }
-        let is_hashed = traffic
-            .is_some_and(|policy| matches!(policy.balancing.algorithm, Algorithm::ConsistentHash { .. }));
+        let is_hashed = self.cluster().is_some_and(|cluster| {
+            matches!(cluster.policy.balancing.algorithm, Algorithm::ConsistentHash { .. })
+        });
         let retries = self.plan.retries();
         let avoids = retries.is_some_and(|policy| policy.avoids_previous(is_hashed));
         let done = u32::try_from(tried.len()).unwrap_or(u32::MAX);
-        let ask = Ask {
-            draw: random(),
+        let wish = Wish {
+            destination: &self.plan.destination,
+            live: &self.plan.live,
+            snapshot,
             hash: self.plan.hash,
             tried: if avoids { tried } else { &[] },
             skip_classes: retries.map_or(0, |policy| policy.skipped_priorities(done)),
-            now,
         };
-        members.arrangement.choose(&members.all, &ask).cloned().ok_or(Fault::NoHealthy)
+        site.endpoints.choose(self.worker, &wish).map_err(|unchosen| match unchosen {
+            Unchosen::NoCluster => Fault::NoCluster,
+            Unchosen::NoHealthy => Fault::NoHealthy,
+        })
     }
 
     /// Remembers how a try went, if endpoints that fail are left out.
     fn observe(&self, site: &Site, observed: Observed) {
-        let rules = self.cluster().and_then(|cluster| cluster.policy.outlier.as_ref());
-        let trace = self.trace.borrow();
-        if let (Some(rules), Some(end)) = (rules, &trace.upstream) {
-            let (now, total) = (site.usage.now(), site.size());
-            site.usage.outliers().observe(rules, now, end.addr, observed, total);
+        if let Some(end) = &self.trace.borrow().upstream {
+            site.endpoints.observe(self.cluster(), end.addr, observed);
         }
     }
 

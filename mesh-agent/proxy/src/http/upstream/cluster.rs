@@ -1,8 +1,7 @@
-//! A destination of one pod as one worker serves it: its endpoints, what is outstanding at them, and connections to them.
+//! Connections to a destination's endpoints, for the requests of one pod on one worker.
 //!
 //! Invariants:
 //! - A connection is only used for the pod, endpoint, workload, way and TLS settings it was made for.
-//! - Endpoints are looked up again only when the world has changed.
 //! - A request that waits for a connection hears of each that becomes free, on whatever worker.
 
 use std::{
@@ -18,45 +17,26 @@ use mesh_core::{
     id::WorkloadId,
     policy::Transport,
     route::cluster::Cluster,
-    snapshot::{Service, Snapshot, Workload},
+    snapshot::{Service, Snapshot},
 };
 use tokio::{sync::oneshot, task::spawn_local};
 
 use super::{
-    choice::Arrangement,
     connect::{self, Wanted},
     connection::{Connection, Sender, Version},
-    limits::{Kind, Scope, Taken, Usage},
     pool::{Dialling, Lifetime, Pool},
     reply::Fault,
 };
 use crate::{
     close::CloseReason,
     connections::Live,
+    destination::{
+        UNUSED_TICKS_MAX,
+        endpoints::{Endpoints, Member},
+        limits::{Kind, Taken},
+    },
     worker::{TICK_MS, Worker},
 };
-
-/// Ticks after which a destination that nobody asks for is forgotten.
-const UNUSED_TICKS_MAX: u32 = 3000;
-
-/// One endpoint of a destination.
-#[derive(Clone, Debug)]
-pub(super) struct Member {
-    pub(super) addr: SocketAddr,
-    pub(super) workload: Option<Arc<Workload>>,
-    /// Requests outstanding from this worker.
-    pub(super) load: Rc<Cell<u32>>,
-}
-
-/// The endpoints of a destination as of one snapshot.
-#[derive(Debug)]
-pub(super) struct Members {
-    version: u64,
-    policy: Option<Arc<Cluster>>,
-    v4: bool,
-    pub(super) all: Vec<Member>,
-    pub(super) arrangement: Arrangement,
-}
 
 /// What a pooled connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -78,10 +58,7 @@ enum WayKind {
 /// A destination of one pod on one worker.
 #[derive(Debug)]
 pub(super) struct Site {
-    pub(super) scope: Scope,
-    pub(super) usage: Arc<Usage>,
-    members: RefCell<Option<Rc<Members>>>,
-    loads: RefCell<HashMap<SocketAddr, Rc<Cell<u32>>>>,
+    pub(super) endpoints: Rc<Endpoints>,
     pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
     life: Cell<Lifetime>,
     used: Cell<u32>,
@@ -131,93 +108,15 @@ pub(super) struct Need<'a> {
 }
 
 impl Site {
-    pub(super) fn new(scope: Scope, usage: Arc<Usage>) -> Self {
+    pub(super) fn new(endpoints: Rc<Endpoints>) -> Self {
         Self {
-            scope,
-            usage,
-            members: RefCell::default(),
-            loads: RefCell::default(),
+            endpoints,
             pools: RefCell::default(),
             life: Cell::new(lifetime(None)),
             used: Cell::new(0),
             waiting: Cell::new(0),
             draining: Cell::new(false),
         }
-    }
-
-    /// The endpoints that take requests now, of one family.
-    pub(super) fn members(
-        &self,
-        snapshot: &Snapshot,
-        service: &Service,
-        port: u16,
-        policy: Option<&Arc<Cluster>>,
-        client: &Live,
-        seed: u64,
-    ) -> Rc<Members> {
-        let v4 = client.client.ip().to_canonical().is_ipv4();
-        let same_policy = |members: &Members| match (&members.policy, policy) {
-            (None, None) => true,
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-            _ => false,
-        };
-        if let Some(members) = &*self.members.borrow()
-            && members.version == snapshot.version()
-            && members.v4 == v4
-            && same_policy(members)
-        {
-            return Rc::clone(members);
-        }
-        let labels = policy.map(|cluster| &cluster.labels).filter(|labels| !labels.is_empty());
-        let ports = service.ports.iter().filter(|candidate| candidate.port == port);
-        let ready = ports.flat_map(|port| &port.endpoints).filter(|endpoint| endpoint.ready);
-        let mut all: Vec<Member> = ready
-            .filter_map(|endpoint| {
-                let workload = snapshot.workload_of(endpoint);
-                if let Some(labels) = labels {
-                    let own = &workload?.labels;
-                    if !labels.iter().all(|(key, value)| own.get(key) == Some(value)) {
-                        return None;
-                    }
-                }
-                let addr = endpoint.socket_addr();
-                Some(Member { addr, workload: workload.cloned(), load: self.load(addr) })
-            })
-            .collect();
-        if all.iter().any(|member| member.addr.is_ipv4() == v4) {
-            all.retain(|member| member.addr.is_ipv4() == v4);
-        }
-        self.loads.borrow_mut().retain(|addr, load| {
-            Rc::strong_count(load) > 1 && (load.get() > 0 || all.iter().any(|member| member.addr == *addr))
-        });
-        let before = self.members.take();
-        let arrangement = Arrangement::new(
-            &all,
-            snapshot.workload(client.pod.workload).map(|workload| &**workload),
-            policy.map(|cluster| &cluster.policy),
-            before.as_ref().map(|members| &members.arrangement),
-            self.usage.now(),
-            seed,
-        );
-        let policy = policy.cloned();
-        let members = Rc::new(Members { version: snapshot.version(), policy, v4, all, arrangement });
-        *self.members.borrow_mut() = Some(Rc::clone(&members));
-        members
-    }
-
-    /// Number of endpoints, as far as it is known.
-    pub(super) fn size(&self) -> usize {
-        self.members.borrow().as_ref().map_or(1, |members| members.all.len())
-    }
-
-    /// An address as the only endpoint.
-    pub(super) fn address(&self, snapshot: &Snapshot, addr: SocketAddr) -> Member {
-        let workload = snapshot.workload_at(addr.ip()).cloned();
-        Member { addr, workload, load: self.load(addr) }
-    }
-
-    fn load(&self, addr: SocketAddr) -> Rc<Cell<u32>> {
-        Rc::clone(self.loads.borrow_mut().entry(addr).or_default())
     }
 
     /// A connection for one request.
@@ -239,9 +138,9 @@ impl Site {
         let limits = need.policy.map(|cluster| &cluster.policy.pool);
         let max_pending = limits.and_then(|pool| pool.max_pending);
         let max_connections = limits.and_then(|pool| pool.max_connections);
-        let _pending = self.usage.take(Kind::Pending, max_pending).ok_or(Fault::Overflow)?;
+        let _pending = self.endpoints.usage.take(Kind::Pending, max_pending).ok_or(Fault::Overflow)?;
         loop {
-            let freed = self.usage.freed.notified();
+            let freed = self.endpoints.usage.freed.notified();
             tokio::pin!(freed);
             // From here on nothing that becomes free is missed.
             freed.as_mut().enable();
@@ -263,14 +162,14 @@ impl Site {
                 }
                 continue;
             }
-            if let Some(slot) = self.usage.take(Kind::Connection, max_connections) {
+            if let Some(slot) = self.endpoints.usage.take(Kind::Connection, max_connections) {
                 match self.dial(worker, need, &pool, slot).await? {
                     Some(lease) => return Ok(lease),
                     None => continue,
                 }
             }
             if !self.evict() {
-                worker.ask_others_for_connections(&self.scope);
+                worker.ask_others_for_connections(&self.endpoints.scope);
             }
             let _waiting = Waiting::new(self);
             freed.await;
@@ -356,11 +255,11 @@ impl Site {
             .drive(protocol, |sender| {
                 let tick = worker.tick();
                 let wanted_elsewhere =
-                    self.usage.waiting.load(Ordering::Acquire) > 0 && self.waiting.get() == 0;
+                    self.endpoints.usage.waiting.load(Ordering::Acquire) > 0 && self.waiting.get() == 0;
                 let life = self.life.get();
                 if life.allows(&connection, tick) && !wanted_elsewhere && !self.draining.get() {
                     pool.give_back(&connection, sender, tick);
-                    self.usage.freed.notify_waiters();
+                    self.endpoints.usage.freed.notify_waiters();
                 }
             })
             .await;
@@ -454,7 +353,7 @@ struct Waiting<'a>(&'a Site);
 impl<'a> Waiting<'a> {
     fn new(site: &'a Site) -> Self {
         site.waiting.set(site.waiting.get() + 1);
-        site.usage.waiting.fetch_add(1, Ordering::AcqRel);
+        site.endpoints.usage.waiting.fetch_add(1, Ordering::AcqRel);
         Self(site)
     }
 }
@@ -462,7 +361,7 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.set(self.0.waiting.get() - 1);
-        self.0.usage.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.0.endpoints.usage.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -1,7 +1,6 @@
 //! The response of an endpoint on its way back: what it holds until its last byte, and the headers that stop here.
 
 use std::{
-    cell::Cell,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -15,9 +14,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::{
     super::body::{Body, BoxError},
     cluster::Lease,
-    limits::Taken,
     replay::Source,
 };
+use crate::destination::{endpoints::Load, limits::Taken};
 
 /// The response took longer than its route allows.
 #[derive(Debug, thiserror::Error)]
@@ -30,23 +29,6 @@ pub(super) struct Held {
     pub(super) _request: Taken,
     pub(super) _load: Load,
     pub(super) source: Option<Rc<Source>>,
-}
-
-/// Counts a request at its endpoint.
-#[derive(Debug)]
-pub(super) struct Load(Rc<Cell<u32>>);
-
-impl Load {
-    pub(super) fn new(load: &Rc<Cell<u32>>) -> Self {
-        load.set(load.get() + 1);
-        Self(Rc::clone(load))
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
 }
 
 /// A response's body; at its end the connection is given back.

@@ -16,7 +16,7 @@ use mesh_core::{
     snapshot::Workload,
 };
 
-use super::cluster::Member;
+use super::endpoints::Member;
 
 static NO_LABELS: BTreeMap<Arc<str>, Arc<str>> = BTreeMap::new();
 

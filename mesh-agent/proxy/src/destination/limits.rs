@@ -20,7 +20,7 @@ use std::{
 use mesh_core::route::cluster::{ClusterKey, RetryBudget};
 use tokio::{sync::Notify, time::Instant};
 
-use super::choice::Outliers;
+use super::{Destination, choice::Outliers};
 
 /// A destination as it is counted and pooled for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +29,16 @@ pub(crate) enum ClusterId {
     Cluster(ClusterKey),
     /// An address that was dialled.
     Address(SocketAddr),
+}
+
+impl ClusterId {
+    /// That of a destination.
+    pub(super) fn of(destination: &Destination) -> Self {
+        match destination {
+            Destination::Cluster { key, .. } => Self::Cluster(key.clone()),
+            Destination::Address(addr) => Self::Address(*addr),
+        }
+    }
 }
 
 /// A destination of one local pod.
@@ -64,15 +74,15 @@ pub(crate) struct Usage {
     /// Its clock begins here.
     epoch: Instant,
     /// Which endpoints failed.
-    pub(super) outliers: Mutex<Outliers>,
+    outliers: Mutex<Outliers>,
     connections: AtomicU32,
     pending: AtomicU32,
     requests: AtomicU32,
     retries: AtomicU32,
     /// Requests that wait because every connection is in use.
-    pub(super) waiting: AtomicU32,
+    pub(crate) waiting: AtomicU32,
     /// Told when a connection ends or becomes free.
-    pub(super) freed: Notify,
+    pub(crate) freed: Notify,
 }
 
 impl Default for Usage {
@@ -92,7 +102,7 @@ impl Default for Usage {
 
 /// What is counted.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Connection,
     Pending,
     Request,
@@ -101,14 +111,14 @@ pub(super) enum Kind {
 
 /// One of what is counted.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(crate) struct Taken {
     usage: Arc<Usage>,
     kind: Kind,
 }
 
 impl Usage {
     /// Time on a clock that all workers share.
-    pub(super) fn now(&self) -> Duration {
+    pub(crate) fn now(&self) -> Duration {
         self.epoch.elapsed()
     }
 
@@ -127,7 +137,7 @@ impl Usage {
     }
 
     /// Takes one more, if the limit allows it.
-    pub(super) fn take(self: &Arc<Self>, kind: Kind, max: Option<u32>) -> Option<Taken> {
+    pub(crate) fn take(self: &Arc<Self>, kind: Kind, max: Option<u32>) -> Option<Taken> {
         let counter = self.counter(kind);
         let max = max.unwrap_or(u32::MAX);
         let more = |now: u32| (now < max).then(|| now + 1);
@@ -136,7 +146,7 @@ impl Usage {
     }
 
     /// Takes a retry, if limit and budget allow it.
-    pub(super) fn take_retry(
+    pub(crate) fn take_retry(
         self: &Arc<Self>,
         max: Option<u32>,
         budget: Option<&RetryBudget>,
