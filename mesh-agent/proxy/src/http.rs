@@ -21,6 +21,7 @@ pub(crate) mod io;
 mod pipeline;
 mod record;
 mod replies;
+mod resets;
 mod serve;
 mod session;
 mod switch;

@@ -28,7 +28,7 @@ impl Read for ClientIo {
     ) -> Poll<io::Result<()>> {
         let session = &*self.0;
         let mut socket = session.socket.borrow_mut();
-        let Socket { stream, guard, head_since } = &mut *socket;
+        let Socket { stream, guard, head_since, .. } = &mut *socket;
         let Some(stream) = stream else { return Poll::Ready(Ok(())) };
         loop {
             if guard.is_undecided() && !session.is_busy() {
@@ -102,11 +102,13 @@ impl ClientIo {
     fn write(
         &self,
         cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
         write: impl Fn(&mut Stream) -> io::Result<Io>,
     ) -> Poll<io::Result<usize>> {
         let session = &*self.0;
         let mut socket = session.socket.borrow_mut();
-        let Some(stream) = &mut socket.stream else {
+        let Socket { stream, resets, .. } = &mut *socket;
+        let Some(stream) = stream else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
         loop {
@@ -117,6 +119,16 @@ impl ClientIo {
                 }
             }
             if let Io::Bytes(sent) = write(stream)? {
+                if let Some(resets) = resets {
+                    let mut left = sent;
+                    for buf in bufs {
+                        let part = left.min(buf.len());
+                        resets.follow(&buf[..part], |reason| {
+                            session.worker.metrics().http.refused(reason).inc();
+                        });
+                        left -= part;
+                    }
+                }
                 session.live.meter.add_to_client(sent as u64, session.worker.tick());
                 return Poll::Ready(Ok(sent));
             }
@@ -126,7 +138,7 @@ impl ClientIo {
 
 impl Write for ClientIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.write(cx, |stream| stream.write(buf))
+        self.write(cx, &[io::IoSlice::new(buf)], |stream| stream.write(buf))
     }
 
     fn poll_write_vectored(
@@ -135,7 +147,7 @@ impl Write for ClientIo {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let offered = bufs.iter().map(|buf| buf.len()).sum();
-        self.write(cx, |stream| {
+        self.write(cx, bufs, |stream| {
             stream.write_by(offered, |mut socket| io::Write::write_vectored(&mut socket, bufs))
         })
     }

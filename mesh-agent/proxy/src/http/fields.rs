@@ -16,9 +16,9 @@ impl Headers for Fields<'_> {
     }
 }
 
-/// Headers that a `connection` header cannot take away: they say what the message is.
-const KEPT: [HeaderName; 4] =
-    [header::HOST, header::CONTENT_LENGTH, header::CONTENT_TYPE, header::AUTHORIZATION];
+/// Headers that a `connection` header cannot take away: they say what the message is, or (`te`) are looked at below.
+const KEPT: [HeaderName; 5] =
+    [header::HOST, header::CONTENT_LENGTH, header::CONTENT_TYPE, header::AUTHORIZATION, header::TE];
 
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -44,7 +44,7 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
             }
         }
         if wants_upgrade {
-            switch = headers.get(header::UPGRADE).cloned();
+            switch = protocols(headers);
         }
         for name in named {
             headers.remove(name);
@@ -66,6 +66,51 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
         }
     }
     switch
+}
+
+/// The protocols that a message would switch to, without those that would only hide requests from the rules: further
+/// HTTP (RFC 9113 deprecates `h2c` by upgrade; a request is as good in HTTP/1.1) and TLS.
+fn protocols(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut kept: Vec<u8> = Vec::new();
+    for line in headers.get_all(header::UPGRADE) {
+        for token in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            if is_switch(token) {
+                if !kept.is_empty() {
+                    kept.extend_from_slice(b", ");
+                }
+                kept.extend_from_slice(token);
+            }
+        }
+    }
+    if kept.is_empty() { None } else { HeaderValue::from_bytes(&kept).ok() }
+}
+
+/// Whether a protocol may be switched to.
+pub(super) fn is_switch(protocol: &[u8]) -> bool {
+    let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default();
+    let hides = [&b"h2"[..], b"h2c", b"http", b"tls"].iter().any(|own| name.eq_ignore_ascii_case(own));
+    !name.is_empty() && !hides
+}
+
+/// Whether a protocol that a server switches to is one that it was asked for.
+pub(super) fn is_asked_for(answered: &HeaderValue, asked: &HeaderValue) -> bool {
+    let mut tokens = asked.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    tokens.any(|token| token.eq_ignore_ascii_case(answered.as_bytes().trim_ascii()))
+}
+
+/// Makes one `cookie` header of several: clients of HTTP/2 may split it, servers of HTTP/1 and rules know one (RFC 9113
+/// §8.2.3).
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    let mut lines = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (lines.next(), lines.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for line in std::iter::once(second).chain(lines) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(line.as_bytes());
+    }
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(header::COOKIE, joined);
+    }
 }
 
 /// Makes the changes of a rule. What is no header is left out: the compiler has said so already.
@@ -147,6 +192,44 @@ mod tests {
         let mut headers = map(&[("upgrade", "websocket"), ("te", "gzip")]);
         assert_eq!(strip_hop_by_hop(&mut headers), None, "without `connection: upgrade` it asks for nothing");
         assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn a_switch_to_more_http_is_not_passed_on() {
+        for (asked, kept) in [
+            ("websocket", Some("websocket")),
+            ("h2c", None),
+            ("H2C, websocket", Some("websocket")),
+            ("HTTP/2.0, foo/1", Some("foo/1")),
+            ("TLS/1.2", None),
+            (" , ", None),
+        ] {
+            let mut headers = map(&[("connection", "upgrade"), ("upgrade", asked)]);
+            let switch = strip_hop_by_hop(&mut headers);
+            assert_eq!(switch.as_ref().map(HeaderValue::as_bytes), kept.map(str::as_bytes), "{asked}");
+        }
+        let mut headers =
+            map(&[("connection", "upgrade"), ("upgrade", "a"), ("upgrade", "h2c"), ("upgrade", "b")]);
+        assert_eq!(strip_hop_by_hop(&mut headers).unwrap(), "a, b");
+        let asked = HeaderValue::from_static("a, WebSocket");
+        assert!(is_asked_for(&HeaderValue::from_static("websocket"), &asked));
+        assert!(!is_asked_for(&HeaderValue::from_static("h2c"), &asked));
+    }
+
+    #[test]
+    fn te_survives_being_named_as_hop_by_hop() {
+        let mut headers = map(&[("connection", "te, x"), ("te", "trailers"), ("x", "1")]);
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, map(&[("te", "trailers")]));
+    }
+
+    #[test]
+    fn cookies_become_one_header() {
+        let mut headers = map(&[("cookie", "a=1"), ("x", "1"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        join_cookies(&mut headers);
+        assert_eq!(headers, map(&[("cookie", "a=1; b=2; c=3"), ("x", "1")]));
+        join_cookies(&mut headers);
+        assert_eq!(headers["cookie"], "a=1; b=2; c=3");
     }
 
     #[test]

@@ -119,8 +119,15 @@ impl Guard {
             self.held.extend_from_slice(bytes);
             self.passed = passed;
         } else {
+            // A head that drips is read again for each piece; what ends no line cannot complete it.
+            let is_same = self.in_head()
+                && self.held.len() - self.passed + bytes.len() <= HEAD_MAX
+                && self.held.last() != Some(&b'\r')
+                && !bytes.iter().any(|byte| ends_line(*byte));
             self.held.extend_from_slice(bytes);
-            self.follow_held();
+            if !is_same {
+                self.follow_held();
+            }
         }
         false
     }
@@ -240,6 +247,10 @@ impl Guard {
         }
         let Some(head) = Head::read(bytes)? else { return Ok(0) };
         self.may_switch = head.may_switch;
+        if head.connect && (head.chunked || head.length.is_some_and(|length| length > 0)) {
+            // Whether bytes behind it are its body or the tunnel's is read both ways (RFC 9110 §9.3.6).
+            return Err(if head.chunked { Refusal::TransferEncoding } else { Refusal::Length });
+        }
         self.place = match (head.chunked, head.length) {
             (true, Some(_)) => return Err(Refusal::LengthAndEncoding),
             (true, None) if head.old => return Err(Refusal::TransferEncoding),
@@ -257,6 +268,7 @@ struct Head {
     len: usize,
     /// HTTP/1.0.
     old: bool,
+    connect: bool,
     chunked: bool,
     length: Option<u64>,
     may_switch: bool,
@@ -273,6 +285,7 @@ impl Head {
         let mut head = Self {
             len: first.len() + 2,
             old: first.ends_with(b"0"),
+            connect: first.starts_with(b"CONNECT "),
             chunked: false,
             length: None,
             may_switch: first.starts_with(b"CONNECT "),
@@ -324,7 +337,7 @@ impl Head {
 
 /// The first line without its end; `None` when it is not complete. Only CR LF ends a line.
 fn line(bytes: &[u8], max: usize, too_long: Refusal) -> Result<Option<&[u8]>, Refusal> {
-    let Some(end) = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n' | 0)) else {
+    let Some(end) = bytes.iter().position(|byte| ends_line(*byte)) else {
         return if bytes.len() > max { Err(too_long) } else { Ok(None) };
     };
     if end > max {
@@ -339,6 +352,11 @@ fn line(bytes: &[u8], max: usize, too_long: Refusal) -> Result<Option<&[u8]>, Re
     }
 }
 
+/// Whether a line goes no farther than this byte: by its end, or because it must not be in one.
+fn ends_line(byte: u8) -> bool {
+    matches!(byte, b'\r' | b'\n' | 0)
+}
+
 /// Name and value of a header line.
 fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     let Some(colon) = line.iter().position(|byte| *byte == b':') else { return Err(Refusal::Header) };
@@ -347,7 +365,15 @@ fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     if name.is_empty() || name.iter().any(|byte| !is_token(*byte)) {
         return Err(Refusal::Header);
     }
-    Ok((name, line[colon + 1..].trim_ascii()))
+    Ok((name, trim_blanks(&line[colon + 1..])))
+}
+
+/// Without the blanks at both ends that HTTP allows there: no others, or a value would be read in two ways.
+fn trim_blanks(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
 }
 
 fn is_token(byte: u8) -> bool {
@@ -376,7 +402,7 @@ fn chunk_size(line: &[u8]) -> Result<u64, Refusal> {
     if digits.is_empty() || digits.len() > 16 {
         return Err(Refusal::ChunkSize);
     }
-    let rest = line[end..].trim_ascii_start();
+    let rest = trim_blanks(&line[end..]);
     if !rest.is_empty() && rest[0] != b';' {
         return Err(Refusal::ChunkSize);
     }

@@ -27,6 +27,7 @@ use super::{
     body::Body,
     exchange::{Destination, Flag, Plan, Route},
     fields::{self, Fields},
+    guard::{HEAD_MAX, HEADERS_MAX},
     hashing::{self, Cookie},
     record::{Outgoing, Record},
     replies,
@@ -124,11 +125,28 @@ impl Exchange<'_> {
     async fn answer(&self, mut asked: Asked) -> Result<Response<Body>, Refusal> {
         let (session, record) = (self.session, self.record);
         let parts = &mut asked.parts;
+        if session.http2 {
+            fields::join_cookies(&mut parts.headers);
+            // HTTP/1 has been measured before.
+            let size: usize =
+                parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+            if parts.headers.len() > HEADERS_MAX || size > HEAD_MAX {
+                return Err(Refusal::HeadTooLarge);
+            }
+        }
+        if let Some(http2) = &asked.http2
+            && let Some(protocol) = http2.protocol()
+        {
+            if !fields::is_switch(protocol.as_bytes()) {
+                return Err(Refusal::Malformed);
+            }
+            // Rules see what the server will see.
+            http2.as_http1(parts, [session.worker.random(), session.worker.random()]);
+        }
         record.grpc.set(fields::is_grpc(&parts.headers));
         let authority = check(session, parts)?;
-        asked.switch_to = fields::strip_hop_by_hop(&mut parts.headers)
-            // Prior knowledge is the only way to HTTP/2 here; the request is as good in HTTP/1.1.
-            .filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
+        let old = parts.version == Version::HTTP_10;
+        asked.switch_to = fields::strip_hop_by_hop(&mut parts.headers).filter(|_| !old);
         if let Some(http2) = &asked.http2 {
             asked.switch_to = http2.protocol().cloned();
         }
@@ -395,13 +413,8 @@ impl Exchange<'_> {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             parts.headers.insert(header::UPGRADE, protocol.clone());
         }
-        let body = match &http2 {
-            Some(http2) => {
-                http2.as_http1(&mut parts, [session.worker.random(), session.worker.random()]);
-                Body::Empty
-            }
-            None => record.receive(body),
-        };
+        // Of a stream that asks for another protocol everything behind the head is that one's.
+        let body = if http2.is_some() { Body::Empty } else { record.receive(body) };
         let answer = session.upstreams.send(Request::from_parts(parts, body), plan).await;
         record.add_flags(answer.flags);
         record.note(|line| line.retries = answer.retries);
@@ -421,13 +434,23 @@ impl Exchange<'_> {
             }
         };
         record.details.set("via_upstream");
-        let switched_to = fields::strip_hop_by_hop(response.headers_mut());
+        let switched_to =
+            response.headers().get(header::UPGRADE).filter(|_| answer.upgraded.is_some()).cloned();
+        fields::strip_hop_by_hop(response.headers_mut());
         let elapsed_ms = u64::try_from(record.started().elapsed().as_millis()).unwrap_or(u64::MAX);
         response.headers_mut().insert(SERVICE_TIME, HeaderValue::from(elapsed_ms));
         *response.version_mut() = if session.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+        if let (Some(answered), Some(asked)) = (&switched_to, &switch_to)
+            && !fields::is_asked_for(answered, asked)
+        {
+            record.flag(Flag::UpstreamProtocolError);
+            return replies::any(502, "", record.grpc.get());
+        }
         match (answer.upgraded, http2) {
             (Some(upgraded), Some(http2)) => return http2.answer(session, response, upgraded),
             (Some(upgraded), None) => {
+                // Neither has a body that a length could be about.
+                response.headers_mut().remove(header::CONTENT_LENGTH);
                 if let Some(protocol) = switched_to.or(switch_to) {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
                     response.headers_mut().insert(header::UPGRADE, protocol);
@@ -467,8 +490,9 @@ fn check(session: &Session, parts: &mut Parts) -> Result<String, Refusal> {
         (None, None) if parts.version == Version::HTTP_10 => "",
         (None, None) => return Err(Refusal::Host),
     };
-    // Names with userinfo mean different hosts to different readers.
-    if authority.contains('@') || (authority.is_empty() && parts.version != Version::HTTP_10) {
+    // Names with userinfo, lists and the like mean different hosts to different readers.
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:[]%".contains(&byte);
+    if !authority.bytes().all(is_name) || (authority.is_empty() && parts.version != Version::HTTP_10) {
         return Err(Refusal::Host);
     }
     let authority = if authority.is_empty() { session.dialled.to_string() } else { authority.to_owned() };

@@ -151,7 +151,8 @@ async fn serve_http2(session: &Rc<Session>) -> CloseReason {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(STREAM_BUFFER_MAX)
-        .max_header_list_size(HEAD_MAX as u32)
+        // What is larger it refuses without a word to us; what is smaller and still too large we refuse and count.
+        .max_header_list_size(2 * HEAD_MAX as u32)
         .max_pending_accept_reset_streams(UNSEEN_RESETS_MAX)
         .max_local_error_reset_streams(ERRORS_MAX)
         .enable_connect_protocol()

@@ -21,6 +21,7 @@ use super::{
     exchange::{Destination, Upgraded},
     guard::Guard,
     record::Record,
+    resets::Resets,
     tables,
     upstream::Upstreams,
 };
@@ -77,6 +78,8 @@ pub(super) struct Socket {
     pub(super) guard: Guard,
     /// Tick since which a head is incomplete.
     pub(super) head_since: Option<u32>,
+    /// What is sent, in HTTP/2.
+    pub(super) resets: Option<Resets>,
 }
 
 /// What requests for one authority are routed by.
@@ -107,7 +110,12 @@ impl Session {
             live: Rc::clone(live),
             dialled,
             http2,
-            socket: RefCell::new(Socket { stream: Some(stream), guard, head_since: None }),
+            socket: RefCell::new(Socket {
+                stream: Some(stream),
+                guard,
+                head_since: None,
+                resets: http2.then(Resets::default),
+            }),
             open: Cell::new(0),
             records: RefCell::default(),
             streams: Cell::new(0),

@@ -56,6 +56,23 @@ fn ambiguous_heads_are_refused_by_name() {
         ),
         ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked", Refusal::TransferEncoding),
         ("POST / HTTP/1.1\r\nTransfer-Encoding : chunked", Refusal::Header),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked, identity", Refusal::TransferEncoding),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked;q=1", Refusal::TransferEncoding),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: \x0bchunked", Refusal::TransferEncoding),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: \"chunked\"", Refusal::TransferEncoding),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding:", Refusal::TransferEncoding),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding\t: chunked", Refusal::Header),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding", Refusal::Header),
+        ("POST / HTTP/1.1\r\nContent-Length : 5", Refusal::Header),
+        ("POST / HTTP/1.1\r\nContent-Length: 5 5", Refusal::Length),
+        ("POST / HTTP/1.1\r\nContent-Length: 5;", Refusal::Length),
+        ("POST / HTTP/1.1\r\nContent-Length: 1_0", Refusal::Length),
+        ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nContent-Length: 5", Refusal::Length),
+        ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nTransfer-Encoding: chunked", Refusal::TransferEncoding),
+        ("GET / HTTP/1.1\r\n X: a", Refusal::Folding),
+        ("GET / HTTP/1.1\rX: a", Refusal::BareCr),
+        ("GET / HTTP/1.1 ", Refusal::RequestLine),
+        ("GET / http/1.1", Refusal::RequestLine),
         ("GET / HTTP/1.1\r\nX: a\r\n b", Refusal::Folding),
         ("GET / HTTP/1.1\r\nX: a\r\n\tb", Refusal::Folding),
         ("GET / HTTP/1.1\r\nX: a\rb", Refusal::BareCr),
@@ -73,6 +90,8 @@ fn ambiguous_heads_are_refused_by_name() {
         "GET / HTTP/1.1\r\nHost: a",
         "\r\nGET / HTTP/1.0",
         "POST / HTTP/1.1\r\nTransfer-Encoding:  Chunked ",
+        "POST / HTTP/1.1\r\nTransfer-Encoding:\tchunked\t",
+        "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nContent-Length: 0",
         "POST / HTTP/1.1\r\nContent-Length: 007",
     ] {
         assert_eq!(refused(head), None, "{head}");
@@ -92,6 +111,30 @@ fn heads_are_bounded_in_bytes_and_lines() {
         }
     }
     assert!(guard.held.len() <= HEAD_MAX + 200, "{}", guard.held.len());
+}
+
+#[test]
+fn a_head_that_drips_is_read_once_for_each_line_not_for_each_byte() {
+    let head = format!("GET / HTTP/1.1\r\n{}X: {}", "A: b\r\n".repeat(80), "a".repeat(HEAD_MAX - 1000));
+    let mut guard = Guard::new();
+    for byte in head.as_bytes() {
+        assert!(!guard.take(&[*byte]));
+    }
+    // Reading it anew for each of 60000 bytes takes minutes.
+    assert_eq!((guard.refusal(), guard.in_head()), (None, true));
+    assert!(!guard.take(b"\rb"));
+    assert_eq!(guard.refusal(), Some(Refusal::BareCr));
+    let mut guard = Guard::new();
+    guard.take(head.as_bytes());
+    guard.take(b"\r");
+    guard.take(b"b");
+    assert_eq!(guard.refusal(), Some(Refusal::BareCr), "also in two pieces");
+    let mut guard = Guard::new();
+    guard.take(head.as_bytes());
+    for _ in 0..1100 {
+        guard.take(b"a");
+    }
+    assert_eq!(guard.refusal(), Some(Refusal::HeadTooLarge));
 }
 
 #[test]

@@ -179,7 +179,21 @@ impl<'a> Exchange<'a> {
             let attempt = self.attempt(site, own, content, done, &mut tried);
             let outcome = match policy.and_then(|policy| policy.per_try_timeout) {
                 None => attempt.await,
-                Some(limit) => timeout(limit, attempt).await.unwrap_or(Err(Fault::TryTimedOut)),
+                Some(limit) => {
+                    let over = async {
+                        sleep(limit).await;
+                        // A client that is still sending takes its own time, not the endpoint's.
+                        if let Some(source) = source.filter(|source| source.is_arriving()) {
+                            source.sent().await;
+                            sleep(limit).await;
+                        }
+                    };
+                    tokio::select! {
+                        biased;
+                        outcome = attempt => outcome,
+                        () = over => Err(Fault::TryTimedOut),
+                    }
+                }
             };
             if let Some(observed) = observed(&outcome) {
                 self.observe(site, observed);
@@ -271,6 +285,9 @@ impl<'a> Exchange<'a> {
                     None => return Err(fault_of(error.error())),
                 },
             };
+            if !response::is_framed_once(&response) {
+                return Err(Fault::Protocol);
+            }
             let status = response.status();
             let switches = status == StatusCode::SWITCHING_PROTOCOLS || is_connect && status.is_success();
             let held = Held { lease, _request: taken, _load: load, source: None };

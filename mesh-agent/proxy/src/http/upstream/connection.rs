@@ -39,6 +39,8 @@ const HEAD_MAX: usize = 96 << 10;
 /// HTTP/2 windows: a stream's and a connection's.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Bytes of a request that wait for the endpoint's window, per stream of HTTP/2.
+const STREAM_BUFFER_MAX: usize = 256 << 10;
 
 /// The HTTP of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -260,6 +262,7 @@ pub(super) async fn speak(
                 .timer(Timer)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_send_buf_size(STREAM_BUFFER_MAX)
                 .max_header_list_size(HEAD_MAX as u32);
             if let Some(max) = max_streams {
                 builder.initial_max_send_streams(max as usize);

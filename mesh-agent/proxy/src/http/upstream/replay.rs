@@ -91,6 +91,12 @@ impl Source {
         state.is_whole && state.phase != Phase::Broken
     }
 
+    /// Whether some of it has come from the client, and more is to come.
+    pub(super) fn is_arriving(&self) -> bool {
+        let state = self.state.borrow();
+        state.phase == Phase::Open && (state.size > 0 || !state.is_whole)
+    }
+
     /// Waits until the client has sent all of it.
     pub(super) async fn sent(&self) {
         let notified = self.ended.notified();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, Response, header};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -91,13 +91,21 @@ impl HttpBody for Tracked {
     }
 }
 
+/// Whether there is one reading of where a response ends. The library takes `chunked` where both are given, and reads
+/// encodings before it as part of the body; others may not.
+pub(super) fn is_framed_once<B>(response: &Response<B>) -> bool {
+    let headers = response.headers();
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let Some(encoding) = encodings.next() else { return true };
+    encodings.next().is_none()
+        && encoding.as_bytes().eq_ignore_ascii_case(b"chunked")
+        && response.version() == http::Version::HTTP_11
+        && !headers.contains_key(header::CONTENT_LENGTH)
+}
+
 /// Takes away what was meant for this hop only.
 pub(super) fn strip(headers: &mut HeaderMap, keeps_upgrade: bool) {
-    let chunked = headers.remove(header::TRANSFER_ENCODING).is_some();
-    if chunked {
-        // Only one of them says how long it is.
-        headers.remove(header::CONTENT_LENGTH);
-    }
+    headers.remove(header::TRANSFER_ENCODING);
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -122,13 +130,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_response_ends_where_everybody_says_it_does() {
+        const CHUNKED: (&str, &str) = ("transfer-encoding", "chunked");
+        for (headers, is_good) in [
+            (&[][..], true),
+            (&[("content-length", "5")], true),
+            (&[("transfer-encoding", "Chunked")], true),
+            (&[CHUNKED, ("content-length", "5")], false),
+            (&[CHUNKED, CHUNKED], false),
+            (&[("transfer-encoding", "gzip, chunked")], false),
+            (&[("transfer-encoding", "identity")], false),
+        ] {
+            let response = headers
+                .iter()
+                .fold(Response::builder(), |response, (name, value)| response.header(*name, *value));
+            assert_eq!(is_framed_once(&response.body(()).unwrap()), is_good, "{headers:?}");
+        }
+        let old = Response::builder().version(http::Version::HTTP_10).header(CHUNKED.0, CHUNKED.1);
+        assert!(!is_framed_once(&old.body(()).unwrap()));
+    }
+
+    #[test]
     fn headers_of_this_hop_stop_here() {
         let mut headers: HeaderMap = [
             ("connection", "keep-alive, X-Private"),
             ("keep-alive", "timeout=5"),
             ("x-private", "1"),
             ("transfer-encoding", "chunked"),
-            ("content-length", "5"),
             ("upgrade", "h2c"),
             ("server", "nginx"),
         ]
