@@ -61,6 +61,7 @@ impl MeshSettings {
                 .unwrap_or_default(),
             root_namespace: self.root_namespace.as_str().into(),
             cluster_domain: self.cluster_domain.to_ascii_lowercase().into(),
+            defaults: Arc::new(routes::Defaults::of(config).of_mesh(config)),
         }
     }
 }

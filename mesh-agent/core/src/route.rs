@@ -13,6 +13,7 @@
 
 pub mod cluster;
 pub mod cors;
+pub mod defaults;
 pub mod evaluate;
 pub mod fault;
 pub mod host;

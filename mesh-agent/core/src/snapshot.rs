@@ -14,7 +14,7 @@ use crate::{
     identity::Identity,
     mode::{ModeSources, PortModes},
     policy::AuthorizationPolicy,
-    route::Routes,
+    route::{Routes, defaults::MeshDefaults},
 };
 
 /// Namespace and name of a resource.
@@ -244,6 +244,8 @@ pub struct Mesh {
     pub root_namespace: Arc<str>,
     /// DNS suffix of services, lower case.
     pub cluster_domain: Arc<str>,
+    /// What connections and requests are routed by where no resource says more.
+    pub defaults: Arc<MeshDefaults>,
 }
 
 impl Default for Mesh {
@@ -253,6 +255,7 @@ impl Default for Mesh {
             trust_domain_aliases: Vec::new(),
             root_namespace: "istio-system".into(),
             cluster_domain: "cluster.local".into(),
+            defaults: Arc::default(),
         }
     }
 }
@@ -294,6 +297,8 @@ pub struct Snapshot {
     by_addr: HashMap<IpAddr, WorkloadId>,
     by_vip: HashMap<(IpAddr, u16, Protocol), (Name, usize)>,
     routes: Arc<Routes>,
+    /// Ports at which some host has an HTTP table.
+    http_ports: BTreeSet<u16>,
     mesh: Arc<Mesh>,
 }
 
@@ -341,6 +346,7 @@ impl Snapshot {
             policies: policies.into_iter().map(|p| (p.name.clone(), p)).collect(),
             by_addr,
             by_vip,
+            http_ports: routes.http.keys().map(|at| at.port).collect(),
             routes,
             mesh,
         }
@@ -370,6 +376,11 @@ impl Snapshot {
     /// What connections and requests are routed by.
     pub fn routes(&self) -> &Arc<Routes> {
         &self.routes
+    }
+
+    /// Whether any host has an HTTP table at a port.
+    pub fn has_http_at(&self, port: u16) -> bool {
+        self.http_ports.contains(&port)
     }
 
     /// DNS suffix of services, usually `cluster.local`.

@@ -46,7 +46,7 @@ pub(crate) enum Destination {
         service: Arc<Service>,
         /// It, its port and perhaps a subset.
         key: ClusterKey,
-        /// What the client's namespace sees of its policy; `None`: defaults, all endpoints.
+        /// What the client's namespace sees of its policy, else what the mesh says; `None` only for a subset that is gone.
         policy: Option<Arc<Cluster>>,
     },
     /// The address that was dialled.
@@ -63,6 +63,8 @@ impl Destination {
     ) -> Option<Self> {
         let service = Arc::clone(snapshot.service(&key.service)?);
         let policy = seen_by(snapshot.routes().clusters.get(key), client, namespace);
+        let of_mesh = || Arc::clone(snapshot.mesh().defaults.clusters.get(None));
+        let policy = if key.subset.is_none() { Some(policy.unwrap_or_else(of_mesh)) } else { policy };
         // A subset that no DestinationRule names is no destination (S41).
         if !service.ports.iter().any(|port| port.port == key.port)
             || (key.subset.is_some() && policy.is_none())

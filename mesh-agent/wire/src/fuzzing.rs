@@ -241,6 +241,7 @@ fn mesh() -> nodemesh::Mesh {
         trust_domain_aliases: vec!["old".into()],
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
+        defaults: Some(nodemesh::Route { form: 1, entry: br#"{"outbound":"REGISTRY_ONLY"}"#.to_vec() }),
     }
 }
 

@@ -25,6 +25,7 @@ use mesh_core::{
     route::{
         self, HostPort, Routes,
         cluster::{ConnectionPool, Locality, OutlierDetection},
+        defaults::{DefaultClusters, MeshDefaults},
         http::{HttpTable, RetryPolicy},
         protocol::AppProtocol,
         scope::Scoped,
@@ -123,6 +124,21 @@ impl Defaults {
             outlier: routing.outlier.clone(),
             pool,
             locality: routing.locality().locality(),
+        }
+    }
+
+    /// What agents have to know of them, and of what else the MeshConfig says.
+    pub(super) fn of_mesh(&self, config: Option<&MeshConfig>) -> MeshDefaults {
+        let built_in = MeshDefaults::default();
+        let routing = config.map(|config| &config.routing);
+        MeshDefaults {
+            outbound: routing.map_or(built_in.outbound, |routing| routing.outbound()),
+            retries: self.retries.clone(),
+            path_normalization: routing.map_or(built_in.path_normalization, |r| r.path_normalization),
+            // Zero is no wait without end here: servers that speak first would never be reached.
+            detection_timeout: routing.and_then(|r| r.detection_timeout).filter(|limit| !limit.is_zero()),
+            dns_refresh: routing.and_then(|r| r.dns_refresh).unwrap_or(built_in.dns_refresh),
+            clusters: DefaultClusters::of(&destination_rule::policy_of_mesh(self)),
         }
     }
 }

@@ -71,7 +71,7 @@ pub struct RoutingDefaults {
     pub auto_mtls: Option<bool>,
     /// How often a name without a time to live of its own is resolved again.
     pub dns_refresh: Option<Duration>,
-    /// How long the first bytes of a connection are waited for; zero: as long as it takes.
+    /// How long the first bytes of a connection are waited for; zero: as long as the agent is told to.
     pub detection_timeout: Option<Duration>,
 }
 

@@ -52,12 +52,13 @@ pub(crate) async fn claim(worker: &Worker, live: &Live, accepted: &mut Stream) -
         Some((_, port)) => AppProtocol::of(port),
         None => AppProtocol::Sniffed,
     };
+    let detection_timeout = snapshot.mesh().defaults.detection_timeout;
     drop(snapshot);
     let first = if declared.is_http() {
         // Idle connections are ended by the worker's sweep.
         look(accepted, |first| if first == First::Other { First::Http1 } else { first }).await
     } else if declared == AppProtocol::Sniffed {
-        let limit = worker.settings().http.sniff_timeout;
+        let limit = detection_timeout.unwrap_or(worker.settings().http.sniff_timeout);
         timeout(limit, look(accepted, |first| first)).await.unwrap_or(First::Other)
     } else {
         First::Other

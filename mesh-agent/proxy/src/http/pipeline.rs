@@ -18,7 +18,6 @@ use mesh_core::route::{
     evaluate::split,
     fault::DrawnFault,
     http::{Abort, Action, Backend, HttpRule, HttpTable, WeightedBackend},
-    normalize::PathNormalization,
     request::{ClientView, RequestView},
     retry::grpc_timeout,
 };
@@ -504,7 +503,8 @@ fn check(session: &Session, parts: &mut Parts) -> Result<String, Refusal> {
         return Ok(authority);
     }
     let path = parts.uri.path();
-    let normal = PathNormalization::default().apply(path).map_err(|_| Refusal::Path)?;
+    let normalization = session.worker.snapshot().mesh().defaults.path_normalization;
+    let normal = normalization.apply(path).map_err(|_| Refusal::Path)?;
     let changed = match normal {
         Cow::Owned(path) => Some(match parts.uri.query() {
             Some(query) => format!("{path}?{query}"),

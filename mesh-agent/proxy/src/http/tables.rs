@@ -7,7 +7,7 @@ use mesh_core::{
         Origin, Routes,
         cluster::ClusterKey,
         host::resolve,
-        http::{Action, Backend, HeaderOps, HttpRule, HttpTable, RetryPolicy, Rewrite, WeightedBackend},
+        http::{Action, Backend, HeaderOps, HttpRule, HttpTable, Rewrite, WeightedBackend},
     },
     snapshot::{Name, Protocol, Service, Snapshot, Workload},
 };
@@ -23,7 +23,7 @@ pub(super) fn concerns(snapshot: &Snapshot, dialled: SocketAddr) -> bool {
                 || has_policy(routes, &service.name, port.port)
         }
         // Of an address that is no service's, only the host that is asked for can say it.
-        None => routes.http.keys().any(|key| key.port == dialled.port()),
+        None => snapshot.has_http_at(dialled.port()),
     }
 }
 
@@ -48,14 +48,14 @@ pub(super) fn table_of(
     }
     let serves = |service: &&Arc<Service>| service.ports.iter().any(|p| p.port == port);
     if let Some(service) = named.service.filter(serves) {
-        return Some(default_table(&service.name, port));
+        return Some(default_table(snapshot, &service.name, port));
     }
     let (service, _) = snapshot.service_at(dialled.ip(), port, Protocol::Tcp)?;
-    of_host(&snapshot.host_of(service)).or_else(|| Some(default_table(&service.name, port)))
+    of_host(&snapshot.host_of(service)).or_else(|| Some(default_table(snapshot, &service.name, port)))
 }
 
-/// What holds for a service without rules: all of its endpoints, and Istio's default retries.
-fn default_table(service: &Name, port: u16) -> Arc<HttpTable> {
+/// What holds for a service without rules: all of its endpoints, and the mesh's retries.
+fn default_table(snapshot: &Snapshot, service: &Name, port: u16) -> Arc<HttpTable> {
     let key = ClusterKey { service: service.clone(), port, subset: None };
     let backend = WeightedBackend {
         weight: 1,
@@ -71,7 +71,7 @@ fn default_table(service: &Name, port: u16) -> Arc<HttpTable> {
             matches: Vec::new(),
             action: Action::Forward(vec![backend]),
             timeout: None,
-            retries: Some(RetryPolicy::built_in()),
+            retries: snapshot.mesh().defaults.retries.clone(),
             fault: None,
             mirrors: Vec::new(),
             cors: None,

@@ -16,6 +16,10 @@ pub struct Mesh {
     /// DNS suffix of services.
     #[prost(string, tag = "4")]
     pub cluster_domain: ::prost::alloc::string::String,
+    /// What connections and requests are routed by where no resource says more, in the form of a route's entry; without it: Istio's own
+    /// values.
+    #[prost(message, optional, tag = "5")]
+    pub defaults: ::core::option::Option<Route>,
 }
 /// Whom to trust. Its xDS name is `trust`.
 #[derive(Clone, PartialEq, ::prost::Message)]

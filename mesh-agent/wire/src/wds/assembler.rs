@@ -90,6 +90,12 @@ fn decode_mesh(message: &nodemesh::Mesh) -> Result<Arc<Mesh>, Located> {
         })?,
         root_namespace: needed("root_namespace", &message.root_namespace)?,
         cluster_domain: needed("cluster_domain", &message.cluster_domain)?,
+        defaults: message
+            .defaults
+            .as_ref()
+            .map(|defaults| route::decode_defaults(defaults).map_err(|error| error.within("defaults")))
+            .transpose()?
+            .unwrap_or_default(),
     }))
 }
 

@@ -316,6 +316,7 @@ fn mesh_resource(mesh: &Mesh) -> Encoded {
         trust_domain_aliases: mesh.trust_domain_aliases.iter().map(|alias| alias.to_string()).collect(),
         root_namespace: mesh.root_namespace.to_string(),
         cluster_domain: mesh.cluster_domain.to_string(),
+        defaults: route::encode_defaults(&mesh.defaults),
     };
     Encoded::new(&message, Vec::new())
 }

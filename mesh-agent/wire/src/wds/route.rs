@@ -16,13 +16,14 @@ use mesh_core::{
     route::{
         HostPort, Routes,
         cluster::{Cluster, ClusterKey},
+        defaults::MeshDefaults,
         http::{Action, HttpTable, WeightedBackend},
         scope::{InNamespace, Labels, Scoped, SidecarScope},
         stream::StreamTable,
     },
     snapshot::Name,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::value::{Located, Problem};
 use crate::proto::nodemesh;
@@ -167,10 +168,30 @@ fn sidecar_name(at: &Name) -> String {
     format!("sidecar/{at}")
 }
 
-fn message(written: &Written) -> nodemesh::Route {
+fn message(written: &impl Serialize) -> nodemesh::Route {
     // Numbers, texts and maps with text as keys can all be written.
     let entry = serde_json::to_vec(written).unwrap_or_default();
     nodemesh::Route { form: FORM, entry }
+}
+
+/// Encodes what holds where no entry says more; nothing, if that is what holds without being said.
+pub(super) fn encode_defaults(defaults: &MeshDefaults) -> Option<nodemesh::Route> {
+    (*defaults != MeshDefaults::default()).then(|| message(defaults))
+}
+
+/// Decodes what holds where no entry says more.
+pub(super) fn decode_defaults(message: &nodemesh::Route) -> Result<Arc<MeshDefaults>, Located> {
+    read(message).map(Arc::new)
+}
+
+fn read<T: DeserializeOwned>(message: &nodemesh::Route) -> Result<T, Located> {
+    if message.form != FORM {
+        return Err(Located::at("form", Problem::Form(message.form)));
+    }
+    serde_json::from_slice(&message.entry).map_err(|error| {
+        let text = error.to_string().chars().take(ERROR_CHARS_SHOWN).collect();
+        Located::at("entry", Problem::Json(text))
+    })
 }
 
 /// Tells, by name, which entries of `new` are others than those of `old`, and which are gone.
@@ -207,14 +228,7 @@ fn compare<K: Ord, V: PartialEq>(
 
 /// Decodes an entry.
 pub(super) fn decode(name: &str, message: &nodemesh::Route) -> Result<Entry, Located> {
-    if message.form != FORM {
-        return Err(Located::at("form", Problem::Form(message.form)));
-    }
-    let no_entry = |error: serde_json::Error| {
-        let text = error.to_string().chars().take(ERROR_CHARS_SHOWN).collect();
-        Located::at("entry", Problem::Json(text))
-    };
-    let entry = match serde_json::from_slice(&message.entry).map_err(no_entry)? {
+    let entry = match read(message)? {
         Written::Http { at, tables } => Entry::Http(at, tables.read()?),
         Written::Stream { at, tables } => Entry::Stream(at, tables.read()?),
         Written::Cluster { at, clusters } => Entry::Cluster(at, clusters.read()?),

@@ -13,7 +13,7 @@ use mesh_core::{
     snapshot::{Name, Service},
 };
 
-use super::Context;
+use super::{Context, Defaults};
 /// Limits as a resource gives them.
 pub(super) use crate::resource::destination_rule::ConnectionPool as SpecPool;
 use crate::resource::{
@@ -198,7 +198,7 @@ impl Merged<'_, '_> {
         };
         let key = Key { kind: Kind::DestinationRule, name: source.clone() };
         let origin = Some(cx.origin(&key, &field));
-        Some(Arc::new(Cluster { origin, labels, policy: policy(cx, settings) }))
+        Some(Arc::new(Cluster { origin, labels, policy: policy(cx.defaults, settings) }))
     }
 
     /// The mesh's own policy, said by this rule.
@@ -208,7 +208,7 @@ impl Merged<'_, '_> {
             let key = Key { kind: Kind::DestinationRule, name: rule.source.name.clone() };
             cx.origin(&key, "spec")
         });
-        let policy = policy(cx, effective(None, None, port));
+        let policy = policy(cx.defaults, effective(None, None, port));
         Arc::new(Cluster { origin, labels: Labels::new(), policy })
     }
 }
@@ -257,22 +257,27 @@ fn put<T: Clone>(place: &mut Option<T>, value: &Option<T>) {
     }
 }
 
+/// What holds for destinations that no rule is about.
+pub(super) fn policy_of_mesh(defaults: &Defaults) -> cluster::TrafficPolicy {
+    policy(defaults, Settings::default())
+}
+
 /// Settings with the mesh's defaults in the place of what they do not say.
-fn policy(cx: &Context<'_>, mut settings: Settings) -> cluster::TrafficPolicy {
-    settings.outlier = settings.outlier.or_else(|| cx.defaults.outlier.clone());
-    settings.pool = settings.pool.or_else(|| cx.defaults.own_pool.clone());
+fn policy(defaults: &Defaults, mut settings: Settings) -> cluster::TrafficPolicy {
+    settings.outlier = settings.outlier.or_else(|| defaults.outlier.clone());
+    settings.pool = settings.pool.or_else(|| defaults.own_pool.clone());
     let balancing = settings.balancing.unwrap_or_default();
     let locality = match &balancing.locality {
         Some(own) => own.locality(),
         // Outlier detection brings failover with it (fact 5), shares need none (S49).
-        None => match &cx.defaults.locality {
+        None => match &defaults.locality {
             Locality::Failover { forced: false, .. } if settings.outlier.is_none() => Locality::Anywhere,
             wider => wider.clone(),
         },
     };
     cluster::TrafficPolicy {
         balancing: Balancing { algorithm: balancing.algorithm, locality, warmup: balancing.warmup },
-        pool: pool(settings.pool.unwrap_or_default(), &cx.defaults.pool),
+        pool: pool(settings.pool.unwrap_or_default(), &defaults.pool),
         outlier: settings.outlier,
         tls: settings.tls,
         tunnel: settings.tunnel,

@@ -2,6 +2,7 @@
 
 mod destination_rule;
 mod gateway_api;
+mod mesh_config;
 mod properties;
 mod virtual_service;
 

@@ -26,7 +26,7 @@ use mesh_core::{
         http::{Action, Backend, HeaderOps, HttpRule, HttpTable, Rewrite, WeightedBackend},
         scope::Scoped,
     },
-    snapshot::{Name, Parts, Service, Snapshot},
+    snapshot::{Mesh, Name, Parts, Service, Snapshot},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -186,6 +186,11 @@ pub(super) fn publish(world: &World, rules: Vec<HttpRule>, services: &[(&str, So
 
 /// The same with all routes.
 pub(super) fn publish_routes(world: &World, routes: Routes, services: &[(&str, SocketAddr)]) {
+    publish_mesh(world, Mesh::default(), routes, services);
+}
+
+/// The same of another mesh.
+pub(super) fn publish_mesh(world: &World, mesh: Mesh, routes: Routes, services: &[(&str, SocketAddr)]) {
     let version = world.snapshots.borrow().version() + 1;
     let own = workload("client", "a", "127.0.0.1".parse().unwrap());
     let made: Vec<Arc<Service>> = services
@@ -202,6 +207,7 @@ pub(super) fn publish_routes(world: &World, routes: Routes, services: &[(&str, S
             workloads: vec![Arc::new(own)],
             services: made,
             routes: Arc::new(routes),
+            mesh: Arc::new(mesh),
             ..Parts::default()
         },
     )));

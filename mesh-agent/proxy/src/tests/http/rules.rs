@@ -2,21 +2,25 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::Response;
 use mesh_core::route::{
     HostPort, Routes,
-    cluster::{Algorithm, Balancing, Cluster, ClusterKey, HashKey, HashTable, TrafficPolicy},
+    cluster::{Algorithm, Balancing, Cluster, ClusterKey, ConnectionPool, HashKey, HashTable, TrafficPolicy},
+    defaults::{DefaultClusters, MeshDefaults},
     http::{
         Abort, Action, Backend, Cors, Fault, HeaderOps, HttpTable, Millionths, PathRewrite, Redirect,
-        RedirectPort, Rewrite, WeightedBackend,
+        RedirectPort, RetryOn, RetryPolicy, Rewrite, WeightedBackend,
     },
     matching::{HeaderMatch, HttpMatch, PathMatch, StringMatch},
+    normalize::PathNormalization,
     scope::Scoped,
 };
-use mesh_core::snapshot::Name;
+use mesh_core::snapshot::{Mesh, Name};
 use tokio::time::Instant;
 
 use super::fixture::{
-    Client, HOST, backend, cluster, echo, forward, no_route, publish, publish_routes, rule, test,
+    Client, HOST, backend, cluster, echo, forward, full, no_route, publish, publish_mesh, publish_routes,
+    rule, server, test,
 };
 use crate::tests::fixture::eventually;
 
@@ -266,5 +270,44 @@ fn a_cookie_is_made_for_clients_without_one() {
         assert!(reply.header("set-cookie").is_some_and(|cookie| cookie.starts_with("user=\"")), "{reply:?}");
         let reply = client.ask("GET", "/", "Cookie: user=abc\r\n", "").await;
         assert_eq!(reply.header("set-cookie"), None);
+    });
+}
+
+#[test]
+fn what_the_mesh_says_holds_where_no_rule_and_no_policy_says_more() {
+    test(|world| async move {
+        let (one, seen) = server("one", |parts, _| {
+            let status = if parts.uri.path().ends_with("/fails") { 500 } else { 200 };
+            Response::builder().status(status).body(full(parts.uri.path().to_owned())).unwrap()
+        })
+        .await;
+        let (other, _) = echo("other").await;
+        let defaults = MeshDefaults {
+            path_normalization: PathNormalization::MergeSlashes,
+            retries: Some(RetryPolicy {
+                attempts: 4,
+                on: RetryOn { server_error: true, ..RetryOn::default() },
+                ..RetryPolicy::built_in()
+            }),
+            clusters: DefaultClusters::of(&TrafficPolicy {
+                pool: ConnectionPool { max_requests: Some(1), ..ConnectionPool::default() },
+                ..TrafficPolicy::default()
+            }),
+            ..MeshDefaults::default()
+        };
+        let mesh = Mesh { defaults: Arc::new(defaults), ..Mesh::default() };
+        // The rule is about another service: nothing is said of `web`, but its port is looked into.
+        let mut routes = Routes::default();
+        let table = HttpTable { rules: vec![forward()], unmatched: no_route() };
+        let at = HostPort { host: "other.default.svc.cluster.local".into(), port: 80 };
+        routes.http.insert(at, Scoped::everywhere(Arc::new(table)));
+        let key = ClusterKey { service: Name::new("default", "web"), port: 80, subset: Some("v1".into()) };
+        let v1 = Cluster { origin: None, labels: Default::default(), policy: TrafficPolicy::default() };
+        routes.clusters.insert(key, Scoped::everywhere(Arc::new(v1)));
+        publish_mesh(&world, mesh, routes, &[("web", one), ("other", other)]);
+        let mut client = Client::connect(&world).await;
+        assert_eq!(client.get("/a//b").await.body, "/a/b");
+        assert_eq!(client.get("/fails").await.status, 500);
+        assert_eq!(seen.count(), 1 + 5, "four times again");
     });
 }

@@ -16,6 +16,7 @@ use mesh_core::{
         self, Action, Attempt, AuthorizationPolicy, Match, Peer, Rule, Scope, ServiceAccountMatch,
         StringMatch,
     },
+    route::{defaults::MeshDefaults, scope::OutboundPolicy},
     snapshot::{
         Endpoint, Mesh, Name, Parts, PodSettings, Protocol, Service, ServicePort, Snapshot, Tunnel, Workload,
     },
@@ -259,6 +260,12 @@ fn mesh() -> impl Strategy<Value = Mesh> {
             trust_domain_aliases: vec!["old".into()],
             root_namespace: "a".into(),
             cluster_domain: "example".into(),
+            defaults: Arc::new(MeshDefaults {
+                outbound: OutboundPolicy::RegistryOnly,
+                retries: None,
+                detection_timeout: Some(Duration::from_millis(300)),
+                ..MeshDefaults::default()
+            }),
         }),
     ]
 }
