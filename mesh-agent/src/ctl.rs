@@ -3,7 +3,7 @@
 //! Invariants:
 //! - Exit status 0 when the question was answered, 1 when it could not be, 2 for wrong usage; `policy test`, `validate` and
 //!   `analyze` have their own: 1 is "denied" or "something is wrong", 2 also that there is no answer.
-//! - With `-o json`, standard output holds one JSON document (a line each for a live `top`) and nothing else.
+//! - With `-o json` or `-o yaml`, standard output holds one document (one each for every reading of a live `top`) and nothing else.
 //!
 //! Not here: any decision; every answer comes from the agent or, for questions about manifests, from what an agent is made of.
 
@@ -15,6 +15,7 @@ mod explain;
 mod figures;
 mod policy;
 mod profile;
+mod proxy_config;
 mod status;
 mod table;
 mod top;
@@ -29,6 +30,9 @@ use std::{
 pub use cli::{Args, Command, DEFAULT_ADMIN_SOCKET, ExplainArgs, Output, ProfileArgs, TopArgs};
 use client::{AskError, Client};
 pub use policy::{PolicyArgs, PolicyCommand, PolicyTestArgs};
+pub use proxy_config::{
+    ClustersArgs, EndpointsArgs, ListenersArgs, ProxyConfigCommand, RoutesArgs, SeenArgs,
+};
 pub use validate::{AnalyzeArgs, ValidateArgs};
 
 use crate::{
@@ -53,6 +57,11 @@ enum CtlError {
     Encode {
         #[source]
         source: serde_json::Error,
+    },
+    #[error("encode the answer as YAML")]
+    EncodeYaml {
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
@@ -93,10 +102,14 @@ fn answer(args: &Args) -> Result<ExitCode, CtlError> {
             print(out, &view, profile::render)
         }
         Command::Explain(explain_args) => {
-            let query = [("from", explain_args.from.as_str()), ("to", explain_args.to.as_str())];
+            let mut query = vec![("from", explain_args.from.as_str()), ("to", explain_args.to.as_str())];
+            let parts = [("method", &explain_args.method), ("path", &explain_args.path)];
+            query.extend(parts.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?))));
+            query.extend(explain_args.headers.iter().map(|header| ("header", header.as_str())));
             let view: ExplainView = client.ask(paths::EXPLAIN, &query, ANSWER_WITHIN)?;
             print(out, &view, explain::render)
         }
+        Command::ProxyConfig { command } => proxy_config::run(&client, command, out),
         Command::Policy(policy_args) => return Ok(policy::run(policy_args, out)),
         Command::Validate(validate_args) => return Ok(validate::validate(validate_args, out)),
         Command::Analyze(analyze_args) => return Ok(validate::analyze(analyze_args, out)),
@@ -114,8 +127,16 @@ fn print<T: serde::Serialize>(out: Output, view: &T, text: impl Fn(&T) -> String
             json.push('\n');
             json
         }
+        Output::Yaml => yaml(view)?,
     };
     write_out(&printed)
+}
+
+/// A view as one YAML document.
+fn yaml<T: serde::Serialize>(view: &T) -> Result<String, CtlError> {
+    // By way of JSON, so that both say the same.
+    let value = serde_json::to_value(view).map_err(|source| CtlError::Encode { source })?;
+    serde_saphyr::to_string(&value).map_err(|source| CtlError::EncodeYaml { source: Box::new(source) })
 }
 
 fn write_out(text: &str) -> Result<(), CtlError> {

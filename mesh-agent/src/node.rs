@@ -29,6 +29,7 @@ mod namespaces;
 mod ops;
 mod pods;
 mod profile;
+mod proxy_config;
 mod readiness;
 mod reconcile;
 mod revoke;

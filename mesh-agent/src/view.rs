@@ -11,6 +11,8 @@ mod certificates;
 mod connections;
 mod explain;
 mod profile;
+mod proxy_config;
+mod request;
 mod status;
 mod top;
 
@@ -22,6 +24,11 @@ pub use explain::{
     ResolutionKind, ResolutionView, ServerView, TransportView, VerdictView,
 };
 pub use profile::{BucketView, CounterView, HistogramView, ProfileView, ProgramCostView};
+pub use proxy_config::{
+    ClusterView, ClustersView, EndpointView, EndpointsView, InPodListenerView, InUseView, ListenersView,
+    OriginView, RetriesView, RouteRuleView, RouteTableView, RoutesView, ServicePortView, ShareView,
+};
+pub use request::{RequestBackendView, RequestEndpointView, RequestOutcome, RequestView};
 pub use status::{
     AgentView, ControllerView, ForeignProgramView, IdentityView, KernelView, MapView, Phase, PodState,
     PodView, ProgramView, SnapshotView, SourceErrorView, StatusView,
@@ -40,8 +47,16 @@ pub mod paths {
     pub const EDGES: &str = "/edges";
     /// [`super::ProfileView`]; query `seconds`.
     pub const PROFILE: &str = "/profile";
-    /// [`super::ExplainView`]; query `from` and `to`.
+    /// [`super::ExplainView`]; query `from` and `to`, and of a request `method`, `path`, each `header`, `sni`.
     pub const EXPLAIN: &str = "/explain";
+    /// [`super::RoutesView`]; query `pod`, `host`, `port`.
+    pub const ROUTES: &str = "/proxy-config/routes";
+    /// [`super::ClustersView`]; query as for routes, and `subset`.
+    pub const CLUSTERS: &str = "/proxy-config/clusters";
+    /// [`super::EndpointsView`]; query as for clusters, and `address`.
+    pub const ENDPOINTS: &str = "/proxy-config/endpoints";
+    /// [`super::ListenersView`]; query `pod`, `host`, `port`, `address`.
+    pub const LISTENERS: &str = "/proxy-config/listeners";
 }
 
 /// What every refused request answers, with a status code of 400 or above.

@@ -1,8 +1,15 @@
-//! What the demo's services and its driver agree on.
+//! Bookinfo: what its services and their drivers agree on, the application in a world, and the tour through Istio's tasks.
+
+mod app;
+pub mod tour;
+mod visitor;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use app::{App, AppOptions, NAMESPACE};
+pub use visitor::{Answer, Visitor};
 
 /// The port of every Bookinfo service.
 pub const PORT: u16 = 9080;
@@ -15,6 +22,18 @@ pub const PAGE_PARTS: [&str; 2] = ["<h4>Book Details</h4>", "<h4>Book Reviews</h
 
 /// The attribute of a product page that names the version of the reviews it shows.
 pub const VERSION_ATTRIBUTE: &str = "data-reviews-version=\"";
+
+/// The attribute of a product page that says what is wrong with it.
+pub const ERROR_ATTRIBUTE: &str = "data-error=\"";
+
+/// What a reader sees when the reviews do not come.
+pub const NO_REVIEWS: &str = "Sorry, product reviews are currently unavailable for this book.";
+
+/// What a reader sees when the ratings do not come.
+pub const NO_RATINGS: &str = "Ratings service is currently unavailable";
+
+/// A request header by which the product page waits so many milliseconds for the reviews, each of two times, instead of three seconds.
+pub const WAIT_HEADER: &str = "x-wait-ms";
 
 /// What a traffic generator has seen since it started; one line of JSON each half second.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

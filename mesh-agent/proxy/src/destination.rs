@@ -2,6 +2,7 @@
 //!
 //! - [`endpoints`]: the endpoints of a destination for one pod, and the choice among them.
 //! - [`choice`]: how they are arranged, and which of them are out.
+//! - [`standing`]: what is known of destinations and endpoints, for those who ask.
 //! - [`limits`]: what is in use at a destination, over all workers.
 //!
 //! Not here: which rule leads to a destination, and how an endpoint is reached and spoken to.
@@ -9,6 +10,7 @@
 mod choice;
 pub(crate) mod endpoints;
 pub(crate) mod limits;
+pub(crate) mod standing;
 
 use std::{
     cell::RefCell,
@@ -116,6 +118,9 @@ pub(crate) fn digest(bytes: &[u8]) -> u64 {
     mixed ^ mixed >> 33
 }
 
+/// What is outstanding by destination and endpoint.
+pub(crate) type Outstanding = Vec<(Scope, Vec<(SocketAddr, u32)>)>;
+
 /// The destinations of a worker's pods.
 #[derive(Debug, Default)]
 pub(crate) struct Destinations(RefCell<HashMap<Scope, Rc<Endpoints>>>);
@@ -136,6 +141,13 @@ impl Destinations {
         let endpoints = Rc::new(Endpoints::new(scope.clone(), usage));
         all.insert(scope, Rc::clone(&endpoints));
         endpoints
+    }
+
+    /// What is outstanding from this worker, by destination and endpoint; idle endpoints are left out.
+    pub(crate) fn active(&self) -> Outstanding {
+        let all = self.0.borrow();
+        let rows = all.iter().map(|(scope, endpoints)| (scope.clone(), endpoints.active()));
+        rows.filter(|(_, active)| !active.is_empty()).collect()
     }
 
     /// Forgets those that nobody has asked for.

@@ -19,6 +19,7 @@ mod guard;
 mod hashing;
 pub(crate) mod io;
 mod pipeline;
+pub mod preview;
 mod record;
 mod replies;
 mod resets;

@@ -38,6 +38,8 @@ mod worker;
 
 pub use close::{CloseReason, Direction, Side};
 pub use connections::ConnectionView;
+pub use destination::standing::{DestinationUse, EndpointStanding, EndpointUse, Unfit};
+pub use http::preview;
 pub use metrics::{DirectTraffic, Metrics, Security, TunnelledTraffic};
 pub use proxy::{AddPodError, Dependencies, Drained, Proxy, StartError};
 pub use settings::{DnsSettings, HboneSettings, HttpSettings, Settings};

@@ -18,7 +18,10 @@ use tokio::{
 use crate::{
     close::Direction,
     connections::{Admission, ConnectionView},
-    destination::limits::Limits,
+    destination::{
+        limits::Limits,
+        standing::{DestinationUse, destinations},
+    },
     kernel::{Kernel, PodHandle, PodListeners, Sockets},
     listener::{Listener, Purpose},
     metrics::Metrics,
@@ -280,6 +283,20 @@ impl Proxy {
         }
         rows.sort_by_key(|row| (std::cmp::Reverse(row.age_ms), row.id));
         rows
+    }
+
+    /// What requests and connections of this node's pods have in use at their destinations, and which endpoints failed.
+    pub async fn destinations(&self) -> Vec<DestinationUse> {
+        let mut active = Vec::new();
+        for link in &self.shared.links {
+            let (done_tx, done_rx) = oneshot::channel();
+            let ask = async {
+                link.commands.send(Command::ListActive { done: done_tx }).await.ok()?;
+                done_rx.await.ok()
+            };
+            active.extend(timeout(ANSWER_MAX, ask).await.ok().flatten().unwrap_or_default());
+        }
+        destinations(&self.shared.limits, active)
     }
 }
 

@@ -425,6 +425,9 @@ impl Worker {
             Command::List { max, done } => {
                 done.send(self.connections.views(max, self.tick.get(), TICK_MS)).ok();
             }
+            Command::ListActive { done } => {
+                done.send(self.destinations.active()).ok();
+            }
             Command::MakeRoom(scope) => self.sites.make_room(&scope),
             Command::Drain { deadline, done } => {
                 let worker = Rc::clone(self);

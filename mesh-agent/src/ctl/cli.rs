@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use super::{
     policy::PolicyArgs,
+    proxy_config::ProxyConfigCommand,
     validate::{AnalyzeArgs, ValidateArgs},
 };
 
@@ -41,9 +42,12 @@ pub struct Args {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     /// Tables for people.
+    #[value(alias = "table", alias = "short")]
     Text,
     /// One JSON document; field names are stable.
     Json,
+    /// The same as YAML.
+    Yaml,
 }
 
 /// Questions.
@@ -68,11 +72,26 @@ pub enum Command {
     #[command(after_help = "Examples:\n  meshctl profile\n  meshctl profile --seconds 30 -o json\n\n\
         Measuring the cost needs the kernel's BPF statistics, which are switched on for the window only.")]
     Profile(ProfileArgs),
-    /// What would happen to a connection, and why: the hook, the backends, the server's side.
+    /// What would happen to a connection or a request, and why: the hook, the rule, the endpoints, the server's side.
     #[command(after_help = "Examples:\n  meshctl explain --from shop/cart --to reviews:9080\n  \
+        meshctl explain --from shop/cart --to reviews:9080 --method GET --path /reviews/0 --header 'end-user: jason'\n  \
         meshctl explain --from shop/cart --to 10.96.0.10:80 -o json\n\n\
         The answer comes from the code that decides, over the live tables. Nothing is sent.")]
     Explain(ExplainArgs),
+    /// What a pod's requests are routed by: routes, clusters, endpoints, listeners.
+    #[command(
+        visible_aliases = ["pc"],
+        after_help = "Examples:\n  meshctl proxy-config routes shop/cart --host reviews\n  \
+        meshctl proxy-config clusters shop/cart -o yaml\n  \
+        meshctl pc endpoints shop/cart --host reviews --subset v2\n  \
+        meshctl pc listeners shop/cart\n\n\
+        The names and columns are istioctl's where they mean the same."
+    )]
+    ProxyConfig {
+        /// Which part.
+        #[command(subcommand)]
+        command: ProxyConfigCommand,
+    },
     /// What policies in manifests say about a connection, before they are used. Needs no agent.
     #[command(
         after_help = "Examples:\n  meshctl policy test -f mesh/ --from shop/cart --to shop/reviews-1:9080\n  \
@@ -131,6 +150,23 @@ pub struct ExplainArgs {
     /// What it dials: a name as the pod would write it, or an address, and a TCP port.
     #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
     pub to: String,
+    /// Asks about a request of this method, GET when only other parts of a request are given.
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<String>,
+    /// Path of the request, with query if it has one; `/` when only other parts are given.
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<String>,
+    /// A header of the request; may be given several times. `host` takes the place of HOST:PORT in it.
+    #[arg(long = "header", short = 'H', value_name = "NAME: VALUE", value_parser = header)]
+    pub headers: Vec<String>,
+}
+
+/// Checks the form only.
+fn header(text: &str) -> Result<String, String> {
+    match text.split_once(':') {
+        Some((name, _)) if !name.trim().is_empty() => Ok(text.to_owned()),
+        _ => Err("want NAME: VALUE, e.g. 'end-user: jason'".to_owned()),
+    }
 }
 
 /// Checks the form only; the agent resolves the host.
@@ -175,7 +211,12 @@ mod tests {
     fn wrong_usage_is_status_2() {
         for line in [
             "meshctl",
-            "meshctl status -o yaml",
+            "meshctl status -o xml",
+            "meshctl proxy-config",
+            "meshctl proxy-config routes a b",
+            "meshctl proxy-config clusters --port 0",
+            "meshctl proxy-config endpoints --address web",
+            "meshctl explain --from a --to web:80 --header x",
             "meshctl explain --from a/b",
             "meshctl explain --from a/b --to web",
             "meshctl explain --from a/b --to web:0",
@@ -196,10 +237,28 @@ mod tests {
     }
 
     #[test]
-    fn every_subcommand_shows_examples() {
-        for sub in Args::command().get_subcommands() {
-            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("Examples:"), "{} has none", sub.get_name());
+    fn names_that_users_of_istioctl_know_are_taken() {
+        for line in [
+            "meshctl proxy-config cluster shop/cart --fqdn web.shop.svc.cluster.local --port 80 --subset v1 -o json",
+            "meshctl pc c shop/cart",
+            "meshctl pc routes -o table",
+            "meshctl pc ep cart --address 10.0.0.1",
+            "meshctl proxy-config listener cart --port 15001",
+            "meshctl explain --from a --to web:80 -H 'a:b' --header c:d --method POST --path /x?y",
+        ] {
+            assert!(parse(&line.replace('\'', "")).is_ok(), "{line}");
         }
+    }
+
+    #[test]
+    fn every_subcommand_shows_examples() {
+        fn check(command: &clap::Command) {
+            for sub in command.get_subcommands() {
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Examples:"), "{} has none", sub.get_name());
+                check(sub);
+            }
+        }
+        check(&Args::command());
     }
 }

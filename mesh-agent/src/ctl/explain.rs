@@ -1,5 +1,7 @@
 //! Owns the text of `meshctl explain`.
 
+mod request;
+
 use std::fmt::Write as _;
 
 use crate::view::{
@@ -16,6 +18,10 @@ pub(super) fn render(view: &ExplainView) -> String {
     for address in &view.addresses {
         out.push('\n');
         explain_address(&mut out, address);
+    }
+    if let Some(request) = &view.request {
+        out.push('\n');
+        request::explain_request(&mut out, request);
     }
     out
 }
@@ -241,6 +247,7 @@ mod tests {
                 }],
                 slots_left_off: 0,
             }],
+            request: None,
         }
     }
 

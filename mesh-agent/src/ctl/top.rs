@@ -10,7 +10,7 @@ use super::{
     client::Client,
     figures,
     table::{Align, Table},
-    write_out,
+    write_out, yaml,
 };
 use crate::view::{EdgesView, TopRow, TopView, paths, rates};
 
@@ -31,6 +31,7 @@ pub(super) fn run(client: &Client, args: &TopArgs, out: Output) -> Result<(), Ct
                 let json = serde_json::to_string(&view).map_err(|source| CtlError::Encode { source })?;
                 write_out(&format!("{json}\n"))?;
             }
+            (Output::Yaml, _) => write_out(&format!("---\n{}", yaml(&view)?))?,
             (Output::Text, true) => write_out(&render(&view, usize::MAX))?,
             (Output::Text, false) => write_out(&redraw(&render(&view, args.rows as usize)))?,
         }

@@ -4,6 +4,8 @@
 //! - Only the owner of the socket file (root) may ask.
 //! - Questions that read kernel maps run on the blocking pool, never on the control thread.
 
+mod seen;
+
 use std::{
     fs, io,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
@@ -13,19 +15,22 @@ use std::{
 };
 
 use hyper::StatusCode;
-use mesh_core::{id::WorkloadId, snapshot::Workload};
+use mesh_core::{id::WorkloadId, plan::ActualPod, snapshot::Workload};
+use mesh_proxy::{DestinationUse, preview::AskedRequest};
 use mesh_redirect::{LiveTables, MapError, Stats, monotonic_ns};
 use tokio::{
     net::{UnixListener, UnixStream},
     time::{Instant, sleep},
 };
 
+use self::seen::{Seen, asked, of_pod};
 use super::{
     edges,
-    explain::{Question, World, explain},
+    explain::{Question, RequestQuestion, World, explain},
     http::{self, Answer, Answers, Query},
     names::Names,
     profile::profile,
+    proxy_config::Filter,
     shared::Shared,
     status::status,
 };
@@ -201,12 +206,45 @@ impl Admin {
         let (Some(from), Some(to)) = (wanted("from"), wanted("to")) else {
             return Err(Refusal::asked("explain wants from=POD and to=HOST:PORT".to_owned()));
         };
+        let request = asked(query, &to)?;
+        let used = match request {
+            Some(_) => self.shared.proxy.destinations().await,
+            None => Vec::new(),
+        };
         let shared = Arc::clone(&self.shared);
-        blocking(move || explain_now(&shared, &from, &to)).await?
+        blocking(move || explain_now(&shared, &from, &to, request, used)).await?
+    }
+
+    /// Answers a question about what a pod's requests are routed by.
+    async fn proxy_config<V: Send + 'static>(
+        &self,
+        query: &Query,
+        view: impl FnOnce(&Seen<'_>) -> Result<V, Refusal> + Send + 'static,
+    ) -> Result<V, Refusal> {
+        let filter = Filter::of(query).map_err(Refusal::asked)?;
+        let pod = query.value("pod").map(str::to_owned);
+        let used = self.shared.proxy.destinations().await;
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let snapshot = shared.snapshot();
+            let local = snapshot.workloads().filter(|w| *w.node == *shared.node && !w.terminated);
+            let client = pod.as_deref().map(|pod| client(local.map(|w| &**w), pod)).transpose()?;
+            let actual = shared.kernel.actual()?;
+            let is_client = |pod: &ActualPod| client.is_some_and(|client| pod.workload == client.id);
+            let enrolled = actual.iter().find(|(_, pod)| is_client(pod)).map(|(id, pod)| (*id, pod));
+            view(&Seen::new(&shared, &snapshot, client, enrolled, &used, &filter))
+        })
+        .await?
     }
 }
 
-fn explain_now(shared: &Shared, from: &str, to: &str) -> Result<ExplainView, Refusal> {
+fn explain_now(
+    shared: &Shared,
+    from: &str,
+    to: &str,
+    request: Option<AskedRequest>,
+    used: Vec<DestinationUse>,
+) -> Result<ExplainView, Refusal> {
     let port = to.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     let Some((host, port)) = port.filter(|(host, port)| !host.is_empty() && *port != 0) else {
         return Err(Refusal::asked(format!("to = {to:?} is not HOST:PORT")));
@@ -226,7 +264,10 @@ fn explain_now(shared: &Shared, from: &str, to: &str) -> Result<ExplainView, Ref
         Some((*pod, tables.inbound(*pod).ok().flatten()?))
     };
     let world = World { tables: &tables, snapshot: &snapshot, inbound: &inbound };
-    Ok(explain(&world, &Question { from, pod, host, port, now_ns: monotonic_ns() }))
+    let request =
+        request.map(|asked| RequestQuestion { asked, in_use: of_pod(&used, entry.map(|(id, _)| *id)) });
+    explain(&world, &Question { from, pod, host, port, now_ns: monotonic_ns(), request })
+        .map_err(|error| Refusal::asked(error.to_string()))
 }
 
 /// The local pod that `text` names: `namespace/name`, or a name that only one has.
@@ -268,6 +309,10 @@ impl Answers for Admin {
             paths::EDGES => answer(self.edges().await),
             paths::PROFILE => answer(self.profile(query).await),
             paths::EXPLAIN => answer(self.explain(query).await),
+            paths::ROUTES => answer(self.proxy_config(query, |view| view.routes()).await),
+            paths::CLUSTERS => answer(self.proxy_config(query, |view| view.clusters()).await),
+            paths::ENDPOINTS => answer(self.proxy_config(query, |view| view.endpoints()).await),
+            paths::LISTENERS => answer(self.proxy_config(query, |view| view.listeners()).await),
             other => http::error(StatusCode::NOT_FOUND, &format!("the agent has no {other}")),
         }
     }

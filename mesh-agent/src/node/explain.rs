@@ -6,6 +6,7 @@
 //! - Every outcome comes from `mesh_common::decide` or `mesh_core::policy`; here it is only put into words.
 
 mod policy;
+mod request;
 mod words;
 
 use std::{
@@ -31,6 +32,9 @@ use mesh_core::{
 };
 
 use self::policy::Way;
+pub(super) use self::request::{RequestQuestion, explain_request};
+use mesh_proxy::preview::PreviewError;
+
 use super::names::Names;
 use crate::view::{
     AddressView, ArrivalView, BackendView, ExplainView, HookView, PolicyView, ResolutionKind, ResolutionView,
@@ -53,6 +57,8 @@ pub(super) struct Question<'a> {
     pub(super) port: u16,
     /// CLOCK_MONOTONIC nanoseconds.
     pub(super) now_ns: u64,
+    /// A request over the connection.
+    pub(super) request: Option<RequestQuestion>,
 }
 
 /// The live world the question is about.
@@ -60,13 +66,19 @@ pub(super) struct World<'a, T> {
     /// Kernel tables.
     pub(super) tables: &'a T,
     /// The snapshot they were made from.
-    pub(super) snapshot: &'a Snapshot,
+    pub(super) snapshot: &'a Arc<Snapshot>,
     /// Local pod id and inbound settings of an enrolled workload.
     pub(super) inbound: &'a dyn Fn(WorkloadId) -> Option<(u32, InboundCfg)>,
 }
 
-/// Explains one connect.
-pub(super) fn explain<T: Tables>(world: &World<'_, T>, question: &Question<'_>) -> ExplainView {
+/// Explains one connect, and perhaps a request over it.
+///
+/// # Errors
+/// When what is asked about is no request.
+pub(super) fn explain<T: Tables>(
+    world: &World<'_, T>,
+    question: &Question<'_>,
+) -> Result<ExplainView, PreviewError> {
     let resolution = resolve(world.snapshot, question.from, question.host);
     let names = Names::new(world.snapshot, &Arc::default());
     let addresses = match &question.pod {
@@ -80,13 +92,18 @@ pub(super) fn explain<T: Tables>(world: &World<'_, T>, question: &Question<'_>) 
             .collect(),
         None => Vec::new(),
     };
-    ExplainView {
+    let request = question
+        .request
+        .as_ref()
+        .map(|request| explain_request(world.snapshot, question.from, &resolution, question.port, request));
+    Ok(ExplainView {
         from: question.from.name.to_string(),
         enrolled: question.pod.is_some(),
         to: format!("{}:{}", question.host, question.port),
+        request: request.transpose()?,
         resolution,
         addresses,
-    }
+    })
 }
 
 /// What the pod's resolver library gets to see for a host.

@@ -127,6 +127,11 @@ impl Query {
         Some(Self(pairs.collect::<Option<_>>()?))
     }
 
+    /// All values of a parameter.
+    pub(crate) fn values(&self, key: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(k, _)| k == key).map(|(_, value)| value.as_str())
+    }
+
     /// The first value of a parameter.
     pub(crate) fn value(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())

@@ -23,6 +23,9 @@ pub struct ExplainView {
     pub resolution: ResolutionView,
     /// What happens for each address.
     pub addresses: Vec<AddressView>,
+    /// What becomes of a request over the connection, if one was asked about.
+    #[serde(default)]
+    pub request: Option<super::RequestView>,
 }
 
 /// How a host became addresses.

@@ -39,6 +39,17 @@ struct State {
     failed: Duration,
 }
 
+/// What is remembered of an endpoint, for those who ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Consecutive failures, by the count that is nearest to its limit.
+    pub failures: u32,
+    /// Times that it was out and has not outlived.
+    pub ejections: u32,
+    /// It is out until then, on the caller's clock.
+    pub out_until: Option<Duration>,
+}
+
 /// Which endpoints of one destination are out.
 #[derive(Clone, Debug, Default)]
 pub struct OutlierDetector {
@@ -140,6 +151,18 @@ impl OutlierDetector {
     /// Whether an endpoint is out.
     pub fn is_out(&self, endpoint: SocketAddr) -> bool {
         self.states.get(&endpoint).is_some_and(|state| state.out_until.is_some())
+    }
+
+    /// What is remembered of endpoints, in no order; of others nothing is: they have not failed of late.
+    pub fn records(&self) -> impl Iterator<Item = (SocketAddr, Record)> {
+        self.states.iter().map(|(endpoint, state)| {
+            let record = Record {
+                failures: state.errors.max(state.gateway_errors).max(state.local_failures),
+                ejections: state.ejections,
+                out_until: state.out_until,
+            };
+            (*endpoint, record)
+        })
     }
 
     /// The endpoints that are out, in no order.

@@ -8,9 +8,9 @@ use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, sync::Arc, time
 
 use mesh_core::{
     balance::{
-        Ask, Balancer, Candidate,
+        Ask, Balancer, Candidate, Standing,
         locality::{Located, Place},
-        outlier::{Observed, OutlierDetector},
+        outlier::{Observed, OutlierDetector, Record},
     },
     route::cluster::{Balancing, OutlierDetection, TrafficPolicy},
     snapshot::Workload,
@@ -49,6 +49,11 @@ impl Outliers {
         if self.detector.observe(rules, now, endpoint, observed, total) {
             self.changes += 1;
         }
+    }
+
+    /// What is remembered of endpoints.
+    pub(super) fn records(&self) -> impl Iterator<Item = (SocketAddr, Record)> {
+        self.detector.records()
     }
 
     /// Brings back those whose time is over.
@@ -112,6 +117,11 @@ impl Arrangement {
         for member in members {
             balancer.set_out(member.addr, outliers.detector.is_out(member.addr));
         }
+    }
+
+    /// The endpoints as they stand, for people.
+    pub(super) fn standings(&self) -> Vec<Standing> {
+        self.balancer.borrow().standings().collect()
     }
 
     /// The endpoint of the next try.

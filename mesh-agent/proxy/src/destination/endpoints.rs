@@ -14,14 +14,18 @@ use std::{
 
 use mesh_core::{
     balance::{Ask, outlier::Observed},
-    route::cluster::{Algorithm, Cluster},
-    snapshot::{Service, Snapshot, Workload},
+    route::{
+        cluster::{Algorithm, Cluster},
+        scope::Labels,
+    },
+    snapshot::{Endpoint, Service, Snapshot, Workload},
 };
 
 use super::{
     Destination,
     choice::Arrangement,
     limits::{Scope, Usage},
+    standing::Unfit,
 };
 use crate::{connections::Live, worker::Worker};
 
@@ -177,18 +181,13 @@ impl Endpoints {
         }
         let labels = policy.map(|cluster| &cluster.labels).filter(|labels| !labels.is_empty());
         let ports = service.ports.iter().filter(|candidate| candidate.port == port);
-        let ready = ports.flat_map(|port| &port.endpoints).filter(|endpoint| endpoint.ready);
-        let mut all: Vec<Member> = ready
-            .filter_map(|endpoint| {
-                let workload = snapshot.workload_of(endpoint);
-                if let Some(labels) = labels {
-                    let own = &workload?.labels;
-                    if !labels.iter().all(|(key, value)| own.get(key) == Some(value)) {
-                        return None;
-                    }
-                }
+        let mut all: Vec<Member> = ports
+            .flat_map(|port| &port.endpoints)
+            .filter(|endpoint| unfit(snapshot, endpoint, labels).is_none())
+            .map(|endpoint| {
                 let addr = endpoint.socket_addr();
-                Some(Member { addr, workload: workload.cloned(), load: self.load(addr) })
+                let workload = snapshot.workload_of(endpoint).cloned();
+                Member { addr, workload, load: self.load(addr) }
             })
             .collect();
         if all.iter().any(|member| member.addr.is_ipv4() == v4) {
@@ -212,6 +211,11 @@ impl Endpoints {
         members
     }
 
+    /// What is outstanding from this worker, by endpoint.
+    pub(super) fn active(&self) -> Vec<(SocketAddr, u32)> {
+        self.loads.borrow().iter().map(|(addr, load)| (*addr, load.get())).filter(|(_, n)| *n > 0).collect()
+    }
+
     /// Number of endpoints, as far as it is known.
     fn size(&self) -> usize {
         self.members.borrow().as_ref().map_or(1, |members| members.all.len())
@@ -226,4 +230,16 @@ impl Endpoints {
     fn load(&self, addr: SocketAddr) -> Rc<Cell<u32>> {
         Rc::clone(self.loads.borrow_mut().entry(addr).or_default())
     }
+}
+
+/// Why an endpoint takes no requests, whatever its family and health.
+pub(super) fn unfit(snapshot: &Snapshot, endpoint: &Endpoint, labels: Option<&Labels>) -> Option<Unfit> {
+    if !endpoint.ready {
+        return Some(Unfit::NotReady);
+    }
+    let labels = labels?;
+    let has_them = snapshot
+        .workload_of(endpoint)
+        .is_some_and(|workload| labels.iter().all(|(key, value)| workload.labels.get(key) == Some(value)));
+    (!has_them).then_some(Unfit::OtherSubset)
 }

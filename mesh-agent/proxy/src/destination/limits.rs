@@ -61,6 +61,16 @@ impl Limits {
         Arc::clone(all.entry(scope.clone()).or_default())
     }
 
+    /// Calls `each` with every destination in use.
+    pub(super) fn each(&self, mut each: impl FnMut(&Scope, &Usage)) {
+        // The lock is not held while `each` takes locks of its own.
+        let all: Vec<(Scope, Arc<Usage>)> = {
+            let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.iter().map(|(scope, usage)| (scope.clone(), Arc::clone(usage))).collect()
+        };
+        all.iter().for_each(|(scope, usage)| each(scope, usage));
+    }
+
     /// Forgets what nobody holds.
     pub(crate) fn forget_unused(&self) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,6 +130,11 @@ impl Usage {
     /// Time on a clock that all workers share.
     pub(crate) fn now(&self) -> Duration {
         self.epoch.elapsed()
+    }
+
+    /// How many of what is counted are in use.
+    pub(super) fn count(&self, kind: Kind) -> u32 {
+        self.counter(kind).load(Ordering::Acquire)
     }
 
     /// Which endpoints are out.

@@ -6,7 +6,10 @@
 
 use std::{future::poll_fn, io, net::SocketAddr, os::fd::AsFd, task::Poll};
 
-use mesh_core::{route::protocol::AppProtocol, snapshot::Protocol};
+use mesh_core::{
+    route::protocol::AppProtocol,
+    snapshot::{Protocol, Snapshot},
+};
 use tokio::time::timeout;
 
 use super::tables;
@@ -48,10 +51,7 @@ pub(crate) async fn claim(worker: &Worker, live: &Live, accepted: &mut Stream) -
     if !tables::concerns(&snapshot, dialled) {
         return None;
     }
-    let declared = match snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp) {
-        Some((_, port)) => AppProtocol::of(port),
-        None => AppProtocol::Sniffed,
-    };
+    let declared = declared(&snapshot, dialled);
     let detection_timeout = snapshot.mesh().defaults.detection_timeout;
     drop(snapshot);
     let first = if declared.is_http() {
@@ -70,6 +70,14 @@ pub(crate) async fn claim(worker: &Worker, live: &Live, accepted: &mut Stream) -
     };
     live.set_original_dst(dialled);
     Some(Claim { dialled, http2 })
+}
+
+/// What is said of the protocol at an address.
+pub(super) fn declared(snapshot: &Snapshot, dialled: SocketAddr) -> AppProtocol {
+    match snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp) {
+        Some((_, port)) => AppProtocol::of(port),
+        None => AppProtocol::Sniffed,
+    }
 }
 
 /// Waits until the first bytes say what they are. A connection that ends before is nothing.

@@ -6,7 +6,7 @@
 //! - What is matched is what is forwarded: path and authority are settled before a rule is looked for.
 //! - Nothing is awaited while the request is borrowed by the matching.
 
-use std::{borrow::Cow, convert::Infallible, rc::Rc, sync::Arc, time::Duration};
+use std::{borrow::Cow, convert::Infallible, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts,
@@ -18,6 +18,7 @@ use mesh_core::route::{
     evaluate::split,
     fault::DrawnFault,
     http::{Abort, Action, Backend, HttpRule, HttpTable, WeightedBackend},
+    normalize::PathNormalization,
     request::{ClientView, RequestView},
     retry::grpc_timeout,
 };
@@ -143,7 +144,8 @@ impl Exchange<'_> {
             http2.as_http1(parts, [session.worker.random(), session.worker.random()]);
         }
         record.grpc.set(fields::is_grpc(&parts.headers));
-        let authority = check(session, parts)?;
+        let normalization = session.worker.snapshot().mesh().defaults.path_normalization;
+        let authority = check(session.dialled, normalization, parts)?;
         let old = parts.version == Version::HTTP_10;
         asked.switch_to = fields::strip_hop_by_hop(&mut parts.headers).filter(|_| !old);
         if let Some(http2) = &asked.http2 {
@@ -188,14 +190,11 @@ impl Exchange<'_> {
                 replies::redirect(redirect.status, decision.location.as_deref().unwrap_or("/"))
             }
             Action::Respond { status, body, reason } => {
-                if &**reason == "no_route" {
-                    record.flag(Flag::NoRoute);
+                let flag = flag_of(reason);
+                if let Some(flag) = flag {
+                    record.flag(flag);
                 }
-                record.details.set(if &**reason == "no_route" {
-                    "route_not_found"
-                } else {
-                    "direct_response"
-                });
+                record.details.set(if flag.is_some() { "route_not_found" } else { "direct_response" });
                 if record.grpc.get() {
                     replies::any(*status, "", true)
                 } else {
@@ -471,8 +470,17 @@ impl Exchange<'_> {
     }
 }
 
+/// What the reason of an answer of the mesh itself is in logs.
+pub(super) fn flag_of(reason: &str) -> Option<Flag> {
+    (reason == "no_route").then_some(Flag::NoRoute)
+}
+
 /// Checks a request and gives it its normal form: path normalised, authority in `host`, URI in origin form.
-fn check(session: &Session, parts: &mut Parts) -> Result<String, Refusal> {
+pub(super) fn check(
+    dialled: SocketAddr,
+    normalization: PathNormalization,
+    parts: &mut Parts,
+) -> Result<String, Refusal> {
     // Servers behind compare methods by case or not: an attacker's choice (S96).
     if parts.method.as_str().bytes().any(|byte| byte.is_ascii_lowercase()) {
         return Err(Refusal::Method);
@@ -494,7 +502,7 @@ fn check(session: &Session, parts: &mut Parts) -> Result<String, Refusal> {
     if !authority.bytes().all(is_name) || (authority.is_empty() && parts.version != Version::HTTP_10) {
         return Err(Refusal::Host);
     }
-    let authority = if authority.is_empty() { session.dialled.to_string() } else { authority.to_owned() };
+    let authority = if authority.is_empty() { dialled.to_string() } else { authority.to_owned() };
     if parts.headers.get(header::HOST).is_none_or(|host| host != authority.as_str()) {
         let value = HeaderValue::try_from(&*authority).map_err(|_| Refusal::Host)?;
         parts.headers.insert(header::HOST, value);
@@ -503,7 +511,6 @@ fn check(session: &Session, parts: &mut Parts) -> Result<String, Refusal> {
         return Ok(authority);
     }
     let path = parts.uri.path();
-    let normalization = session.worker.snapshot().mesh().defaults.path_normalization;
     let normal = normalization.apply(path).map_err(|_| Refusal::Path)?;
     let changed = match normal {
         Cow::Owned(path) => Some(match parts.uri.query() {
@@ -533,7 +540,7 @@ fn set_path(parts: &mut Parts, path: String) {
     parts.uri = Uri::from(new);
 }
 
-fn view<'a>(parts: &'a Parts, authority: &'a str, headers: &'a Fields<'a>) -> RequestView<'a> {
+pub(super) fn view<'a>(parts: &'a Parts, authority: &'a str, headers: &'a Fields<'a>) -> RequestView<'a> {
     RequestView {
         method: parts.method.as_str(),
         scheme: "http",

@@ -13,6 +13,7 @@ use std::{
 };
 
 use mesh_core::{
+    id::WorkloadId,
     route::{cluster::ClusterKey, http::HttpTable},
     snapshot::{Snapshot, Workload},
 };
@@ -216,18 +217,26 @@ impl Session {
         {
             return Rc::clone(last);
         }
-        let routing = Rc::new(Routing::new(snapshot, &self.live, self.dialled, authority));
+        let pod = &self.live.pod;
+        let routing = Routing::new(snapshot, pod.workload, &pod.name.namespace, self.dialled, authority);
+        let routing = Rc::new(routing);
         *last = Some(Rc::clone(&routing));
         routing
     }
 }
 
 impl Routing {
-    fn new(snapshot: Arc<Snapshot>, live: &Live, dialled: SocketAddr, authority: &str) -> Self {
-        let client = snapshot.workload(live.pod.workload).cloned();
+    /// What requests for `authority` are routed by for a client of `namespace`.
+    pub(super) fn new(
+        snapshot: Arc<Snapshot>,
+        client: WorkloadId,
+        namespace: &str,
+        dialled: SocketAddr,
+        authority: &str,
+    ) -> Self {
+        let client = snapshot.workload(client).cloned();
         let port = dialled.port();
-        let table =
-            tables::table_of(&snapshot, client.as_deref(), &live.pod.name.namespace, dialled, authority);
+        let table = tables::table_of(&snapshot, client.as_deref(), namespace, dialled, authority);
         Self { client, authority: authority.to_owned(), table, port, policy: RefCell::default(), snapshot }
     }
 

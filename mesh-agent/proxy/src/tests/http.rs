@@ -6,6 +6,7 @@ mod fixture;
 mod hostile;
 mod http1;
 mod http2;
+mod preview;
 mod rules;
 mod smuggling;
 mod switches;

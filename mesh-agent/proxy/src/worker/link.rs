@@ -19,7 +19,10 @@ use mesh_identity::Certificates;
 use crate::{
     close::Direction,
     connections::{Admission, ConnectionView},
-    destination::limits::{Limits, Scope},
+    destination::{
+        Outstanding,
+        limits::{Limits, Scope},
+    },
     kernel::{Kernel, PodHandle, Sockets},
     listener,
     metrics::Metrics,
@@ -109,6 +112,8 @@ pub(crate) enum Command {
     MakeRoom(Scope),
     /// Show up to `max` connections.
     List { max: usize, done: oneshot::Sender<Vec<ConnectionView>> },
+    /// Say how many requests are outstanding, by destination and endpoint.
+    ListActive { done: oneshot::Sender<Outstanding> },
     /// Close all listeners, wait for connections until `deadline`, reset the rest and say how many those were.
     Drain { deadline: Instant, done: oneshot::Sender<usize> },
 }

@@ -69,7 +69,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// `shop/cart` dials service `shop/web` (10.96.0.1:80) with a local backend `web-0` and a remote one `web-1`.
-fn scene(mode: Mode) -> (Snapshot, FakeTables) {
+fn scene(mode: Mode) -> (Arc<Snapshot>, FakeTables) {
     let mut cart = Workload::named(Name::new("shop", "cart"));
     cart.addrs = vec![ip("10.1.0.2")];
     let mut local = Workload::named(Name::new("shop", "web-0"));
@@ -104,7 +104,8 @@ fn scene(mode: Mode) -> (Snapshot, FakeTables) {
         .insert(BackendKey { slots: 1, slot: 0, pad: 0 }, backend(&local, PEER_MESHED | PEER_LOCAL, SERVER));
     tables.backends.insert(BackendKey { slots: 1, slot: 1, pad: 0 }, backend(&remote, PEER_MESHED, 0));
     let workloads = [cart, local, remote].map(Arc::new).to_vec();
-    (Snapshot::new(1, Parts { workloads, services: vec![Arc::new(service)], ..Parts::default() }), tables)
+    let parts = Parts { workloads, services: vec![Arc::new(service)], ..Parts::default() };
+    (Arc::new(Snapshot::new(1, parts)), tables)
 }
 
 fn cache(tables: &mut FakeTables, action: u32, policy_gen: u64) {
@@ -114,7 +115,7 @@ fn cache(tables: &mut FakeTables, action: u32, policy_gen: u64) {
     tables.verdicts.insert(key, CachedVerdict { policy_gen, action, pad: 0 });
 }
 
-fn ask(snapshot: &Snapshot, tables: &FakeTables, host: &str) -> ExplainView {
+fn ask(snapshot: &Arc<Snapshot>, tables: &FakeTables, host: &str) -> ExplainView {
     let from = snapshot.workload_at(ip("10.1.0.2")).unwrap();
     let pod = PodCfg { workload: from.id.0, addr4: ip("10.1.0.2").into(), pod: 1, ..PodCfg::ZERO };
     let local = Workload::named(Name::new("shop", "web-0")).id;
@@ -124,7 +125,8 @@ fn ask(snapshot: &Snapshot, tables: &FakeTables, host: &str) -> ExplainView {
         (id == local).then_some((2, InboundCfg { workload: id.0, incarnation: SERVER, flags, pad: 0 }))
     };
     let world = World { tables, snapshot, inbound: &inbound };
-    explain(&world, &Question { from, pod: Some((CLIENT, pod)), host, port: 80, now_ns: 1 })
+    explain(&world, &Question { from, pod: Some((CLIENT, pod)), host, port: 80, now_ns: 1, request: None })
+        .unwrap()
 }
 
 fn decisions(view: &ExplainView) -> (&HookView, &HookView) {
@@ -202,13 +204,15 @@ fn a_pod_outside_the_mesh_has_no_decisions() {
     let (snapshot, tables) = scene(Mode::Permissive);
     let from = snapshot.workload_at(ip("10.1.0.2")).unwrap();
     let world = World { tables: &tables, snapshot: &snapshot, inbound: &|_| None };
-    let view = explain(&world, &Question { from, pod: None, host: "web", port: 80, now_ns: 1 });
+    let view =
+        explain(&world, &Question { from, pod: None, host: "web", port: 80, now_ns: 1, request: None })
+            .unwrap();
     assert!(!view.enrolled && view.addresses.is_empty());
     assert_eq!(view.resolution.addrs, [ip("10.96.0.1")]);
 }
 
 /// The scene with tunnels and two policies of both servers: `web` about one principal, and a dry run that denies all.
-fn policed(action: Action, principal: &str) -> (Snapshot, FakeTables) {
+fn policed(action: Action, principal: &str) -> (Arc<Snapshot>, FakeTables) {
     let (snapshot, tables) = scene(Mode::Permissive);
     let only = Match { principals: vec![StringMatch::parse(principal)], ..Match::default() };
     let web = AuthorizationPolicy {
@@ -238,7 +242,7 @@ fn policed(action: Action, principal: &str) -> (Snapshot, FakeTables) {
         policies: [soon.clone(), web.clone()].map(Arc::new).to_vec(),
         ..Parts::default()
     };
-    (Snapshot::new(2, parts), tables)
+    (Arc::new(Snapshot::new(2, parts)), tables)
 }
 
 #[test]

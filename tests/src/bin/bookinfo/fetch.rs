@@ -14,8 +14,8 @@ use mesh_tests::bookinfo::PORT;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// No call may take longer.
-const LIMIT: Duration = Duration::from_secs(5);
+/// How long a call may take unless its caller is less patient.
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 /// Headers that a service hands on with its own calls, so that one visit is one trace.
 const HANDED_ON: [&str; 10] = [
@@ -40,8 +40,8 @@ pub(crate) enum FetchError {
     Http { host: String, source: hyper::Error },
     #[error("{host}: not a request")]
     Request { host: String, source: http::Error },
-    #[error("{host}: nothing within {LIMIT:?}")]
-    Late { host: String },
+    #[error("{host}: nothing within {limit:?}")]
+    Late { host: String, limit: Duration },
     #[error("{host}: answered {status}: {body}")]
     Status { host: String, status: StatusCode, body: String },
 }
@@ -54,11 +54,16 @@ impl FetchError {
     }
 }
 
-/// GET `path` of the service `host`, handing on the tracing headers of `incoming`.
-pub(crate) async fn get(host: &str, path: &str, incoming: &HeaderMap) -> Result<Bytes, FetchError> {
-    timeout(LIMIT, exchange(host, path, incoming))
+/// GET `path` of the service `host` within `limit`, handing on the tracing headers of `incoming`.
+pub(crate) async fn get(
+    host: &str,
+    path: &str,
+    incoming: &HeaderMap,
+    limit: Duration,
+) -> Result<Bytes, FetchError> {
+    timeout(limit, exchange(host, path, incoming))
         .await
-        .unwrap_or_else(|_| Err(FetchError::Late { host: host.to_owned() }))
+        .unwrap_or_else(|_| Err(FetchError::Late { host: host.to_owned(), limit }))
 }
 
 async fn exchange(host: &str, path: &str, incoming: &HeaderMap) -> Result<Bytes, FetchError> {

@@ -11,6 +11,7 @@ mod traffic;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicU64;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use mesh_tests::bookinfo::PORT;
@@ -61,6 +62,10 @@ enum Kind {
     /// Red stars.
     ReviewsV3,
     Ratings,
+    /// Says who answers, for the tasks that are not about books.
+    HttpbinV1,
+    /// Its second version.
+    HttpbinV2,
 }
 
 fn main() -> ExitCode {
@@ -74,7 +79,9 @@ fn main() -> ExitCode {
     };
     let ended = runtime.block_on(async {
         match arguments.command {
-            Command::Serve { kind, pod, listen } => server::run(listen, Service { kind, pod }).await,
+            Command::Serve { kind, pod, listen } => {
+                server::run(listen, Service { kind, pod, served: AtomicU64::new(0) }).await
+            }
             Command::Visit { host, per_second } => traffic::run(&host, per_second).await,
         }
     });

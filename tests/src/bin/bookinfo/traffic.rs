@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use hyper::header::HeaderMap;
-use mesh_tests::bookinfo::{PAGE_PARTS, TrafficReport, VERSION_ATTRIBUTE};
+use mesh_tests::bookinfo::{ERROR_ATTRIBUTE, PAGE_PARTS, TrafficReport, VERSION_ATTRIBUTE};
 use tokio::task::LocalSet;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -53,7 +53,7 @@ async fn visit_steadily(host: &str, per_second: u32) -> io::Result<()> {
 
 async fn visit(host: String, tally: Rc<RefCell<Tally>>) {
     let began = Instant::now();
-    let fetched = fetch::get(&host, "/productpage", &HeaderMap::new()).await;
+    let fetched = fetch::get(&host, "/productpage", &HeaderMap::new(), fetch::LIMIT).await;
     let outcome = match &fetched {
         Ok(body) => version_of(&String::from_utf8_lossy(body)),
         Err(error) => Err(error.chain().trim().to_owned()),
@@ -77,6 +77,10 @@ async fn visit(host: String, tally: Rc<RefCell<Tally>>) {
 
 /// The version of the reviews on a complete page, or what is missing.
 fn version_of(page: &str) -> Result<String, String> {
+    let error = page.split_once(ERROR_ATTRIBUTE).and_then(|(_, rest)| rest.split_once('"'));
+    if let Some((error, _)) = error {
+        return Err(error.to_owned());
+    }
     if let Some(missing) = PAGE_PARTS.iter().find(|part| !page.contains(**part)) {
         return Err(format!("page without {missing}"));
     }
@@ -103,6 +107,12 @@ mod tests {
     fn a_page_without_reviews_is_a_failure() {
         let error = version_of("<h4>Book Details</h4>").unwrap_err();
         assert!(error.contains("Book Reviews"), "{error}");
+    }
+
+    #[test]
+    fn a_page_that_says_what_went_wrong_is_that_failure() {
+        let page = "<h4>Book Details</h4><p data-error=\"reviews: cannot connect\">Sorry";
+        assert_eq!(version_of(page), Err("reviews: cannot connect".to_owned()));
     }
 
     #[test]

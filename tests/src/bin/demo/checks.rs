@@ -3,10 +3,8 @@
 use std::fmt;
 
 use anyhow::Context as _;
-use mesh_tests::bookinfo::TrafficReport;
+use mesh_tests::bookinfo::{App, TrafficReport};
 use serde_json::Value;
-
-use crate::app::App;
 
 /// The versions of the reviews that visitors must have seen.
 const VERSIONS: [&str; 3] = ["v1", "v2", "v3"];

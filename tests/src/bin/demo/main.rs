@@ -1,8 +1,8 @@
 //! `cargo xtask demo`: two nodes, a dozen pods of Bookinfo, a real controller and two real agents, steady traffic, a live
 //! view.
 
-mod app;
 mod checks;
+mod tour;
 mod view;
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Parser;
+use mesh_tests::bookinfo::{App, AppOptions};
 use mesh_tests::{World, clean};
 use nix::sys::signal::{SigSet, Signal};
 
-use app::App;
 use checks::Checks;
 use view::View;
 
@@ -37,10 +37,19 @@ struct Arguments {
     /// Visits of the product page per second, over all visitors.
     #[arg(long, default_value_t = 40)]
     visits: u32,
+    /// Go through the tasks of Istio's documentation, say what came of each, and end; exit status 0 if all went as documented.
+    #[arg(long, conflicts_with = "seconds")]
+    tour: bool,
+    /// Only this step of the tour.
+    #[arg(long, value_name = "NAME", requires = "tour")]
+    step: Option<String>,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.tour {
+        return tour::main(arguments.step.as_deref());
+    }
     match run(&arguments) {
         Ok(checks) => {
             drop(writeln!(io::stdout(), "{checks}"));
@@ -64,7 +73,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Checks> {
         eprintln!("removed {remains} of an earlier run");
     }
     let world = World::with_nodes("demo", &["a", "b"]).context("cannot make the nodes")?;
-    let app = App::start(&world, arguments.visits)?;
+    let app = App::start(&world, AppOptions { visits: arguments.visits, httpbin: false })?;
     let mut view = View::new(&app, io::stdout().is_terminal());
     let ends = arguments.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     while ends.is_none_or(|ends| Instant::now() < ends) {
@@ -89,7 +98,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Checks> {
 }
 
 /// SIGINT and SIGTERM as messages.
-fn stop_signals() -> anyhow::Result<Receiver<Signal>> {
+pub(crate) fn stop_signals() -> anyhow::Result<Receiver<Signal>> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         signals.add(signal);

@@ -6,11 +6,10 @@ use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mesh_tests::bookinfo::TrafficReport;
+use mesh_tests::bookinfo::{App, NAMESPACE, TrafficReport};
 use mesh_tests::{Agent, programs};
 use serde_json::Value;
 
-use crate::app::{App, NAMESPACE};
 use crate::checks::opened;
 
 /// Edges shown at most.

@@ -224,3 +224,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_remembered_of_an_endpoint_can_be_asked_for() {
+    let mut detector = OutlierDetector::default();
+    assert_eq!(detector.records().count(), 0);
+    for _ in 0..3 {
+        detector.observe(&rules(), at(7), endpoint(1), Observed::Status(503), 10);
+    }
+    let record = |detector: &OutlierDetector| detector.records().next();
+    let failing = Record { failures: 3, ejections: 0, out_until: None };
+    assert_eq!(record(&detector), Some((endpoint(1), failing)));
+    for _ in 0..2 {
+        detector.observe(&rules(), at(7), endpoint(1), Observed::Status(503), 10);
+    }
+    let out = Record { failures: 0, ejections: 1, out_until: Some(at(37)) };
+    assert_eq!(record(&detector), Some((endpoint(1), out)));
+}

@@ -3,6 +3,7 @@
 use mesh_core::route::cluster::TrafficPolicy;
 
 use super::*;
+use crate::destination::standing::destinations;
 
 /// Starts a request that will be answered once it is let go.
 fn held(
@@ -96,5 +97,55 @@ fn the_connection_to_one_endpoint_makes_room_for_another_when_only_one_may_be() 
             tokio::task::yield_now().await;
         }
         assert!(servers.iter().all(|server| server.connections() >= 2));
+    });
+}
+
+#[test]
+fn what_is_in_use_and_who_failed_can_be_asked_for() {
+    test(|world| async move {
+        let server = Server::start("127.0.0.1:0", |head| match head.contains("/bad") {
+            true => Reply::status(503),
+            false => Reply::Endless,
+        })
+        .await;
+        publish(&world, vec![endpoint(server.addr, None)]);
+        let open = client(&world);
+        let watched = |policy: &mut TrafficPolicy| {
+            policy.outlier = Some(mesh_core::route::cluster::OutlierDetection {
+                consecutive_5xx: Some(5),
+                consecutive_gateway: None,
+                consecutive_local: None,
+                split_local: false,
+                interval: Duration::from_secs(60),
+                base_ejection: Duration::from_secs(60),
+                max_ejection_percent: 100,
+                min_health_percent: 0,
+                error_statuses: Vec::new(),
+            });
+        };
+        let once = async |path| {
+            let plan = Plan { retry: false, ..plan(&world, open.live(), destination(&world, watched)) };
+            send(&world, get(path), plan).await
+        };
+        for _ in 0..2 {
+            assert_eq!(status(&once("/bad").await), 503);
+        }
+        let kept = once("/").await;
+        assert_eq!(status(&kept), 200);
+        let shown = || {
+            let shown = destinations(&world.worker.shared().limits, world.worker.destinations.active());
+            let [one] = &shown[..] else { panic!("{shown:?}") };
+            let endpoint = one.endpoints.get(&server.addr).copied().unwrap_or_default();
+            (one.requests, endpoint.active, endpoint.failures, endpoint.out_for.is_some())
+        };
+        assert_eq!(shown(), (1, 1, 0, false), "the success has made up for the failures");
+        drop(kept);
+        eventually(&shown, |now| *now == (0, 0, 0, false)).await;
+        for _ in 0..4 {
+            once("/bad").await;
+        }
+        assert_eq!(shown(), (0, 0, 4, false));
+        once("/bad").await;
+        assert_eq!(shown(), (0, 0, 0, true));
     });
 }

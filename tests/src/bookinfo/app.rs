@@ -1,25 +1,29 @@
-//! The demo's application in its world: pods, manifests, agents and processes.
+//! The application in its world: pods, manifests, agents and processes.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::{LISTENING, PORT, TrafficReport};
+use crate::manifests::{NamespaceManifest, ServiceAccountManifest, ServiceManifest};
+use crate::{Agent, Controller, ControllerSeat, Pod, World, artefacts, eventually, programs};
 use anyhow::{Context as _, bail};
-use mesh_tests::bookinfo::{LISTENING, PORT, TrafficReport};
-use mesh_tests::manifests::{NamespaceManifest, ServiceAccountManifest, ServiceManifest};
-use mesh_tests::{Agent, Controller, ControllerSeat, Pod, World, artefacts, eventually, programs};
 
 /// The namespace of the application.
-pub(crate) const NAMESPACE: &str = "bookinfo";
+pub const NAMESPACE: &str = "bookinfo";
 
 /// How long the services may take to listen.
 const LISTEN_LIMIT: Duration = Duration::from_secs(20);
 
-/// `(node, pod, app, version, what to run)`: a dozen pods on two nodes.
-const PODS: [(&str, &str, &str, &str, Run); 12] = [
+/// `(node, pod, app, version, what to run)`.
+type PodRow = (&'static str, &'static str, &'static str, &'static str, Run);
+
+/// A dozen pods on two nodes.
+const PODS: [PodRow; 12] = [
     ("a", "productpage-v1-a", "productpage", "v1", Run::Serve("productpage")),
     ("b", "productpage-v1-b", "productpage", "v1", Run::Serve("productpage")),
     ("a", "details-v1-a", "details", "v1", Run::Serve("details")),
@@ -34,8 +38,24 @@ const PODS: [(&str, &str, &str, &str, Run); 12] = [
     ("b", "visitors-b", "visitors", "v1", Run::Visit),
 ];
 
-/// The services, in the order of their addresses.
-const SERVICES: [&str; 4] = ["productpage", "details", "reviews", "ratings"];
+/// The same for tasks that are not about books.
+const MORE_PODS: [PodRow; 2] = [
+    ("a", "httpbin-v1-a", "httpbin", "v1", Run::Serve("httpbin-v1")),
+    ("b", "httpbin-v2-b", "httpbin", "v2", Run::Serve("httpbin-v2")),
+];
+
+/// The services with their ports, in the order of their addresses.
+const SERVICES: [(&str, u16); 5] =
+    [("productpage", PORT), ("details", PORT), ("reviews", PORT), ("ratings", PORT), ("httpbin", 8000)];
+
+/// What of the application is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AppOptions {
+    /// Visits per second over all visitors; 0: nobody visits.
+    pub visits: u32,
+    /// With httpbin in two versions.
+    pub httpbin: bool,
+}
 
 /// What a pod runs.
 #[derive(Debug, Clone, Copy)]
@@ -54,8 +74,9 @@ struct Process {
 
 /// The running application.
 #[derive(Debug)]
-pub(crate) struct App<'w> {
+pub struct App<'w> {
     world: &'w World,
+    pods: Vec<Pod>,
     /// Ends with the application.
     _controller: Controller,
     agents: Vec<(String, Agent)>,
@@ -66,21 +87,27 @@ pub(crate) struct App<'w> {
 
 impl<'w> App<'w> {
     /// Bring everything up, in an order in which no request can fail: pods, mesh, services, visitors.
-    pub(crate) fn start(world: &'w World, visits: u32) -> anyhow::Result<Self> {
-        let pods = make_pods(world)?;
-        apply_manifests(world, &pods)?;
+    ///
+    /// # Errors
+    /// When a part of it cannot be made or is not ready in time.
+    pub fn start(world: &'w World, options: AppOptions) -> anyhow::Result<Self> {
+        let more = if options.httpbin { MORE_PODS.as_slice() } else { &[] };
+        let rows: Vec<PodRow> = PODS.iter().chain(more).copied().collect();
+        let pods = make_pods(world, &rows)?;
+        apply_manifests(world, &pods, &rows)?;
         let seat = ControllerSeat::new(world).context("cannot make the controller's host")?;
         let controller = seat.start(&[]).context("the controller")?;
         let agents = start_agents(world, &seat)?;
         let mut app = Self {
             world,
+            pods: pods.clone(),
             _controller: controller,
             agents,
             services: Vec::new(),
             visitors: Vec::new(),
             reports: Vec::new(),
         };
-        for (pod, run) in pods.iter().zip(PODS.map(|row| row.4)) {
+        for (pod, run) in pods.iter().zip(rows.iter().map(|row| row.4)) {
             if let Run::Serve(kind) = run {
                 app.services.push(start_service(pod, kind)?);
             }
@@ -90,13 +117,16 @@ impl<'w> App<'w> {
             silent.map(|service| service.pod.as_str()).collect()
         };
         eventually(LISTEN_LIMIT, silent, Vec::is_empty).context("services that do not listen")?;
+        if options.visits == 0 {
+            return Ok(app);
+        }
         let visitors: Vec<&Pod> = pods
             .iter()
-            .zip(PODS)
+            .zip(&rows)
             .filter(|(_, row)| matches!(row.4, Run::Visit))
             .map(|(pod, _)| pod)
             .collect();
-        let each = (visits / u32::try_from(visitors.len())?.max(1)).max(1);
+        let each = (options.visits / u32::try_from(visitors.len())?.max(1)).max(1);
         for pod in visitors {
             let (process, report) = start_visitors(pod, each)?;
             app.visitors.push(process);
@@ -105,13 +135,40 @@ impl<'w> App<'w> {
         Ok(app)
     }
 
+    /// The world it runs in.
+    #[must_use]
+    pub fn world(&self) -> &'w World {
+        self.world
+    }
+
+    /// A pod by its name.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn pod(&self, name: &str) -> anyhow::Result<&Pod> {
+        let found = self.pods.iter().find(|pod| pod.name() == name);
+        found.with_context(|| format!("the application has no pod {name}"))
+    }
+
+    /// Where a service is dialled.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn service(&self, name: &str) -> anyhow::Result<SocketAddr> {
+        let found = (1..).zip(SERVICES).find(|(_, (service, _))| *service == name);
+        let (number, (_, port)) = found.with_context(|| format!("the application has no service {name}"))?;
+        Ok((World::service_ips(number).0, port).into())
+    }
+
     /// The agents with their nodes' names.
-    pub(crate) fn agents(&self) -> &[(String, Agent)] {
+    #[must_use]
+    pub fn agents(&self) -> &[(String, Agent)] {
         &self.agents
     }
 
     /// What all visitors have seen together; latencies are those of the slower group.
-    pub(crate) fn traffic(&self) -> TrafficReport {
+    #[must_use]
+    pub fn traffic(&self) -> TrafficReport {
         let mut total = TrafficReport::default();
         for report in &self.reports {
             let report = lock(report);
@@ -129,7 +186,10 @@ impl<'w> App<'w> {
     }
 
     /// Fail when an agent or a process of the application has ended.
-    pub(crate) fn check_processes(&self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// What has ended.
+    pub fn check_processes(&self) -> anyhow::Result<()> {
         for (node, agent) in &self.agents {
             if !agent.is_running() {
                 self.save_logs();
@@ -146,7 +206,10 @@ impl<'w> App<'w> {
     }
 
     /// Stop the visitors: what they had under way when they stop is not judged.
-    pub(crate) fn end_visits(&self, settle: Duration) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// When one cannot be stopped.
+    pub fn end_visits(&self, settle: Duration) -> anyhow::Result<()> {
         for visitors in &self.visitors {
             lock(&visitors.child).kill().with_context(|| format!("cannot stop {}", visitors.pod))?;
         }
@@ -159,7 +222,7 @@ impl<'w> App<'w> {
     }
 
     /// Keep the logs, which would vanish with the world.
-    pub(crate) fn save_logs(&self) {
+    pub fn save_logs(&self) {
         let target = artefacts::directory().join("demo-logs");
         match artefacts::copy_tree(&self.world.logs(), &target) {
             Ok(()) => drop(writeln!(io::stderr(), "logs: {}", target.display())),
@@ -173,8 +236,8 @@ fn open_connections(agent: &Agent) -> u64 {
     connections["connections"].as_array().map_or(0, |rows| rows.len() as u64)
 }
 
-fn make_pods(world: &World) -> anyhow::Result<Vec<Pod>> {
-    PODS.iter()
+fn make_pods(world: &World, rows: &[PodRow]) -> anyhow::Result<Vec<Pod>> {
+    rows.iter()
         .map(|(node, name, ..)| {
             let pod = world.node(node).and_then(|node| node.pod(&format!("{NAMESPACE}/{name}")));
             pod.with_context(|| format!("cannot make pod {name}"))
@@ -182,21 +245,24 @@ fn make_pods(world: &World) -> anyhow::Result<Vec<Pod>> {
         .collect()
 }
 
-fn apply_manifests(world: &World, pods: &[Pod]) -> anyhow::Result<()> {
+fn apply_manifests(world: &World, pods: &[Pod], rows: &[PodRow]) -> anyhow::Result<()> {
     let manifests = world.manifests();
     manifests.apply(NamespaceManifest::meshed(NAMESPACE))?;
-    for (number, service) in (1..).zip(SERVICES) {
+    for (number, (service, port)) in (1..).zip(SERVICES) {
+        if !rows.iter().any(|row| row.2 == service) {
+            continue;
+        }
         let (ip4, ip6) = World::service_ips(number);
         manifests.apply(
             ServiceManifest::new(NAMESPACE, service)
                 .label("app", service)
                 .cluster_ip(ip4)
                 .cluster_ip(ip6)
-                .port("http", PORT, PORT)
+                .port("http", port, PORT)
                 .selector("app", service),
         )?;
     }
-    for (pod, (_, _, app, version, _)) in pods.iter().zip(PODS) {
+    for (pod, (_, _, app, version, _)) in pods.iter().zip(rows) {
         let account = format!("{NAMESPACE}-{app}");
         manifests.apply(ServiceAccountManifest::new(NAMESPACE, &account))?;
         let manifest = pod.manifest().label("app", app).label("version", version).service_account(&account);
