@@ -26,5 +26,37 @@ fn the_tasks_of_istios_documentation_come_out_as_documented() -> TestResult {
         app.save_logs();
     }
     assert!(missed.is_empty(), "{}", missed.join("\n"));
+    shown_by_proxy_config(&app)
+}
+
+/// What the last step has left behind is what operators are shown: limits, their use, endpoints, what the kernel does.
+fn shown_by_proxy_config(app: &App<'_>) -> TestResult {
+    let (_, agent) = &app.agents()[0];
+    let ask = |part: &str, host: &str| agent.meshctl(&["proxy-config", part, "visitors-a", "--host", host]);
+    let clusters = ask("clusters", "httpbin")?;
+    let [cluster] = &clusters["clusters"].as_array().map(Vec::as_slice).unwrap_or_default() else {
+        panic!("one destination: {clusters}");
+    };
+    let limits = ["maxConnections=1", "http1MaxPendingRequests=1", "maxRequestsPerConnection=1"];
+    assert!(limits.iter().all(|limit| cluster["limits"].to_string().contains(limit)), "{cluster}");
+    assert_eq!(cluster["in_use"]["requests"], 0, "{cluster}");
+    let place = cluster["origin"]["place"].as_str().unwrap_or_default();
+    assert!(place.contains("httpbin-circuit-breaker.yaml:"), "{cluster}");
+
+    let endpoints = ask("endpoints", "httpbin")?;
+    let rows = endpoints["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let pods: Vec<&str> = rows.iter().filter_map(|row| row["workload"].as_str()).collect();
+    let each = ["bookinfo/httpbin-v1-a", "bookinfo/httpbin-v2-b"];
+    assert_eq!(pods, [each, each].concat(), "of both families: {endpoints}");
+    assert!(rows.iter().all(|row| row["status"] == "HEALTHY"), "{endpoints}");
+
+    let decision = |host: &str| -> Result<String, mesh_tests::Failure> {
+        let view = ask("listeners", host)?;
+        Ok(view["services"][0]["decision"].as_str().unwrap_or_default().to_owned())
+    };
+    // Of one the rules are gone by now, so that the kernel connects to it again.
+    assert_eq!((decision("httpbin")?, decision("reviews")?), ("http".to_owned(), "direct".to_owned()));
+    let none = ask("routes", "reviews").expect_err("no rules are left");
+    assert!(none.to_string().contains("there is no rule with host reviews"), "{none}");
     Ok(())
 }

@@ -19,6 +19,7 @@ use crate::{
         AuthorizationPolicy, CONFIG_MAP, EndpointSlice, Key, Kind, MeshConfig, Namespace, PeerAuthentication,
         Pod, Resource, Service,
     },
+    source::document::Placed,
 };
 
 /// Where a resource came from.
@@ -28,6 +29,19 @@ pub struct Origin {
     pub file: Arc<Path>,
     /// Document within the file, from 1.
     pub document: usize,
+    /// Lines of its parts, where a source has them.
+    pub placed: Option<Placed>,
+}
+
+impl Origin {
+    /// A part of the resource as people find it: `routes.yaml:31`, or its document where no line is known.
+    pub fn place(&self, field: &str) -> String {
+        let line = self.placed.as_ref().and_then(|placed| Some(placed.first_line + placed.lines.at(field)?));
+        match line {
+            Some(line) => format!("{}:{line}", self.file.display()),
+            None => format!("{}, document {}", self.file.display(), self.document),
+        }
+    }
 }
 
 /// The store.
@@ -47,6 +61,16 @@ impl Index {
     ///
     /// Of two resources with one key within the file the first counts here too.
     pub fn replace(&mut self, file: &Path, resources: Vec<(usize, Arc<Resource>)>) {
+        self.replace_placed(file, resources, &BTreeMap::new());
+    }
+
+    /// The same, with the lines of documents.
+    pub fn replace_placed(
+        &mut self,
+        file: &Path,
+        resources: Vec<(usize, Arc<Resource>)>,
+        lines: &BTreeMap<usize, Placed>,
+    ) {
         let file: Arc<Path> = match self.by_file.get_key_value(file) {
             Some((known, _)) => Arc::clone(known),
             None => file.into(),
@@ -54,7 +78,8 @@ impl Index {
         let mut held = self.by_file.remove(&file).unwrap_or_default();
         let mut holds: BTreeMap<Key, Vec<(Origin, Arc<Resource>)>> = BTreeMap::new();
         for (document, resource) in resources {
-            let origin = Origin { file: Arc::clone(&file), document };
+            let placed = lines.get(&document).cloned();
+            let origin = Origin { file: Arc::clone(&file), document, placed };
             holds.entry(resource.key()).or_default().push((origin, resource));
         }
         let keys: BTreeSet<Key> = holds.keys().cloned().collect();

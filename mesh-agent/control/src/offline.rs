@@ -143,7 +143,7 @@ fn read_all(paths: &[PathBuf], root_namespace: &str) -> Result<World, LoadError>
         for (kind, count) in parsed.ignored {
             *world.ignored.entry(kind).or_default() += count;
         }
-        world.index.replace(&file, parsed.resources);
+        world.index.replace_placed(&file, parsed.resources, &parsed.lines);
     }
     world.problems.extend(world.index.duplicates());
     Ok(world)

@@ -3,3 +3,4 @@
 pub(crate) mod directory;
 pub mod document;
 pub mod file;
+pub mod lines;

@@ -39,7 +39,7 @@ use self::{
     virtual_service::VirtualServices,
 };
 use crate::{
-    index::{Index, Origin, located},
+    index::{Index, located},
     problem::{Level, SourceError},
     resource::{ExportTo, Key, Kind, MeshConfig, virtual_service::Retries},
 };
@@ -154,7 +154,7 @@ struct Context<'a> {
 impl Context<'_> {
     /// What a rule is from.
     fn origin(&self, key: &Key, field: &str) -> Arc<route::Origin> {
-        let place = self.index.origin(key).map(place);
+        let place = self.index.origin(key).map(|origin| origin.place(field).into());
         Arc::new(route::Origin {
             kind: key.kind.as_str().into(),
             name: key.name.clone(),
@@ -167,11 +167,6 @@ impl Context<'_> {
     fn warning(&self, key: &Key, field: &str, message: String) -> Option<SourceError> {
         Some(located(key, self.index.origin(key)?, Level::Warning, field, message))
     }
-}
-
-/// File and document, as people read it.
-fn place(origin: &Origin) -> Arc<str> {
-    format!("{}, document {}", origin.file.display(), origin.document).into()
 }
 
 /// Compiles again and again, keeping what did not change.

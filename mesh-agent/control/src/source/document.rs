@@ -15,6 +15,7 @@ use mesh_core::snapshot::Name;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
+use super::lines::Lines;
 use crate::{
     problem::{Level, Problem, Problems, SourceError},
     resource::{self, Kind, Resource, Scope, gateway_wire},
@@ -38,6 +39,8 @@ const MESH_GROUPS: [&str; 6] = [
 pub struct Parsed {
     /// Good resources with the number of their document, in order.
     pub resources: Vec<(usize, Arc<Resource>)>,
+    /// Where the parts of rules stand, by the number of their document.
+    pub lines: BTreeMap<usize, Placed>,
     /// Errors and warnings, in order.
     pub problems: Vec<SourceError>,
     /// Documents without a word to say about them, to be known again when the rest of the file changes.
@@ -60,8 +63,24 @@ impl Parsed {
     }
 }
 
-/// Resources by the hash of their document's text.
-pub type Known = HashMap<u64, Vec<Arc<Resource>>>;
+/// The lines of a document, and where in its file it begins.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Placed {
+    /// Line of the file that the document begins at, from 1.
+    pub first_line: u64,
+    /// Lines within it.
+    pub lines: Arc<Lines>,
+}
+
+/// What a document without remarks held.
+#[derive(Clone, Debug)]
+pub struct KnownDocument {
+    resources: Vec<Arc<Resource>>,
+    lines: Option<Arc<Lines>>,
+}
+
+/// Documents by the hash of their text.
+pub type Known = HashMap<u64, KnownDocument>;
 
 /// Settings of the mesh that checking depends on.
 #[derive(Clone, Debug)]
@@ -85,9 +104,12 @@ pub fn parse(file: &Path, text: &str, rules: &Rules, known: &Known) -> Parsed {
     let documents = if json { vec![Document { first_line: 1, text: text.into() }] } else { split(text) };
     for (document, number) in documents.iter().zip(1..) {
         let hash = hash_of(&document.text);
-        if let Some(resources) = known.get(&hash) {
-            parsed.resources.extend(resources.iter().map(|resource| (number, Arc::clone(resource))));
-            parsed.known.insert(hash, resources.clone());
+        let placed =
+            |lines: &Arc<Lines>| Placed { first_line: document.first_line, lines: Arc::clone(lines) };
+        if let Some(known) = known.get(&hash) {
+            parsed.resources.extend(known.resources.iter().map(|resource| (number, Arc::clone(resource))));
+            parsed.lines.extend(known.lines.as_ref().map(|lines| (number, placed(lines))));
+            parsed.known.insert(hash, known.clone());
             continue;
         }
         let before = (parsed.resources.len(), parsed.remarks());
@@ -107,9 +129,14 @@ pub fn parse(file: &Path, text: &str, rules: &Rules, known: &Known) -> Parsed {
                 message,
             }),
         }
-        if parsed.resources.len() > before.0 && parsed.remarks() == before.1 {
-            let found = &parsed.resources[before.0..];
-            parsed.known.insert(hash, found.iter().map(|(_, resource)| Arc::clone(resource)).collect());
+        let found = &parsed.resources[before.0..];
+        // Rules are named by their lines; of a list of resources only the document is known.
+        let has_rules = matches!(found, [(_, one)] if one.key().kind.is_of_routes());
+        let lines = if has_rules { Lines::of(&document.text).map(Arc::new) } else { None };
+        parsed.lines.extend(lines.as_ref().map(|lines| (number, placed(lines))));
+        if !found.is_empty() && parsed.remarks() == before.1 {
+            let resources = found.iter().map(|(_, resource)| Arc::clone(resource)).collect();
+            parsed.known.insert(hash, KnownDocument { resources, lines });
         }
     }
     parsed

@@ -287,7 +287,7 @@ impl FileSource {
         held.kept_back = !good;
         if good || !held.was_good {
             held.was_good |= good;
-            self.index.replace(path, parsed.resources);
+            self.index.replace_placed(path, parsed.resources, &parsed.lines);
         }
     }
 }

@@ -40,7 +40,7 @@ impl<'a> Seen<'a> {
 
     pub(super) fn routes(&self) -> Result<RoutesView, Refusal> {
         let view = proxy_config::routes(self.snapshot, self.client, self.filter);
-        self.unless_empty(view.tables.is_empty(), view, "rules")
+        self.unless_empty(view.tables.is_empty(), view, "rule")
     }
 
     pub(super) fn clusters(&self) -> Result<ClustersView, Refusal> {

@@ -557,6 +557,7 @@ fn an_unchanged_document_is_known_again_wherever_it_moves() {
     assert_eq!(lines(&second), lines(&first), "a warning is given again");
     assert!(Arc::ptr_eq(&first.resources[0].1, &second.resources[2].1));
     assert_eq!(second.known.len(), 2, "what is gone is forgotten");
+    assert!(second.lines.is_empty(), "only rules are named by lines");
 }
 
 proptest! {
