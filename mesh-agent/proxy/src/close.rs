@@ -62,12 +62,18 @@ pub enum CloseReason {
     HbonePort,
     /// A request in a tunnel for an address that is not the pod's own.
     HboneTarget,
+    /// It has lived as long as its destination's policy allows.
+    MaxDuration,
     /// It asked for an address that is not the pod's own, or for the agent's own port.
     Misdirected,
+    /// A rule sends it to what does not exist.
+    NoCluster,
     /// The service has no endpoint that takes connections.
     NoEndpoint,
     /// The kernel holds no original destination for it.
     OriginalDstMiss,
+    /// As many connections to its destination as that one's policy allows.
+    Overflow,
     /// More connections than the agent or the pod may hold.
     Overloaded,
     /// The destination's policy refused it.
@@ -98,7 +104,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// The reasons without those of TLS handshakes.
-    const PLAIN: [Self; 26] = [
+    const PLAIN: [Self; 29] = [
         Self::Bug,
         Self::CertificateMissing,
         Self::ClientLost,
@@ -110,9 +116,12 @@ impl CloseReason {
         Self::HbonePort,
         Self::HboneTarget,
         Self::IdleTimeout,
+        Self::MaxDuration,
         Self::Misdirected,
+        Self::NoCluster,
         Self::NoEndpoint,
         Self::OriginalDstMiss,
+        Self::Overflow,
         Self::Overloaded,
         Self::PolicyDenied,
         Self::SocketFailed,
@@ -163,9 +172,12 @@ impl CloseReason {
             Self::HbonePort => "hbone_port",
             Self::HboneTarget => "hbone_target",
             Self::IdleTimeout => "idle_timeout",
+            Self::MaxDuration => "max_duration",
             Self::Misdirected => "misdirected",
+            Self::NoCluster => "no_cluster",
             Self::NoEndpoint => "no_endpoint",
             Self::OriginalDstMiss => "original_dst_miss",
+            Self::Overflow => "overflow",
             Self::Overloaded => "overloaded",
             Self::PolicyDenied => "policy_denied",
             Self::SocketFailed => "socket_failed",
@@ -202,9 +214,12 @@ impl CloseReason {
             | Self::CertificateMissing
             | Self::Drained
             | Self::IdleTimeout
+            | Self::MaxDuration
             | Self::Misdirected
+            | Self::NoCluster
             | Self::NoEndpoint
             | Self::OriginalDstMiss
+            | Self::Overflow
             | Self::Overloaded
             | Self::PolicyDenied
             | Self::SocketFailed
@@ -230,8 +245,10 @@ impl CloseReason {
             Self::ClientProtocol => "DPE",
             Self::Finished => "-",
             Self::IdleTimeout => "SI",
+            Self::MaxDuration => "DT",
+            Self::NoCluster => "NC",
             Self::NoEndpoint => "UH",
-            Self::Overloaded | Self::TooManyHandshakes => "UO",
+            Self::Overflow | Self::Overloaded | Self::TooManyHandshakes => "UO",
             Self::PolicyDenied => "UAEX",
             Self::TlsTimeout
             | Self::TunnelRefused

@@ -1,14 +1,16 @@
 //! Dialling an upstream from a pod's namespace, with a time-out.
 
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use mesh_core::policy::DenyReason;
+use mesh_core::{policy::DenyReason, route::cluster::ConnectionPool};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::time::timeout;
 
 use crate::{
     close::CloseReason,
     hbone::TunnelFailure,
     kernel::{PodHandle, Sockets, UpstreamTags},
+    outbound::Transport,
     stream::Stream,
 };
 
@@ -32,9 +34,18 @@ pub(crate) enum ConnectError {
         #[source]
         source: io::Error,
     },
+    /// The destination has as many connections as it may.
+    #[error("the destination has as many connections as its policy allows")]
+    Limit,
     /// The service has no endpoint that takes connections.
     #[error("no endpoint takes connections")]
     NoEndpoint,
+    /// A rule sends it to what does not exist.
+    #[error("no destination: {reason}")]
+    Nowhere {
+        /// What is missing.
+        reason: Arc<str>,
+    },
     /// No socket could be made in the pod's namespace.
     #[error("make a socket for upstream {addr}")]
     Socket {
@@ -73,7 +84,9 @@ impl ConnectError {
                 io::ErrorKind::TimedOut => CloseReason::UpstreamTimeout,
                 _ => CloseReason::UpstreamUnreachable,
             },
+            Self::Limit => CloseReason::Overflow,
             Self::NoEndpoint => CloseReason::NoEndpoint,
+            Self::Nowhere { .. } => CloseReason::NoCluster,
             Self::Socket { .. } => CloseReason::SocketFailed,
             Self::TimedOut { .. } => CloseReason::UpstreamTimeout,
             Self::Tunnel { failure, .. } => failure.reason,
@@ -88,7 +101,11 @@ impl ConnectError {
             Self::Tunnel { failure, .. } => {
                 !matches!(failure.reason, CloseReason::PolicyDenied | CloseReason::CertificateMissing)
             }
-            Self::Denied { .. } | Self::NoEndpoint | Self::Socket { .. } => false,
+            Self::Denied { .. }
+            | Self::Limit
+            | Self::NoEndpoint
+            | Self::Nowhere { .. }
+            | Self::Socket { .. } => false,
         }
     }
 }
@@ -107,6 +124,27 @@ pub(crate) async fn dial(
     match timeout(limit, Stream::connect(socket, addr)).await {
         Ok(outcome) => outcome.map_err(|source| ConnectError::Failed { addr, source }),
         Err(_) => Err(ConnectError::TimedOut { addr, limit_ms: limit.as_millis() }),
+    }
+}
+
+/// Has the kernel probe a silent connection, if its destination's policy says so. One in a tunnel has no socket of its own.
+pub(crate) fn keep_alive(transport: &Transport, pool: &ConnectionPool) {
+    let (Transport::Tcp(stream), Some((probes, idle, interval))) = (transport, pool.keepalive) else {
+        return;
+    };
+    let mut keepalive = TcpKeepalive::new();
+    if let Some(probes) = probes {
+        keepalive = keepalive.with_retries(probes);
+    }
+    if let Some(idle) = idle {
+        keepalive = keepalive.with_time(idle);
+    }
+    if let Some(interval) = interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Err(error) = SockRef::from(stream.socket()).set_tcp_keepalive(&keepalive) {
+        // Numbers beyond what the kernel takes: the connection works without.
+        tracing::debug!(%error, "TCP keep-alive was not set");
     }
 }
 

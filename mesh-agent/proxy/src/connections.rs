@@ -15,10 +15,10 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use mesh_core::{identity::Identity, snapshot::Name};
+use mesh_core::{identity::Identity, route::cluster::ConnectionPool, snapshot::Name};
 use serde::Serialize;
 
 use crate::{
@@ -31,6 +31,7 @@ use crate::{
     },
     relay::Meter,
     server::ServerRequest,
+    worker::ticks,
 };
 
 /// One live connection, as `meshctl connections` shows it.
@@ -82,6 +83,7 @@ pub(crate) struct Live {
     /// A client's, which is counted by how it ends.
     is_accepted: bool,
     started: u32,
+    term: Cell<Term>,
     original_dst: Cell<Option<SocketAddr>>,
     upstream: Cell<Option<SocketAddr>>,
     names: RefCell<Names>,
@@ -89,6 +91,34 @@ pub(crate) struct Live {
     flow: RefCell<Option<FlowShare>>,
     /// What the server's side allowed here; judged again when policy changes.
     admitted: RefCell<Option<ServerRequest>>,
+}
+
+/// How long a connection may live, in the worker's ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Term {
+    /// Without a byte; `None`: as for all connections.
+    idle_max: Option<u32>,
+    /// Whatever it does.
+    life_max: Option<u32>,
+}
+
+impl Term {
+    /// Of a connection that no policy is about.
+    pub(crate) const DEFAULT: Self = Self { idle_max: None, life_max: None };
+
+    /// As a destination's policy says; zero is for ever.
+    pub(crate) fn of(pool: &ConnectionPool) -> Self {
+        let ticks = |time: Duration| if time.is_zero() { u32::MAX } else { ticks(time) };
+        Self { idle_max: Some(ticks(pool.idle_timeout)), life_max: pool.max_connection_duration.map(ticks) }
+    }
+
+    /// Why a connection is over that began, and moved its last byte, so many ticks ago.
+    pub(crate) fn ended(self, age: u32, idle: u32, idle_max: u32) -> Option<CloseReason> {
+        if idle >= self.idle_max.unwrap_or(idle_max) {
+            return Some(CloseReason::IdleTimeout);
+        }
+        self.life_max.is_some_and(|max| age >= max).then_some(CloseReason::MaxDuration)
+    }
 }
 
 /// Whom a connection is between.
@@ -143,6 +173,17 @@ impl Live {
     /// What the server's side allowed, if that was decided here.
     pub(crate) fn admitted(&self) -> Option<ServerRequest> {
         self.admitted.borrow().clone()
+    }
+
+    /// Limits its life as its destination's policy says.
+    pub(crate) fn set_term(&self, term: Term) {
+        self.term.set(term);
+    }
+
+    /// Why its time is over at a tick, if it is.
+    pub(crate) fn overdue(&self, tick: u32, idle_max: u32) -> Option<CloseReason> {
+        let (age, idle) = (tick.wrapping_sub(self.started), tick.wrapping_sub(self.meter.active()));
+        self.term.get().ended(age, idle, idle_max)
     }
 
     /// What the client dialled, as far as it is known.
@@ -322,6 +363,7 @@ impl Connections {
             of_pod: Arc::clone(of_pod),
             is_accepted,
             started: now,
+            term: Cell::new(Term::DEFAULT),
             original_dst: Cell::new(None),
             upstream: Cell::new(None),
             names: RefCell::default(),

@@ -102,5 +102,5 @@ pub(crate) async fn open<'a>(
         cluster_domain: snapshot.cluster_domain(),
     };
     live.join(worker.edge(key, parties));
-    Ok(Upstream { transport: Transport::Tcp(stream), load: None })
+    Ok(Upstream { transport: Transport::Tcp(stream), load: None, share: None })
 }

@@ -18,6 +18,7 @@ mod connections;
 mod destination;
 mod dns;
 mod hbone;
+mod hello;
 #[allow(dead_code, reason = "what logs and explanations will show is kept already")]
 mod http;
 mod inbound;
@@ -33,6 +34,7 @@ mod relay;
 mod server;
 mod settings;
 mod stream;
+mod streams;
 mod target;
 mod worker;
 

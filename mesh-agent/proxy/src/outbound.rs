@@ -10,6 +10,8 @@
 //!
 //! Not here: the choice itself ([`crate::target`]), policy ([`crate::server`]), moving bytes ([`crate::relay`]).
 
+mod routed;
+
 use std::{net::SocketAddr, os::fd::AsFd, rc::Rc, sync::Arc, time::Duration};
 
 use mesh_core::{
@@ -36,9 +38,12 @@ use crate::{
     },
     server::{ServerRequest, log_dry_run, server_stage},
     stream::Stream,
+    streams::{self, Way},
     target::{Choice, Target, canonical},
     worker::Worker,
 };
+
+pub(crate) use self::routed::Share;
 
 /// How bytes reach the server.
 #[derive(Debug)]
@@ -55,6 +60,8 @@ pub(crate) struct Upstream<'a> {
     pub(crate) transport: Transport,
     /// Counts the connection at its endpoint for as long as it lives.
     pub(crate) load: Option<LoadGuard<'a>>,
+    /// The same at a destination that something is said about.
+    pub(crate) share: Option<Share>,
 }
 
 /// How one endpoint is tried.
@@ -86,15 +93,23 @@ pub(crate) async fn open<'a>(
     let Some(dialled) = worker.kernel().dialled(accepted.as_fd()) else {
         return Err(CloseReason::OriginalDstMiss);
     };
-    live.set_original_dst(canonical(dialled.dst));
+    let dst = canonical(dialled.dst);
+    live.set_original_dst(dst);
+    let way = streams::route(worker, live, dst, accepted).await;
     let snapshot = worker.snapshot();
-    let target = Target::of(&snapshot, &dialled);
-    connect(worker, live, &snapshot, &target, accepted).await.map_err(|error| {
+    let opened = match way {
+        Way::AsDialled => connect(worker, live, &snapshot, &Target::of(&snapshot, &dialled), accepted).await,
+        Way::To(destination) => {
+            Box::pin(routed::connect(worker, live, &snapshot, &destination, accepted)).await
+        }
+        Way::Nowhere { reason } => Err(ConnectError::Nowhere { reason }),
+    };
+    opened.map_err(|error| {
         if worker.may_log() {
             tracing::info!(
                 pod = %live.pod.name,
                 client = %live.client,
-                dialled = %canonical(dialled.dst),
+                dialled = %dst,
                 error = report(&error),
                 "outbound connection refused"
             );
@@ -134,7 +149,7 @@ async fn connect<'a>(
         let service = target.service();
         let bytes = Bytes::Relayed(accepted);
         match open_transport(worker, live, snapshot, service, choice, attempt, bytes).await {
-            Ok(transport) => return Ok(Upstream { transport, load: Some(load) }),
+            Ok(transport) => return Ok(Upstream { transport, load: Some(load), share: None }),
             Err(error) if error.is_endpoints_fault() => last = error,
             Err(error) => return Err(error),
         }

@@ -17,6 +17,9 @@ pub struct Settings {
     pub attempts_max: u32,
     /// A connection without a byte in either direction for this long ends. Default: Istio's, 1 h.
     pub idle_timeout: Duration,
+    /// Time for a client's first bytes at ports that are declared to be TLS, where rules go by the name it asks for; then it
+    /// asks for none. Default 15 s.
+    pub hello_timeout: Duration,
     /// After one side reset, how long bytes it had sent may wait for the other side to take them. Default 5 s.
     pub reset_linger: Duration,
     /// Proxied connections at once, each of which needs two descriptors. Default: from RLIMIT_NOFILE.
@@ -133,6 +136,7 @@ impl Settings {
             attempt_timeout: Duration::from_secs(3),
             attempts_max: 3,
             idle_timeout: Duration::from_secs(3600),
+            hello_timeout: Duration::from_secs(15),
             reset_linger: Duration::from_secs(5),
             connections_max,
             pod_connections_max: connections_max / 2,

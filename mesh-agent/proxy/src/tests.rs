@@ -8,4 +8,5 @@ mod http;
 mod life;
 mod outbound;
 mod relay;
+mod streams;
 mod upstream;

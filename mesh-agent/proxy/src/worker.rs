@@ -56,6 +56,7 @@ use crate::{
 
 use self::link::monotonic_ns;
 pub(crate) use self::link::{Accepted, Arrival, Command, Link, Pod, Shared};
+pub(crate) use self::sweep::ticks;
 
 /// The worker's coarse clock: liveness is stamped, and idle connections are looked for, in these steps.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
@@ -284,8 +285,8 @@ impl Worker {
             self.unless_stopped(&live, find).await
         };
         let reason = match upstream {
-            Ok(Upstream { transport, load }) => {
-                let _load = load;
+            Ok(Upstream { transport, load, share }) => {
+                let _held = (load, share);
                 live.meter.touch(self.tick.get());
                 match transport {
                     Transport::Tcp(upstream) => {

@@ -217,7 +217,7 @@ impl Endpoints {
     }
 
     /// Number of endpoints, as far as it is known.
-    fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.members.borrow().as_ref().map_or(1, |members| members.all.len())
     }
 

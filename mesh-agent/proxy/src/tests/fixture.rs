@@ -331,6 +331,11 @@ impl World {
         .await;
     }
 
+    /// Waits until `count` outbound connections have ended so; others may go on.
+    pub(super) async fn ended_so_far(&self, reason: CloseReason, count: u64) {
+        eventually(|| self.closed(Direction::Outbound, reason), |n| *n == count).await;
+    }
+
     /// DNS queries dealt with so.
     pub(super) fn dns(&self, outcome: DnsOutcome) -> u64 {
         self.metrics.dns(outcome).get()

@@ -27,10 +27,10 @@ fn overdue(live: &Live, tick: u32, idle_max: u32, linger_max: u32) -> Option<Clo
     {
         return Some(reason);
     }
-    (tick.wrapping_sub(live.meter.active()) >= idle_max).then_some(CloseReason::IdleTimeout)
+    live.overdue(tick, idle_max)
 }
 
-fn ticks(duration: Duration) -> u32 {
-    // Rounded up, and one more because the current tick has begun already.
+/// Ticks that are over when a time is: rounded up, and one more because the current tick has begun already.
+pub(crate) fn ticks(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis().div_ceil(u128::from(TICK_MS))).unwrap_or(u32::MAX - 1) + 1
 }

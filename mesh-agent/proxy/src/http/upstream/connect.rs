@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     close::CloseReason,
-    connect::{ConnectError, report},
+    connect::{ConnectError, keep_alive, report},
     connections::Live,
     hbone::tunnel::{Early, TunnelIo},
     outbound::{Attempt, Bytes, Transport, open_transport},
@@ -60,6 +60,7 @@ pub(super) async fn connect(
         log(worker, live, wanted, &report(&error));
         Failed { fault: fault_of(&error), reason: error.close_reason() }
     })?;
+    keep_alive(&transport, pool);
     let way = match transport {
         Transport::Tcp(stream) => Way::Tcp(stream),
         Transport::Tunnel(stream) => Way::Tunnel(TunnelIo::new(stream, live)),

@@ -1,0 +1,98 @@
+//! Connections to a destination that a rule or a policy is about.
+
+use std::net::SocketAddr;
+
+use mesh_core::{balance::outlier::Observed, route::cluster::ConnectionPool, snapshot::Snapshot};
+
+use super::{Attempt, Bytes, Upstream, open_transport};
+use crate::{
+    connect::{ConnectError, keep_alive},
+    connections::{Live, Term},
+    destination::{
+        Destination,
+        endpoints::{Load, Unchosen, Wish},
+        limits::{Kind, Taken},
+    },
+    hbone::tunnel::Early,
+    stream::Stream,
+    streams::hash_of,
+    target::Choice,
+    worker::Worker,
+};
+
+/// A connection's part in the limits and the load of its destination; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Share {
+    _connection: Taken,
+    _load: Load,
+}
+
+/// Opens a transport to an endpoint of a destination, by its policy.
+pub(super) async fn connect<'a>(
+    worker: &Worker,
+    live: &Live,
+    snapshot: &Snapshot,
+    destination: &Destination,
+    accepted: &mut Stream,
+) -> Result<Upstream<'a>, ConnectError> {
+    let default = ConnectionPool::default();
+    let policy = destination.policy();
+    let pool = policy.map_or(&default, |cluster| &cluster.policy.pool);
+    let endpoints = worker.destinations.of(worker, live.pod.pod, destination);
+    let connection =
+        endpoints.usage.take(Kind::Connection, pool.max_connections).ok_or(ConnectError::Limit)?;
+    live.set_term(Term::of(pool));
+    let settings = worker.settings();
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut last = ConnectError::NoEndpoint;
+    for attempt in 1..=settings.attempts_max.max(1) {
+        let wish = Wish {
+            destination,
+            live,
+            snapshot,
+            hash: hash_of(destination, live.client),
+            tried: &tried,
+            skip_classes: 0,
+        };
+        let member = match endpoints.choose(worker, &wish) {
+            // Nobody is left that was not tried.
+            Ok(member) if tried.contains(&member.addr) => break,
+            Ok(member) => member,
+            Err(Unchosen::NoHealthy) => break,
+            Err(Unchosen::NoCluster) => {
+                return Err(ConnectError::Nowhere { reason: "no such service, port or subset".into() });
+            }
+        };
+        if attempt > 1 {
+            worker.metrics().connect_retries.inc();
+        }
+        tried.push(member.addr);
+        // Short only when there is somewhere else to go.
+        let is_last = attempt == settings.attempts_max || endpoints.size() <= tried.len();
+        let attempt = if is_last {
+            Attempt { limit: pool.connect_timeout, early: Early::Sent }
+        } else {
+            let limit = settings.attempt_timeout.min(pool.connect_timeout);
+            Attempt { limit, early: Early::Held }
+        };
+        let load = Load::new(&member.load);
+        let choice = Choice { addr: member.addr, workload: member.workload.as_ref() };
+        let service = destination.service();
+        let opened =
+            open_transport(worker, live, snapshot, service, choice, attempt, Bytes::Relayed(accepted)).await;
+        match opened {
+            Ok(transport) => {
+                endpoints.observe(policy, member.addr, Observed::Success);
+                keep_alive(&transport, pool);
+                let share = Share { _connection: connection, _load: load };
+                return Ok(Upstream { transport, load: None, share: Some(share) });
+            }
+            Err(error) if error.is_endpoints_fault() => {
+                endpoints.observe(policy, member.addr, Observed::LocalFailure);
+                last = error;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
+}

@@ -1,0 +1,139 @@
+//! Where a connection goes that is not looked into: by TLS and TCP rules, else by what is said about the service it dialled.
+//!
+//! Invariants:
+//! - The first bytes are waited for only where a rule asks for a server name, and never for longer than a limit; a server
+//!   that speaks first is that much slower there.
+//! - The world a connection is routed by is the one after the wait.
+//!
+//! Not here: the rules (`mesh-core`), the endpoint of a destination ([`crate::destination`]).
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use mesh_core::{
+    route::{
+        cluster::{Algorithm, ClusterKey, HashKey},
+        evaluate::{StreamView, split},
+        http::Backend,
+        protocol::AppProtocol,
+        request::ClientView,
+        stream::StreamTable,
+    },
+    snapshot::{Protocol, Snapshot, Workload},
+};
+
+use crate::{
+    connections::Live,
+    destination::{Destination, seen_by, source_hash},
+    hello::{self, Hello},
+    stream::Stream,
+    worker::Worker,
+};
+
+/// What is to be done with a connection.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// Nothing is said about it.
+    AsDialled,
+    /// It goes there.
+    To(Destination),
+    /// A rule sends it to what does not exist.
+    Nowhere {
+        /// Why, for logs.
+        reason: Arc<str>,
+    },
+}
+
+/// Decides where an accepted connection goes.
+pub(crate) async fn route(worker: &Worker, live: &Live, dialled: SocketAddr, accepted: &mut Stream) -> Way {
+    let snapshot = worker.snapshot();
+    let routes = snapshot.routes();
+    if routes.streams.is_empty() && routes.clusters.is_empty() {
+        return Way::AsDialled;
+    }
+    let hello = match patience(worker, live, &snapshot, dialled) {
+        None => Hello::NotTls,
+        Some(limit) => {
+            drop(snapshot);
+            hello::look(worker, accepted, limit).await
+        }
+    };
+    decide(&worker.snapshot(), live, dialled, &hello, worker.random())
+}
+
+/// How long the first bytes are waited for; `None`: not at all.
+fn patience(worker: &Worker, live: &Live, snapshot: &Snapshot, dialled: SocketAddr) -> Option<Duration> {
+    let settings = worker.settings();
+    match snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp) {
+        Some((_, port)) => {
+            let needs_name = table_of(snapshot, live, dialled, None)?.needs_sni();
+            let is_tls = AppProtocol::of(port) == AppProtocol::Tls;
+            needs_name.then(|| if is_tls { settings.hello_timeout } else { settings.http.sniff_timeout })
+        }
+        // Of an address that is no service's, only the name that is asked for can say it.
+        None => {
+            let mut keys = snapshot.routes().streams.keys();
+            keys.any(|key| key.port == dialled.port()).then_some(settings.http.sniff_timeout)
+        }
+    }
+}
+
+fn client_of<'s>(snapshot: &'s Snapshot, live: &Live) -> Option<&'s Workload> {
+    snapshot.workload(live.pod.workload).map(|workload| &**workload)
+}
+
+/// The table of the service that was dialled; where none was, of the server that is asked for by name.
+fn table_of(
+    snapshot: &Snapshot,
+    live: &Live,
+    dialled: SocketAddr,
+    sni: Option<&str>,
+) -> Option<Arc<StreamTable>> {
+    let routes = snapshot.routes();
+    let port = dialled.port();
+    let table = match snapshot.service_at(dialled.ip(), port, Protocol::Tcp) {
+        Some((service, port)) => routes.stream(&snapshot.host_of(service), port.port),
+        None => routes.stream(sni?.trim_end_matches('.'), port),
+    };
+    seen_by(table, client_of(snapshot, live), &live.pod.name.namespace)
+}
+
+fn decide(snapshot: &Snapshot, live: &Live, dialled: SocketAddr, hello: &Hello, draw: u64) -> Way {
+    let namespace = &live.pod.name.namespace;
+    let client = client_of(snapshot, live);
+    let (tls, sni) = match hello {
+        Hello::Tls { sni } => (true, sni.as_deref()),
+        Hello::NotTls | Hello::Partial => (false, None),
+    };
+    let table = table_of(snapshot, live, dialled, sni);
+    let view = StreamView { tls, sni, dialled: dialled.ip() };
+    static NO_LABELS: std::collections::BTreeMap<Arc<str>, Arc<str>> = std::collections::BTreeMap::new();
+    let of = ClientView { namespace, labels: client.map_or(&NO_LABELS, |client| &client.labels) };
+    if let Some(rule) = table.as_ref().and_then(|table| table.route(&view, &of)) {
+        let missing = |reason: &str| Way::Nowhere { reason: format!("{}: {reason}", rule.origin).into() };
+        return match split(&rule.backends, draw).map(|weighted| &weighted.backend) {
+            None => missing("no destination"),
+            Some(Backend::Broken { reason, .. }) => missing(reason),
+            Some(Backend::Cluster(key)) => match Destination::of(snapshot, key, client, namespace) {
+                Some(destination) => Way::To(destination),
+                None => missing("no such service, port or subset"),
+            },
+        };
+    }
+    // No rule: the service as it is, by its policy if it has one.
+    let Some((service, port)) = snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp) else {
+        return Way::AsDialled;
+    };
+    let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
+    match Destination::of(snapshot, &key, client, namespace) {
+        Some(destination) if destination.policy().is_some() => Way::To(destination),
+        _ => Way::AsDialled,
+    }
+}
+
+/// What consistent hashing goes by: of a connection only its source is known (S42).
+pub(crate) fn hash_of(destination: &Destination, client: SocketAddr) -> Option<u64> {
+    match &destination.policy()?.policy.balancing.algorithm {
+        Algorithm::ConsistentHash { key: HashKey::SourceIp, .. } => Some(source_hash(client.ip())),
+        _ => None,
+    }
+}
