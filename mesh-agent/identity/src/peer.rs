@@ -173,6 +173,9 @@ impl PeerError {
             CertificateError::UnknownIssuer => Self::UnknownIssuer,
             CertificateError::BadSignature => Self::BadSignature,
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => Self::Usage,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Self::WrongIdentity
+            }
             CertificateError::UnhandledCriticalExtension => Self::Chain,
             _ => Self::Handshake,
         }

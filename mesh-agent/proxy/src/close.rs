@@ -78,10 +78,14 @@ pub enum CloseReason {
     Overloaded,
     /// The destination's policy refused it.
     PolicyDenied,
+    /// The HTTP proxy that its destination's policy names did not take it.
+    ProxyRefused,
     /// No upstream socket could be made in the pod's namespace.
     SocketFailed,
     /// The peer, or what it sent in the TLS handshake, was refused; or it refused us.
     Tls(PeerError),
+    /// The TLS that its destination's policy wants cannot be set up.
+    TlsSetup,
     /// The TLS handshake took too long.
     TlsTimeout,
     /// More TLS handshakes at once than the agent or the pod may have.
@@ -104,7 +108,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// The reasons without those of TLS handshakes.
-    const PLAIN: [Self; 29] = [
+    const PLAIN: [Self; 31] = [
         Self::Bug,
         Self::CertificateMissing,
         Self::ClientLost,
@@ -124,7 +128,9 @@ impl CloseReason {
         Self::Overflow,
         Self::Overloaded,
         Self::PolicyDenied,
+        Self::ProxyRefused,
         Self::SocketFailed,
+        Self::TlsSetup,
         Self::TlsTimeout,
         Self::TooManyHandshakes,
         Self::TunnelLost,
@@ -180,7 +186,9 @@ impl CloseReason {
             Self::Overflow => "overflow",
             Self::Overloaded => "overloaded",
             Self::PolicyDenied => "policy_denied",
+            Self::ProxyRefused => "proxy_refused",
             Self::SocketFailed => "socket_failed",
+            Self::TlsSetup => "tls_setup",
             Self::TlsTimeout => "tls_timeout",
             Self::TooManyHandshakes => "tls_too_many_handshakes",
             Self::TunnelLost => "tunnel_lost",
@@ -203,7 +211,8 @@ impl CloseReason {
             | Self::HboneHeaders
             | Self::HbonePort
             | Self::HboneTarget => Side::Downstream,
-            Self::TunnelLost
+            Self::ProxyRefused
+            | Self::TunnelLost
             | Self::TunnelRefused
             | Self::UpstreamLost
             | Self::UpstreamRefused
@@ -223,6 +232,7 @@ impl CloseReason {
             | Self::Overloaded
             | Self::PolicyDenied
             | Self::SocketFailed
+            | Self::TlsSetup
             | Self::TlsTimeout
             | Self::TooManyHandshakes
             | Self::Tls(_) => Side::Local,
@@ -250,7 +260,9 @@ impl CloseReason {
             Self::NoEndpoint => "UH",
             Self::Overflow | Self::Overloaded | Self::TooManyHandshakes => "UO",
             Self::PolicyDenied => "UAEX",
-            Self::TlsTimeout
+            Self::ProxyRefused
+            | Self::TlsSetup
+            | Self::TlsTimeout
             | Self::TunnelRefused
             | Self::UpstreamRefused
             | Self::UpstreamTimeout

@@ -10,6 +10,7 @@ use crate::{
     close::CloseReason,
     hbone::TunnelFailure,
     kernel::{PodHandle, Sockets, UpstreamTags},
+    layers::LayerError,
     outbound::Transport,
     stream::Stream,
 };
@@ -33,6 +34,15 @@ pub(crate) enum ConnectError {
         /// The kernel's verdict.
         #[source]
         source: io::Error,
+    },
+    /// What its policy puts between could not be had.
+    #[error("connection to upstream {addr}")]
+    Layer {
+        /// The endpoint.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: LayerError,
     },
     /// The destination has as many connections as it may.
     #[error("the destination has as many connections as its policy allows")]
@@ -84,6 +94,7 @@ impl ConnectError {
                 io::ErrorKind::TimedOut => CloseReason::UpstreamTimeout,
                 _ => CloseReason::UpstreamUnreachable,
             },
+            Self::Layer { source, .. } => source.close_reason(),
             Self::Limit => CloseReason::Overflow,
             Self::NoEndpoint => CloseReason::NoEndpoint,
             Self::Nowhere { .. } => CloseReason::NoCluster,
@@ -97,6 +108,7 @@ impl ConnectError {
     pub(crate) fn is_endpoints_fault(&self) -> bool {
         match self {
             Self::Failed { .. } | Self::TimedOut { .. } => true,
+            Self::Layer { source, .. } => !matches!(source, LayerError::Setup(_)),
             // Neither its policy nor our own lack of a certificate is better elsewhere.
             Self::Tunnel { failure, .. } => {
                 !matches!(failure.reason, CloseReason::PolicyDenied | CloseReason::CertificateMissing)

@@ -23,6 +23,7 @@ mod hello;
 mod http;
 mod inbound;
 pub mod kernel;
+mod layers;
 mod listener;
 mod loads;
 mod metrics;

@@ -31,6 +31,7 @@ use crate::{
         tunnel::{Early, TunnelStream},
     },
     kernel::{TicketRequest, UpstreamTags, VerdictEntry},
+    layers::io::UpstreamIo,
     loads::LoadGuard,
     metrics::{
         edges::{EdgeKey, Parties, Reporter, Security},
@@ -52,6 +53,8 @@ pub(crate) enum Transport {
     Tcp(Stream),
     /// A stream in a tunnel to the server's node.
     Tunnel(TunnelStream),
+    /// Either, with what the destination's policy puts between.
+    Layered(Box<UpstreamIo>),
 }
 
 /// An open way to the server.
@@ -78,6 +81,8 @@ pub(crate) struct Attempt {
 pub(crate) enum Bytes<'a> {
     /// An app's, carried as they are: the connection is reported as one between two workloads.
     Relayed(&'a mut Stream),
+    /// An app's, which follow once there is something between: reported alike.
+    Wrapped,
     /// The agent's own, which speaks a protocol and reports what it says.
     Spoken,
 }
@@ -86,8 +91,8 @@ pub(crate) enum Bytes<'a> {
 ///
 /// Cancel safety: dropping the future closes what it opened.
 pub(crate) async fn open<'a>(
-    worker: &'a Worker,
-    live: &Live,
+    worker: &'a Rc<Worker>,
+    live: &Rc<Live>,
     accepted: &mut Stream,
 ) -> Result<Upstream<'a>, CloseReason> {
     let Some(dialled) = worker.kernel().dialled(accepted.as_fd()) else {
@@ -169,7 +174,7 @@ pub(crate) async fn open_transport(
     bytes: Bytes<'_>,
 ) -> Result<Transport, ConnectError> {
     let ticket = admit_local(worker, live, choice)?;
-    let is_relayed = matches!(bytes, Bytes::Relayed(_));
+    let is_relayed = !matches!(bytes, Bytes::Spoken);
     let tags = UpstreamTags {
         src_workload: Some(live.pod.workload),
         dst_workload: choice.workload.map(|workload| workload.id),
@@ -275,7 +280,7 @@ async fn open_tunnel(
     let taken = async {
         match bytes {
             Bytes::Relayed(app) => stream.ready(app, attempt.early, deadline).await,
-            Bytes::Spoken => stream.answered().await,
+            Bytes::Wrapped | Bytes::Spoken => stream.answered().await,
         }
     };
     match timeout_at(deadline, taken).await {

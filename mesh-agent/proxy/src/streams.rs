@@ -67,7 +67,7 @@ fn patience(worker: &Worker, live: &Live, snapshot: &Snapshot, dialled: SocketAd
         Some((_, port)) => {
             let needs_name = table_of(snapshot, live, dialled, None)?.needs_sni();
             let is_tls = AppProtocol::of(port) == AppProtocol::Tls;
-            needs_name.then(|| if is_tls { settings.hello_timeout } else { settings.http.sniff_timeout })
+            needs_name.then_some(if is_tls { settings.hello_timeout } else { settings.http.sniff_timeout })
         }
         // Of an address that is no service's, only the name that is asked for can say it.
         None => {

@@ -40,7 +40,7 @@ use crate::{
     http::{self, upstream::Sites},
     inbound,
     kernel::{Kernel, Sockets},
-    listener,
+    layers, listener,
     loads::Loads,
     metrics::{
         Metrics,
@@ -298,6 +298,7 @@ impl Worker {
                         relay(&env, &live.meter, downstream, upstream).await
                     }
                     Transport::Tunnel(stream) => outbound::carry(self, &live, stream, downstream).await,
+                    Transport::Layered(io) => Box::pin(layers::carry(&live, downstream, *io)).await,
                 }
             }
             Err(reason) => {

@@ -229,7 +229,7 @@ pub struct OutlierDetection {
 }
 
 /// TLS towards an endpoint, as a DestinationRule says.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct ClientTls {
     /// Mode.
     pub mode: ClientTlsMode,
@@ -248,7 +248,7 @@ pub struct ClientTls {
 }
 
 /// Mode of client TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ClientTlsMode {
     /// Plaintext.
@@ -262,7 +262,7 @@ pub enum ClientTlsMode {
 }
 
 /// `CONNECT` (or `POST`) to a proxy.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct ConnectTunnel {
     /// By POST.
     pub post: bool,
@@ -273,7 +273,7 @@ pub struct ConnectTunnel {
 }
 
 /// Version of the PROXY protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum ProxyProtocol {
     /// Text.

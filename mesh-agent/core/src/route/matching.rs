@@ -46,6 +46,12 @@ impl PartialEq for FullRegex {
 
 impl Eq for FullRegex {}
 
+impl std::hash::Hash for FullRegex {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.pattern.hash(state);
+    }
+}
+
 impl serde::Serialize for FullRegex {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.pattern)
@@ -60,7 +66,7 @@ impl<'de> serde::Deserialize<'de> for FullRegex {
 }
 
 /// A pattern for a text.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StringMatch {
     /// There at all, whatever it is.

@@ -1,8 +1,9 @@
 //! Connections to a destination that a rule or a policy is about.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, rc::Rc};
 
 use mesh_core::{balance::outlier::Observed, route::cluster::ConnectionPool, snapshot::Snapshot};
+use tokio::time::Instant;
 
 use super::{Attempt, Bytes, Upstream, open_transport};
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
         limits::{Kind, Taken},
     },
     hbone::tunnel::Early,
+    layers::{Layers, lay, tls::Inside},
     stream::Stream,
     streams::hash_of,
     target::Choice,
@@ -29,8 +31,8 @@ pub(crate) struct Share {
 
 /// Opens a transport to an endpoint of a destination, by its policy.
 pub(super) async fn connect<'a>(
-    worker: &Worker,
-    live: &Live,
+    worker: &Rc<Worker>,
+    live: &Rc<Live>,
     snapshot: &Snapshot,
     destination: &Destination,
     accepted: &mut Stream,
@@ -42,6 +44,10 @@ pub(super) async fn connect<'a>(
     let connection =
         endpoints.usage.take(Kind::Connection, pool.max_connections).ok_or(ConnectError::Limit)?;
     live.set_term(Term::of(pool));
+    let host = destination.service().map(|service| snapshot.host_of(service)).unwrap_or_default();
+    let layers = policy.and_then(|cluster| {
+        Layers::of(&cluster.policy, &host, Inside::Bytes, live.client, live.original_dst())
+    });
     let settings = worker.settings();
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last = ConnectError::NoEndpoint;
@@ -78,12 +84,28 @@ pub(super) async fn connect<'a>(
         let load = Load::new(&member.load);
         let choice = Choice { addr: member.addr, workload: member.workload.as_ref() };
         let service = destination.service();
-        let opened =
-            open_transport(worker, live, snapshot, service, choice, attempt, Bytes::Relayed(accepted)).await;
+        let deadline = Instant::now() + attempt.limit;
+        let bytes = if layers.is_some() { Bytes::Wrapped } else { Bytes::Relayed(accepted) };
+        let opened = open_transport(worker, live, snapshot, service, choice, attempt, bytes).await;
         match opened {
             Ok(transport) => {
-                endpoints.observe(policy, member.addr, Observed::Success);
                 keep_alive(&transport, pool);
+                let time = (attempt.limit, deadline);
+                let transport = match &layers {
+                    None => transport,
+                    // It counts as a connection by now: no other endpoint is tried.
+                    Some(layers) => match lay(worker, live, transport, Some(layers), time).await {
+                        Ok(io) => io.into_transport(),
+                        Err(source) => {
+                            let error = ConnectError::Layer { addr: member.addr, source };
+                            if error.is_endpoints_fault() {
+                                endpoints.observe(policy, member.addr, Observed::LocalFailure);
+                            }
+                            return Err(error);
+                        }
+                    },
+                };
+                endpoints.observe(policy, member.addr, Observed::Success);
                 let share = Share { _connection: connection, _load: load };
                 return Ok(Upstream { transport, load: None, share: Some(share) });
             }

@@ -24,6 +24,7 @@ use crate::{
         limits::{Limits, Scope},
     },
     kernel::{Kernel, PodHandle, Sockets},
+    layers::tls::Origination,
     listener,
     metrics::Metrics,
     settings::Settings,
@@ -41,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) handshakes: Admission,
     /// What is in use at destinations.
     pub(crate) limits: Limits,
+    /// TLS that policies want towards endpoints.
+    pub(crate) origination: Origination,
     pub(crate) admission: Arc<Admission>,
     pub(crate) links: Vec<Link>,
     /// Called with the oldest stamp (CLOCK_MONOTONIC nanoseconds) over all workers.

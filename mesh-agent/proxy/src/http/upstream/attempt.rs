@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request, uri::Authority};
 use http_body_util::BodyExt;
 use hyper::{Request, Response, body::Incoming};
 use mesh_core::{
@@ -248,6 +248,8 @@ impl<'a> Exchange<'a> {
         let version = self.version();
         head.headers.insert("x-envoy-attempt-count", HeaderValue::from(done + 1));
         address(&mut head, version);
+        let wants_name = cluster.is_some_and(|cluster| cluster.policy.tls.is_some());
+        let host = wants_name.then(|| host_of(&head));
         let is_connect = head.method == Method::CONNECT;
         let mut request = Request::from_parts(head, body);
         let mut stale = 0;
@@ -259,6 +261,7 @@ impl<'a> Exchange<'a> {
                 member: &member,
                 policy: cluster,
                 version,
+                host: host.as_ref(),
                 is_exclusive: self.plan.upgrade || stale >= STALE_MAX && version == Version::Http1,
             };
             let mut lease = site.lease(self.worker, &need).await?;
@@ -431,7 +434,9 @@ fn is_worth_another(policy: &RetryPolicy, outcome: &Result<Brought, Fault>) -> b
                 .decides(&Outcome::Response { status: status.as_u16(), headers: &Fields(headers) });
         }
         Err(fault) => match fault {
-            Fault::ConnectFailed | Fault::ConnectTimeout => Outcome::ConnectFailure,
+            Fault::ConnectFailed | Fault::ConnectTimeout | Fault::TransportFailed(_) => {
+                Outcome::ConnectFailure
+            }
             Fault::ConnectionEnded { sent } => Outcome::Reset { request_sent: *sent },
             Fault::Refused => Outcome::RefusedStream,
             Fault::Protocol | Fault::StreamReset => Outcome::Reset { request_sent: true },
@@ -454,6 +459,7 @@ fn observed(outcome: &Result<Brought, Fault>) -> Option<Observed> {
         Err(
             Fault::ConnectFailed
             | Fault::ConnectTimeout
+            | Fault::TransportFailed(_)
             | Fault::ConnectionEnded { .. }
             | Fault::Protocol
             | Fault::StreamReset
@@ -478,6 +484,13 @@ impl Headers for Fields<'_> {
     fn visit<'s>(&'s self, name: &str, each: &mut dyn FnMut(&'s [u8])) {
         self.0.get_all(name).iter().for_each(|value| each(value.as_bytes()));
     }
+}
+
+/// The host that a request is for, without its port.
+fn host_of(head: &request::Parts) -> Arc<str> {
+    let of_header = || head.headers.get(header::HOST)?.to_str().ok()?.parse::<Authority>().ok();
+    let authority = head.uri.authority().cloned().or_else(of_header);
+    authority.map_or_else(|| "".into(), |authority| authority.host().into())
 }
 
 /// Puts the authority where the version of HTTP wants it.

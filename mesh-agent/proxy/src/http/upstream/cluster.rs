@@ -35,6 +35,7 @@ use crate::{
         endpoints::{Endpoints, Member},
         limits::{Kind, Taken},
     },
+    layers::LayersKey,
     worker::{TICK_MS, Worker},
 };
 
@@ -45,6 +46,7 @@ struct PoolKey {
     workload: Option<WorkloadId>,
     way: WayKind,
     version: Version,
+    layers: Option<LayersKey>,
 }
 
 /// How an endpoint is reached.
@@ -103,6 +105,8 @@ pub(super) struct Need<'a> {
     pub(super) member: &'a Member,
     pub(super) policy: Option<&'a Arc<Cluster>>,
     pub(super) version: Version,
+    /// The host that the request is for, where TLS may need a name.
+    pub(super) host: Option<&'a Arc<str>>,
     /// Nobody else may use it: the bytes may become somebody's.
     pub(super) is_exclusive: bool,
 }
@@ -192,6 +196,7 @@ impl Site {
             workload: need.member.workload.clone(),
             cluster: need.policy.cloned(),
             version: need.version,
+            host: need.host.cloned(),
         };
         let (site, pool, worker) = (Rc::clone(self), Rc::clone(pool), Rc::clone(worker));
         if need.version == Version::Http1 {
@@ -278,11 +283,16 @@ impl Site {
             }
             _ => WayKind::Plain,
         };
+        let policy = need.policy.map(|cluster| &cluster.policy);
+        let layers = policy.and_then(|policy| {
+            connect::layers_of(policy, need.host.map(|host| &**host), need.version, need.live)
+        });
         let key = PoolKey {
             addr: member.addr,
             workload: member.workload.as_ref().map(|workload| workload.id),
             way,
             version: need.version,
+            layers: layers.map(|layers| layers.key(worker)),
         };
         Rc::clone(self.pools.borrow_mut().entry(key).or_default())
     }

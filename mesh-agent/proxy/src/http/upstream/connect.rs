@@ -3,21 +3,23 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use mesh_core::{
-    route::cluster::{ClientTls, ClientTlsMode, Cluster, ConnectionPool, TrafficPolicy},
+    route::cluster::{Cluster, ConnectionPool, TrafficPolicy},
     snapshot::{Service, Snapshot, Workload},
 };
+use tokio::time::Instant;
 
 use super::{
     cluster::Failed,
-    connection::{self, Protocol, Sender, UpstreamIo, Version, Way},
+    connection::{self, Protocol, Sender, Version},
     reply::Fault,
 };
 use crate::{
     close::CloseReason,
     connect::{ConnectError, keep_alive, report},
     connections::Live,
-    hbone::tunnel::{Early, TunnelIo},
-    outbound::{Attempt, Bytes, Transport, open_transport},
+    hbone::tunnel::Early,
+    layers::{LayerError, Layers, lay, tls::Inside},
+    outbound::{Attempt, Bytes, open_transport},
     target::Choice,
     worker::Worker,
 };
@@ -32,6 +34,29 @@ pub(super) struct Wanted {
     pub(super) workload: Option<Arc<Workload>>,
     pub(super) cluster: Option<Arc<Cluster>>,
     pub(super) version: Version,
+    /// The host that the request is for, where TLS may need a name.
+    pub(super) host: Option<Arc<str>>,
+}
+
+impl Wanted {
+    /// What the policy puts between.
+    fn layers<'a>(&'a self, policy: &'a TrafficPolicy) -> Option<Layers<'a>> {
+        layers_of(policy, self.host.as_deref(), self.version, &self.client)
+    }
+}
+
+/// What a policy puts between, for requests of a client to a host.
+pub(super) fn layers_of<'a>(
+    policy: &'a TrafficPolicy,
+    host: Option<&'a str>,
+    version: Version,
+    client: &Live,
+) -> Option<Layers<'a>> {
+    let inside = match version {
+        Version::Http1 => Inside::Http1,
+        Version::Http2 => Inside::Http2,
+    };
+    Layers::of(policy, host.unwrap_or_default(), inside, client.client, client.original_dst())
 }
 
 /// Makes a connection and begins to speak HTTP on it.
@@ -45,12 +70,8 @@ pub(super) async fn connect(
 ) -> Result<(Sender, Protocol), Failed> {
     let default = ConnectionPool::default();
     let pool = wanted.cluster.as_ref().map_or(&default, |cluster| &cluster.policy.pool);
-    if let Some(what) = wanted.cluster.as_ref().and_then(|cluster| beyond(&cluster.policy)) {
-        // What a policy asks for is done or refused, never left out.
-        log(worker, live, wanted, what);
-        return Err(Failed { fault: Fault::ConnectFailed, reason: CloseReason::UpstreamUnreachable });
-    }
-    let limit = pool.connect_timeout.min(worker.settings().connect_timeout.max(pool.connect_timeout));
+    let limit = pool.connect_timeout;
+    let deadline = Instant::now() + limit;
     let choice = Choice { addr: wanted.addr, workload: wanted.workload.as_ref() };
     let attempt = Attempt { limit, early: Early::Held };
     let service = wanted.service.as_ref();
@@ -61,11 +82,13 @@ pub(super) async fn connect(
         Failed { fault: fault_of(&error), reason: error.close_reason() }
     })?;
     keep_alive(&transport, pool);
-    let way = match transport {
-        Transport::Tcp(stream) => Way::Tcp(stream),
-        Transport::Tunnel(stream) => Way::Tunnel(TunnelIo::new(stream, live)),
-    };
-    let io = UpstreamIo::new(way, live, worker);
+    let layers = wanted.cluster.as_ref().and_then(|cluster| wanted.layers(&cluster.policy));
+    let laid = lay(worker, live, transport, layers.as_ref(), (limit, deadline)).await;
+    let io = laid.map_err(|source| {
+        let error = ConnectError::Layer { addr: wanted.addr, source };
+        log(worker, live, wanted, &report(&error));
+        Failed { fault: fault_of(&error), reason: error.close_reason() }
+    })?;
     let spoken = connection::speak(io, wanted.version, pool.max_concurrent_streams).await;
     spoken.map_err(|error| {
         log(worker, live, wanted, &report(&error));
@@ -73,21 +96,11 @@ pub(super) async fn connect(
     })
 }
 
-/// What a policy asks for that cannot be done.
-fn beyond(policy: &TrafficPolicy) -> Option<&'static str> {
-    let own = |tls: &ClientTls| matches!(tls.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual);
-    if policy.tls.as_ref().is_some_and(own) {
-        return Some("TLS origination is not supported");
-    }
-    if policy.tunnel.is_some() {
-        return Some("tunnels through an endpoint are not supported");
-    }
-    policy.proxy_protocol.map(|_| "the PROXY protocol is not supported")
-}
-
 fn fault_of(error: &ConnectError) -> Fault {
     match (error, error.close_reason()) {
         (_, CloseReason::PolicyDenied) => Fault::Denied,
+        (ConnectError::Layer { source: LayerError::TimedOut { .. }, .. }, _) => Fault::ConnectTimeout,
+        (ConnectError::Layer { .. }, reason) => Fault::TransportFailed(reason),
         (ConnectError::NoEndpoint, _) => Fault::NoHealthy,
         (_, CloseReason::UpstreamTimeout | CloseReason::TlsTimeout) => Fault::ConnectTimeout,
         _ => Fault::ConnectFailed,

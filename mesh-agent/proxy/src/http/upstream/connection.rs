@@ -30,7 +30,7 @@ use super::{
     },
     response::Held,
 };
-use crate::{close::CloseReason, connections::Live, hbone::tunnel::TunnelIo, stream::Stream, worker::Worker};
+use crate::{close::CloseReason, connections::Live, layers::io::UpstreamIo};
 
 /// After our end of a tunnelled connection, how long the other side has for its own before the stream is reset.
 const LINGER: Duration = Duration::from_secs(1);
@@ -49,84 +49,6 @@ pub(crate) enum Version {
     Http1,
     /// Streams.
     Http2,
-}
-
-/// How the bytes go.
-#[derive(Debug)]
-pub(super) enum Way {
-    /// Over a socket.
-    Tcp(Stream),
-    /// Through a tunnel to another node.
-    Tunnel(TunnelIo),
-}
-
-/// The bytes of a connection to an endpoint, however it is reached; they are counted at the connection.
-pub(crate) struct UpstreamIo {
-    way: Way,
-    live: Rc<Live>,
-    worker: Rc<Worker>,
-}
-
-impl std::fmt::Debug for UpstreamIo {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("UpstreamIo").field("way", &self.way).finish_non_exhaustive()
-    }
-}
-
-impl UpstreamIo {
-    pub(super) fn new(way: Way, live: &Rc<Live>, worker: &Rc<Worker>) -> Self {
-        Self { way, live: Rc::clone(live), worker: Rc::clone(worker) }
-    }
-
-    fn is_tunnel(&self) -> bool {
-        matches!(self.way, Way::Tunnel(_))
-    }
-}
-
-impl AsyncRead for UpstreamIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let io = self.get_mut();
-        match &mut io.way {
-            Way::Tcp(stream) => {
-                let before = buf.filled().len();
-                let outcome = Pin::new(stream).poll_read(cx, buf);
-                let got = buf.filled().len() - before;
-                io.live.meter.add_to_client(got as u64, io.worker.tick());
-                outcome
-            }
-            Way::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for UpstreamIo {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let io = self.get_mut();
-        match &mut io.way {
-            Way::Tcp(stream) => {
-                let outcome = Pin::new(stream).poll_write(cx, buf);
-                if let Poll::Ready(Ok(sent)) = &outcome {
-                    io.live.meter.add_to_server(*sent as u64, io.worker.tick());
-                }
-                outcome
-            }
-            Way::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().way {
-            Way::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Way::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().way {
-            Way::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Way::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
 }
 
 /// What requests and the pool know of a connection.
@@ -186,6 +108,7 @@ impl Connection {
 /// The bytes of a connection behind a switch of protocols.
 pub(crate) struct Switched {
     io: UpstreamIo,
+    live: Rc<Live>,
     early: Bytes,
     /// The request counts for as long as its bytes flow.
     pub(super) held: Option<Held>,
@@ -202,7 +125,7 @@ impl std::fmt::Debug for Switched {
 impl AsyncRead for Switched {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let switched = self.get_mut();
-        if switched.io.live.meter.poll_stopped(cx).is_some() {
+        if switched.live.meter.poll_stopped(cx).is_some() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         if !switched.early.is_empty() {
@@ -320,7 +243,13 @@ impl Connection {
         match (switch, reason) {
             (Some(switch), CloseReason::Finished) => {
                 let (done, ended) = oneshot::channel();
-                let switched = Switched { io, early: parts.read_buf, held: None, _done: done };
+                let switched = Switched {
+                    io,
+                    live: Rc::clone(&self.live),
+                    early: parts.read_buf,
+                    held: None,
+                    _done: done,
+                };
                 if switch.send(switched).is_ok() {
                     // Resolves when the other end is dropped.
                     ended.await.ok();

@@ -1,6 +1,7 @@
 //! What is said when no endpoint answered: the statuses, flags and texts of Istio's proxy.
 
 use super::super::exchange::{Failure, Flag};
+use crate::close::CloseReason;
 
 /// Why a try came to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +10,8 @@ pub(super) enum Fault {
     ConnectFailed,
     /// No connection within the time for one.
     ConnectTimeout,
+    /// A connection, but not what the destination's policy puts between.
+    TransportFailed(CloseReason),
     /// The endpoint ended the connection before it answered.
     ConnectionEnded {
         /// Whether something of the request may have left.
@@ -44,6 +47,13 @@ impl Fault {
                 503,
                 Flag::UpstreamFailure,
                 "upstream_reset_before_response_started{remote_connection_failure}",
+                "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
+            ),
+            Self::TransportFailed(reason) => (
+                503,
+                Flag::UpstreamFailure,
+                // The same words as in metrics and logs of connections.
+                reason.as_str(),
                 "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
             ),
             Self::ConnectTimeout => (
@@ -90,6 +100,12 @@ impl Fault {
                 (504, Flag::UpstreamTimeout, "upstream_per_try_timeout", "upstream request timeout")
             }
         };
-        Failure { status, flag, details, text: text.into(), overloaded: self == Self::Overflow }
+        let text = match self {
+            Self::TransportFailed(reason) => {
+                format!("{text}, transport failure reason: {}", reason.as_str()).into()
+            }
+            _ => text.into(),
+        };
+        Failure { status, flag, details, text, overloaded: self == Self::Overflow }
     }
 }

@@ -1,0 +1,218 @@
+//! What a destination's policy puts between a transport and the bytes, in this order: the header of the PROXY protocol, TLS, a
+//! tunnel through an HTTP proxy.
+//!
+//! Invariants:
+//! - All of it is there before a byte of an app is sent; what cannot be had is an error, never left out.
+//! - Time for it is part of the time for the connection.
+
+mod connect;
+pub(crate) mod io;
+mod proxy_protocol;
+pub(crate) mod tls;
+
+use std::{error::Error, future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, task::Poll, time::Duration};
+
+use mesh_core::route::cluster::{ConnectTunnel, ProxyProtocol, TrafficPolicy};
+use mesh_identity::PeerError;
+use tokio::{
+    io::{AsyncWriteExt, copy_bidirectional},
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::TlsConnector;
+
+use self::{
+    connect::TunnelError,
+    io::{Raw, UpstreamIo},
+    tls::{Inside, SetupError, is_wanted, server_name},
+};
+use crate::{
+    close::CloseReason, connections::Live, hbone::tunnel::TunnelIo, outbound::Transport, stream::Stream,
+    worker::Worker,
+};
+
+/// What lies between.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layers<'a> {
+    policy: &'a TrafficPolicy,
+    /// The server, where the policy names none for TLS.
+    pub(crate) host: &'a str,
+    /// What is spoken inside.
+    pub(crate) inside: Inside,
+    /// Whose connection it is.
+    pub(crate) client: SocketAddr,
+    /// What that dialled.
+    pub(crate) dialled: Option<SocketAddr>,
+}
+
+/// What tells connections apart that lie over different layers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LayersKey {
+    /// Settings of TLS (0: they cannot be used), and the server's name.
+    tls: Option<(u64, String)>,
+    tunnel: Option<ConnectTunnel>,
+    proxy: Option<(ProxyProtocol, SocketAddr)>,
+}
+
+/// Why something does not lie between.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LayerError {
+    /// The connection failed meanwhile.
+    #[error("the connection ended")]
+    Io(#[source] std::io::Error),
+    /// The server was refused, or refused us.
+    #[error("TLS: {reason}")]
+    Tls {
+        /// Why.
+        reason: PeerError,
+        /// In the words of the library.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Settings that cannot be used.
+    #[error("TLS cannot be set up")]
+    Setup(#[from] SetupError),
+    /// No end in time.
+    #[error("{}was not done within {limit_ms} ms", if *tls { "the TLS handshake " } else { "" })]
+    TimedOut {
+        /// The time it had.
+        limit_ms: u128,
+        /// TLS was asked for.
+        tls: bool,
+    },
+    /// The HTTP proxy did not agree.
+    #[error("no tunnel through the proxy")]
+    Tunnel(#[from] TunnelError),
+}
+
+impl LayerError {
+    pub(crate) fn close_reason(&self) -> CloseReason {
+        match self {
+            Self::Io(_) => CloseReason::UpstreamLost,
+            Self::Tls { reason, .. } => CloseReason::Tls(*reason),
+            Self::Setup(_) => CloseReason::TlsSetup,
+            Self::TimedOut { tls: true, .. } => CloseReason::TlsTimeout,
+            Self::TimedOut { tls: false, .. } => CloseReason::UpstreamTimeout,
+            Self::Tunnel(_) => CloseReason::ProxyRefused,
+        }
+    }
+
+    fn of_handshake(error: std::io::Error) -> Self {
+        let tls = error
+            .get_ref()
+            .and_then(|inner| (inner as &(dyn Error + 'static)).downcast_ref::<rustls::Error>());
+        match tls {
+            Some(tls) => Self::Tls { reason: PeerError::of(tls), source: error },
+            None => Self::Io(error),
+        }
+    }
+}
+
+impl<'a> Layers<'a> {
+    /// What a policy wants; `None`: nothing.
+    pub(crate) fn of(
+        policy: &'a TrafficPolicy,
+        host: &'a str,
+        inside: Inside,
+        client: SocketAddr,
+        dialled: Option<SocketAddr>,
+    ) -> Option<Self> {
+        let wanted = policy.tls.as_ref().is_some_and(is_wanted)
+            || policy.tunnel.is_some()
+            || policy.proxy_protocol.is_some();
+        wanted.then_some(Self { policy, host, inside, client, dialled })
+    }
+
+    /// What is spoken inside of TLS: to an HTTP proxy nothing that its answer could be about.
+    fn inside_tls(&self) -> Inside {
+        if self.policy.tunnel.is_some() { Inside::Bytes } else { self.inside }
+    }
+
+    /// What a connection over them is told apart by.
+    pub(crate) fn key(&self, worker: &Worker) -> LayersKey {
+        let tls = self.policy.tls.as_ref().filter(|tls| is_wanted(tls)).map(|tls| {
+            let ready = worker.shared().origination.ready(tls, self.inside_tls());
+            (ready.map_or(0, |ready| ready.id), tls.sni.as_deref().unwrap_or(self.host).to_owned())
+        });
+        LayersKey {
+            tls,
+            tunnel: self.policy.tunnel.clone(),
+            proxy: self.policy.proxy_protocol.map(|version| (version, self.client)),
+        }
+    }
+}
+
+/// Lays what a policy wants over a transport, until `deadline`.
+///
+/// # Errors
+/// Something cannot be had. The transport is closed then.
+pub(crate) async fn lay(
+    worker: &Rc<Worker>,
+    live: &Rc<Live>,
+    transport: Transport,
+    layers: Option<&Layers<'_>>,
+    (limit, deadline): (Duration, Instant),
+) -> Result<UpstreamIo, LayerError> {
+    let raw = match transport {
+        Transport::Tcp(stream) => Raw::Tcp(stream),
+        Transport::Tunnel(stream) => Raw::Tunnel(TunnelIo::new(stream, live)),
+        Transport::Layered(io) => return Ok(*io),
+    };
+    let Some(layers) = layers else { return Ok(UpstreamIo::new(worker, live, raw)) };
+    let laid = timeout_at(deadline, lay_over(worker, live, raw, layers));
+    let tls = layers.policy.tls.as_ref().is_some_and(is_wanted);
+    laid.await.unwrap_or(Err(LayerError::TimedOut { limit_ms: limit.as_millis(), tls }))
+}
+
+async fn lay_over(
+    worker: &Rc<Worker>,
+    live: &Rc<Live>,
+    mut raw: Raw,
+    layers: &Layers<'_>,
+) -> Result<UpstreamIo, LayerError> {
+    if let Some(version) = layers.policy.proxy_protocol {
+        let dialled = layers.dialled.unwrap_or(layers.client);
+        let header = proxy_protocol::header(version, layers.client, dialled);
+        raw.write_all(&header).await.map_err(LayerError::Io)?;
+        raw.flush().await.map_err(LayerError::Io)?;
+    }
+    let mut io = match layers.policy.tls.as_ref().filter(|tls| is_wanted(tls)) {
+        None => UpstreamIo::new(worker, live, raw),
+        Some(tls) => {
+            let ready = worker.shared().origination.ready(tls, layers.inside_tls())?;
+            let name = server_name(tls, layers.host)?;
+            let connector = TlsConnector::from(ready.config);
+            let tls = Box::pin(connector.connect(name, raw)).await.map_err(LayerError::of_handshake)?;
+            UpstreamIo::over_tls(worker, live, tls)
+        }
+    };
+    if let Some(tunnel) = &layers.policy.tunnel {
+        let early = connect::open(&mut io, tunnel).await?;
+        io.set_early(early);
+    }
+    Ok(io)
+}
+
+/// Carries the bytes of a connection over what lies between, and says why it ended.
+///
+/// Cancel safety: dropping the future closes both sides.
+pub(crate) async fn carry(live: &Live, mut app: Stream, mut io: UpstreamIo) -> CloseReason {
+    let outcome = {
+        let mut copy = pin!(copy_bidirectional(&mut app, &mut io));
+        poll_fn(|cx| match live.meter.poll_stopped(cx) {
+            Some(reason) => Poll::Ready(Err(reason)),
+            None => copy.as_mut().poll(cx).map(Ok),
+        })
+        .await
+    };
+    let reason = match outcome {
+        Ok(Ok(_)) => CloseReason::Finished,
+        Ok(Err(_)) if app.is_hung_up() => CloseReason::ClientReset,
+        Ok(Err(_)) => CloseReason::UpstreamReset,
+        Err(stopped) => stopped,
+    };
+    if reason.resets() {
+        app.reset();
+        io.reset();
+    }
+    reason
+}

@@ -1,0 +1,195 @@
+//! The bytes of a connection to an endpoint, however it is reached and whatever lies between.
+//!
+//! Invariants:
+//! - What is counted at the connection is what is sent and received inside of TLS, except in a tunnel of the mesh, which counts
+//!   what it carries.
+//! - Bytes that came with a proxy's answer are read first.
+
+use std::{
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::client::TlsStream;
+
+use crate::{
+    connections::Live, hbone::tunnel::TunnelIo, outbound::Transport, stream::Stream, worker::Worker,
+};
+
+/// How the bytes leave.
+#[derive(Debug)]
+pub(crate) enum Raw {
+    /// Over a socket.
+    Tcp(Stream),
+    /// Through a tunnel to another node.
+    Tunnel(TunnelIo),
+}
+
+#[derive(Debug)]
+enum Way {
+    Raw(Raw),
+    Tls(Box<TlsStream<Raw>>),
+}
+
+/// The bytes of a connection to an endpoint.
+pub(crate) struct UpstreamIo {
+    way: Way,
+    early: Bytes,
+    is_tunnel: bool,
+    live: Rc<Live>,
+    worker: Rc<Worker>,
+}
+
+impl std::fmt::Debug for UpstreamIo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UpstreamIo").field("way", &self.way).finish_non_exhaustive()
+    }
+}
+
+impl UpstreamIo {
+    /// Over a transport, with nothing between.
+    pub(super) fn new(worker: &Rc<Worker>, live: &Rc<Live>, raw: Raw) -> Self {
+        let is_tunnel = matches!(raw, Raw::Tunnel(_));
+        Self {
+            way: Way::Raw(raw),
+            early: Bytes::new(),
+            is_tunnel,
+            live: Rc::clone(live),
+            worker: Rc::clone(worker),
+        }
+    }
+
+    /// With TLS between.
+    pub(super) fn over_tls(worker: &Rc<Worker>, live: &Rc<Live>, tls: TlsStream<Raw>) -> Self {
+        let is_tunnel = matches!(tls.get_ref().0, Raw::Tunnel(_));
+        Self {
+            way: Way::Tls(Box::new(tls)),
+            early: Bytes::new(),
+            is_tunnel,
+            live: Rc::clone(live),
+            worker: Rc::clone(worker),
+        }
+    }
+
+    /// These are read first.
+    pub(super) fn set_early(&mut self, early: Bytes) {
+        self.early = early;
+    }
+
+    /// Whether it goes through a tunnel of the mesh.
+    pub(crate) fn is_tunnel(&self) -> bool {
+        self.is_tunnel
+    }
+
+    /// As a transport: the socket alone, if there is nothing else to it.
+    pub(crate) fn into_transport(self) -> Transport {
+        match self {
+            Self { way: Way::Raw(Raw::Tcp(stream)), early, .. } if early.is_empty() => Transport::Tcp(stream),
+            other => Transport::Layered(Box::new(other)),
+        }
+    }
+
+    /// Ends it with a reset.
+    pub(super) fn reset(self) {
+        let raw = match self.way {
+            Way::Raw(raw) => raw,
+            Way::Tls(tls) => tls.into_inner().0,
+        };
+        // A stream of a tunnel is reset when it is dropped.
+        if let Raw::Tcp(stream) = raw {
+            stream.reset();
+        }
+    }
+
+    fn counts(&self) -> bool {
+        !self.is_tunnel
+    }
+}
+
+impl AsyncRead for UpstreamIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let io = self.get_mut();
+        let before = buf.filled().len();
+        let outcome = if io.early.is_empty() {
+            match &mut io.way {
+                Way::Raw(raw) => Pin::new(raw).poll_read(cx, buf),
+                Way::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            }
+        } else {
+            let piece = io.early.split_to(io.early.len().min(buf.remaining()));
+            buf.put_slice(&piece);
+            Poll::Ready(Ok(()))
+        };
+        if io.counts() {
+            let got = buf.filled().len() - before;
+            io.live.meter.add_to_client(got as u64, io.worker.tick());
+        }
+        outcome
+    }
+}
+
+impl AsyncWrite for UpstreamIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let io = self.get_mut();
+        let outcome = match &mut io.way {
+            Way::Raw(raw) => Pin::new(raw).poll_write(cx, buf),
+            Way::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        };
+        if let Poll::Ready(Ok(sent)) = &outcome
+            && io.counts()
+        {
+            io.live.meter.add_to_server(*sent as u64, io.worker.tick());
+        }
+        outcome
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().way {
+            Way::Raw(raw) => Pin::new(raw).poll_flush(cx),
+            Way::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().way {
+            Way::Raw(raw) => Pin::new(raw).poll_shutdown(cx),
+            Way::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+impl AsyncRead for Raw {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Raw {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

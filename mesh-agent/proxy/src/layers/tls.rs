@@ -1,0 +1,181 @@
+//! TLS towards an endpoint, as a DestinationRule wants it.
+//!
+//! Invariants:
+//! - Nothing is sent before the server is verified as the policy says; what a policy wants and cannot be had is an error,
+//!   never plaintext.
+//! - Files are looked at again at most once a second, and read again when they have changed. One that cannot be used any
+//!   more leaves what was read before in use.
+//! - Settings that differ never share a session or a connection.
+//!
+//! Not here: certificates of the mesh itself (`mesh-identity`).
+
+mod files;
+mod verify;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use mesh_core::route::cluster::{ClientTls, ClientTlsMode};
+use rustls::{ClientConfig, crypto::aws_lc_rs::default_provider, pki_types::ServerName};
+
+use self::{
+    files::Stamp,
+    verify::{Trust, Verifier},
+};
+
+pub(crate) use self::files::SetupError;
+
+/// How often files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Settings that are kept ready.
+const SETTINGS_MAX: usize = 1024;
+
+/// What is spoken inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Inside {
+    /// Bytes: no protocol is asked for.
+    Bytes,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+impl Inside {
+    fn protocols(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Bytes => Vec::new(),
+            Self::Http1 => vec![b"http/1.1".to_vec()],
+            Self::Http2 => vec![b"h2".to_vec()],
+        }
+    }
+}
+
+/// Settings that are ready for handshakes.
+#[derive(Clone, Debug)]
+pub(crate) struct Ready {
+    /// Another one for other settings, and after a file has changed.
+    pub(crate) id: u64,
+    pub(super) config: Arc<ClientConfig>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    ready: Result<Ready, SetupError>,
+    stamps: Vec<Stamp>,
+    looked: Instant,
+}
+
+/// Settings of all policies that want TLS.
+#[derive(Debug, Default)]
+pub(crate) struct Origination(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    all: HashMap<(ClientTls, Inside), Entry>,
+    last: u64,
+}
+
+/// Whether a policy wants TLS that the mesh does not make by itself.
+pub(crate) fn is_wanted(tls: &ClientTls) -> bool {
+    matches!(tls.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual)
+}
+
+/// The server that is asked for and verified: by the policy's `sni`, else by the host.
+pub(crate) fn server_name(tls: &ClientTls, host: &str) -> Result<ServerName<'static>, SetupError> {
+    let name = tls.sni.as_deref().unwrap_or(host);
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    ServerName::try_from(bare.to_owned()).map_err(|_| SetupError::Name(name.to_owned()))
+}
+
+impl Origination {
+    /// Settings for handshakes.
+    ///
+    /// # Errors
+    /// A file cannot be read or used, or what is asked for cannot be done.
+    pub(crate) fn ready(&self, tls: &ClientTls, inside: Inside) -> Result<Ready, SetupError> {
+        self.ready_at(tls, inside, Instant::now())
+    }
+
+    fn ready_at(&self, tls: &ClientTls, inside: Inside, now: Instant) -> Result<Ready, SetupError> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Known { all, last } = &mut *known;
+        // The name is not part of them.
+        let key = (ClientTls { sni: None, ..tls.clone() }, inside);
+        if let Some(entry) = all.get_mut(&key) {
+            if now.saturating_duration_since(entry.looked) < LOOK {
+                return entry.ready.clone();
+            }
+            entry.looked = now;
+            if !entry.stamps.iter().any(Stamp::is_old) {
+                return entry.ready.clone();
+            }
+        }
+        let paths = paths(tls);
+        let stamps: Vec<Stamp> = paths.map(Stamp::of).collect();
+        let made = configure(tls, inside);
+        *last += 1;
+        let made = made.map(|config| Ready { id: *last, config: Arc::new(config) });
+        let before = all.get(&key).and_then(|entry| entry.ready.as_ref().ok()).cloned();
+        let ready = match (made, before) {
+            (Err(error), Some(before)) => {
+                tracing::warn!(
+                    error = crate::connect::report(&error),
+                    "files for TLS are not usable; what was read before stays"
+                );
+                Ok(before)
+            }
+            (made, _) => made,
+        };
+        if all.len() >= SETTINGS_MAX {
+            // They are made anew when they are asked for.
+            all.clear();
+        }
+        all.insert(key, Entry { ready: ready.clone(), stamps, looked: now });
+        ready
+    }
+}
+
+/// The files that settings are made of.
+fn paths(tls: &ClientTls) -> impl Iterator<Item = &str> {
+    let own = tls.client_certificate.iter().flat_map(|(certificate, key)| [&**certificate, &**key]);
+    own.chain(tls.ca_certificates.as_deref())
+}
+
+fn configure(tls: &ClientTls, inside: Inside) -> Result<ClientConfig, SetupError> {
+    if let Some(name) = &tls.credential_name {
+        return Err(SetupError::Secret(Arc::clone(name)));
+    }
+    let provider = Arc::new(default_provider());
+    let trust = if tls.insecure_skip_verify {
+        Trust::Anything
+    } else {
+        let roots = match &tls.ca_certificates {
+            Some(path) => files::roots(path)?,
+            None => files::system_roots()?,
+        };
+        Trust::Roots { roots, names: tls.subject_alt_names.clone() }
+    };
+    let verifier = Verifier { trust, algorithms: provider.signature_verification_algorithms };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(SetupError::Unusable)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match (&tls.mode, &tls.client_certificate) {
+        (ClientTlsMode::Mutual, Some((certificate, key))) => {
+            let (chain, key) = (files::certificates(certificate)?, files::key(key)?);
+            builder.with_client_auth_cert(chain, key).map_err(SetupError::Unusable)?
+        }
+        (ClientTlsMode::Mutual, None) => return Err(SetupError::NoCertificate),
+        _ => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = inside.protocols();
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+//! Settings and the files they are made of.
+
+use super::*;
+use crate::tests::layers::{Authority, Folder, replace};
+
+fn simple(roots: &Arc<str>) -> ClientTls {
+    ClientTls {
+        mode: ClientTlsMode::Simple,
+        sni: None,
+        subject_alt_names: Vec::new(),
+        client_certificate: None,
+        ca_certificates: Some(Arc::clone(roots)),
+        credential_name: None,
+        insecure_skip_verify: false,
+    }
+}
+
+#[test]
+fn a_file_that_changes_is_read_again_and_one_that_breaks_leaves_what_was() {
+    let (folder, origination, start) = (Folder::new(), Origination::default(), Instant::now());
+    let roots = folder.file("ca.pem", &Authority::new("first").pem);
+    let tls = simple(&roots);
+    let id = |seconds| {
+        let at = start + Duration::from_secs(seconds);
+        origination.ready_at(&tls, Inside::Http1, at).map(|ready| ready.id).map_err(|error| error.to_string())
+    };
+    let first = id(0).unwrap();
+    assert_eq!(id(10), Ok(first), "nothing has changed");
+    replace(&roots, &Authority::new("second").pem);
+    assert_eq!(id(10), Ok(first), "looked at this second already");
+    let second = id(11).unwrap();
+    assert_ne!(second, first);
+    replace(&roots, "half a fi");
+    assert_eq!(id(20), Ok(second));
+    std::fs::remove_file(&*roots).unwrap();
+    assert_eq!(id(30), Ok(second));
+    replace(&roots, &Authority::new("third").pem);
+    assert!(id(40).unwrap() > second);
+}
+
+#[test]
+fn a_file_that_comes_later_is_found() {
+    let (folder, origination, start) = (Folder::new(), Origination::default(), Instant::now());
+    let path: Arc<str> = folder.0.join("ca.pem").to_str().unwrap().into();
+    let tls = simple(&path);
+    let error = origination.ready_at(&tls, Inside::Bytes, start).unwrap_err();
+    assert!(error.to_string().contains("ca.pem"), "{error}");
+    replace(&path, &Authority::new("late").pem);
+    assert!(origination.ready_at(&tls, Inside::Bytes, start + LOOK).is_ok());
+}
+
+#[test]
+fn settings_that_differ_are_not_shared_and_the_server_name_is_none_of_them() {
+    let (folder, origination) = (Folder::new(), Origination::default());
+    let roots = folder.file("ca.pem", &Authority::new("root").pem);
+    let id = |tls: &ClientTls, inside| origination.ready(tls, inside).unwrap().id;
+    let tls = simple(&roots);
+    let first = id(&tls, Inside::Http1);
+    assert_eq!(id(&ClientTls { sni: Some("a.b".into()), ..tls.clone() }, Inside::Http1), first);
+    assert_ne!(id(&tls, Inside::Http2), first);
+    assert_ne!(id(&ClientTls { insecure_skip_verify: true, ..tls }, Inside::Http1), first);
+}
+
+#[test]
+fn a_name_is_the_policys_else_the_hosts_and_may_be_an_address() {
+    let tls = simple(&"/ca.pem".into());
+    let name =
+        |tls: &ClientTls, host: &str| server_name(tls, host).map(|name| name.to_str().into_owned()).ok();
+    assert_eq!(name(&tls, "a.example.com").as_deref(), Some("a.example.com"));
+    assert_eq!(name(&tls, "[fd00::1]").as_deref(), Some("fd00::1"));
+    assert_eq!(name(&tls, ""), None);
+    let named = ClientTls { sni: Some("b.example.com".into()), ..tls };
+    assert_eq!(name(&named, "").as_deref(), Some("b.example.com"));
+}
+
+#[test]
+fn a_file_that_is_no_file_or_without_pem_is_an_error_that_names_it() {
+    let folder = Folder::new();
+    for path in [folder.0.to_str().unwrap(), &folder.file("empty.pem", "")] {
+        let error = Origination::default().ready(&simple(&path.into()), Inside::Bytes).unwrap_err();
+        assert!(error.to_string().contains(path), "{error}");
+    }
+}

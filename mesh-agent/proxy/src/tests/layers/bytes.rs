@@ -1,0 +1,307 @@
+//! Connections that are relayed.
+
+use std::time::Duration;
+
+use mesh_core::route::{
+    cluster::{ConnectTunnel, ProxyProtocol},
+    matching::StringMatch,
+};
+use mesh_identity::PeerError;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
+
+use super::*;
+use crate::{close::CloseReason, tests::fixture::soon};
+
+const HOST: &str = "web.default.svc.cluster.local";
+
+/// Sends back what it reads, until the end.
+async fn echo(stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let (mut read, mut write) = tokio::io::split(stream);
+    tokio::io::copy(&mut read, &mut write).await.ok();
+    write.shutdown().await.ok();
+}
+
+/// Whether bytes come back through it, to the very end.
+async fn is_carried(client: &mut TcpStream) -> bool {
+    let sent = vec![7_u8; 100_000];
+    let (mut read, mut write) = client.split();
+    let send = async {
+        write.write_all(&sent).await?;
+        write.shutdown().await
+    };
+    let mut heard = Vec::new();
+    let (sent_well, heard_well) = soon(async { tokio::join!(send, read.read_to_end(&mut heard)) }).await;
+    sent_well.is_ok() && heard_well.is_ok() && heard == sent
+}
+
+struct Tls {
+    folder: Folder,
+    authority: Authority,
+    roots: Arc<str>,
+}
+
+impl Tls {
+    fn new() -> Self {
+        let (folder, authority) = (Folder::new(), Authority::new("root"));
+        let roots = folder.file("ca.pem", &authority.pem);
+        Self { folder, authority, roots }
+    }
+
+    async fn server(
+        &self,
+        names: &[&str],
+        shape: impl FnOnce(&mut CertificateParams),
+    ) -> (SocketAddr, Notes) {
+        serve(acceptor(self.authority.issue(names, shape), None), echo).await
+    }
+}
+
+#[test]
+fn a_plain_connection_becomes_tls_to_the_right_server() {
+    test(|world| async move {
+        let tls = Tls::new();
+        let (addr, notes) = tls.server(&[HOST], |_| {}).await;
+        publish(&world, "tcp", addr, |policy| policy.tls = Some(simple(&tls.roots)));
+        assert!(is_carried(&mut connect(&world).await).await);
+        let sni = notes.borrow()[0].sni.clone();
+        assert_eq!(sni.as_deref(), Some(HOST), "without sni it is the service's own name");
+        world.ended(CloseReason::Finished, 1).await;
+        let named = ClientTls { sni: Some("api.example.com".into()), ..simple(&tls.roots) };
+        let (addr, notes) = tls.server(&["*.example.com"], |_| {}).await;
+        publish(&world, "tcp", addr, |policy| policy.tls = Some(named));
+        assert!(is_carried(&mut connect(&world).await).await);
+        let shown = Shown { sni: Some("api.example.com".into()), alpn: None, has_certificate: false };
+        assert_eq!(notes.borrow()[0], shown);
+    });
+}
+
+#[test]
+fn a_server_that_is_not_verified_gets_nothing() {
+    test(|world| async move {
+        let tls = Tls::new();
+        let long_ago = |params: &mut CertificateParams| {
+            params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+        };
+        let stranger = Authority::new("stranger");
+        let refused = [
+            (tls.server(&["other.example.com"], |_| {}).await, PeerError::WrongIdentity),
+            (tls.server(&[HOST], long_ago).await, PeerError::Expired),
+            (serve(acceptor(stranger.issue(&[HOST], |_| {}), None), echo).await, PeerError::UnknownIssuer),
+        ];
+        for ((addr, _), reason) in refused {
+            publish(&world, "tcp", addr, |policy| policy.tls = Some(simple(&tls.roots)));
+            let mut client = connect(&world).await;
+            client.write_all(b"secret").await.unwrap();
+            assert!(soon(client.read(&mut [0])).await.is_err(), "{reason:?}");
+            world.ended(CloseReason::Tls(reason), 1).await;
+        }
+        // Without verification each of them will do.
+        let (addr, _) = serve(acceptor(stranger.issue(&["x.y"], long_ago), None), echo).await;
+        let trusting = ClientTls { insecure_skip_verify: true, ca_certificates: None, ..simple(&tls.roots) };
+        publish(&world, "tcp", addr, |policy| policy.tls = Some(trusting));
+        assert!(is_carried(&mut connect(&world).await).await);
+    });
+}
+
+#[test]
+fn a_server_without_tls_or_without_a_word_gets_nothing() {
+    test(|world| async move {
+        let tls = Tls::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        publish(&world, "tcp", addr, |policy| {
+            policy.tls = Some(simple(&tls.roots));
+            policy.pool.connect_timeout = Duration::from_millis(300);
+        });
+        let mut client = connect(&world).await;
+        client.write_all(b"secret").await.unwrap();
+        let (mut server, _) = soon(listener.accept()).await.unwrap();
+        server.write_all(b"220 mail.example.com ESMTP\r\n").await.unwrap();
+        assert!(soon(client.read(&mut [0])).await.is_err());
+        world.ended(CloseReason::Tls(PeerError::NotTls), 1).await;
+        let mut client = connect(&world).await;
+        client.write_all(b"secret").await.unwrap();
+        let (mut silent, _) = soon(listener.accept()).await.unwrap();
+        assert!(soon(client.read(&mut [0])).await.is_err());
+        world.ended(CloseReason::TlsTimeout, 1).await;
+        let mut seen = Vec::new();
+        silent.read_to_end(&mut seen).await.ok();
+        assert!(seen.starts_with(b"\x16\x03") && !seen.windows(6).any(|six| six == b"secret"));
+    });
+}
+
+#[test]
+fn other_names_are_as_good_as_the_server_name_if_the_policy_says_so() {
+    test(|world| async move {
+        let tls = Tls::new();
+        let spiffe = "spiffe://cluster.local/ns/a/sa/b";
+        let (addr, _) = tls.server(&[spiffe, "real.example.com", "192.0.2.7"], |_| {}).await;
+        let exact = |name: &str| StringMatch::Exact(name.into());
+        let cases = [
+            (vec![exact(spiffe)], true),
+            (vec![exact("no.example.com"), exact("real.example.com")], true),
+            (vec![exact("192.0.2.7")], true),
+            (vec![StringMatch::Prefix("spiffe://cluster.local/".into())], true),
+            (vec![StringMatch::Prefix("spiffe://other/".into())], false),
+            (vec![exact(HOST)], false),
+        ];
+        for (names, fits) in cases {
+            let wanted = ClientTls { subject_alt_names: names.clone(), ..simple(&tls.roots) };
+            publish(&world, "tcp", addr, |policy| policy.tls = Some(wanted));
+            assert_eq!(is_carried(&mut connect(&world).await).await, fits, "{names:?}");
+        }
+    });
+}
+
+#[test]
+fn mutual_tls_shows_the_policys_certificate() {
+    test(|world| async move {
+        let tls = Tls::new();
+        let clients = Authority::new("clients");
+        let acceptor = acceptor(tls.authority.issue(&[HOST], |_| {}), Some(&clients));
+        let (addr, notes) = serve(acceptor, echo).await;
+        publish(&world, "tcp", addr, |policy| policy.tls = Some(simple(&tls.roots)));
+        assert!(!is_carried(&mut connect(&world).await).await, "the server wants a certificate");
+        let (cert, key) = clients.issue(&["client"], |_| {});
+        let files = (tls.folder.file("cert.pem", &cert), tls.folder.file("key.pem", &key));
+        let mutual =
+            ClientTls { mode: ClientTlsMode::Mutual, client_certificate: Some(files), ..simple(&tls.roots) };
+        publish(&world, "tcp", addr, |policy| policy.tls = Some(mutual));
+        assert!(is_carried(&mut connect(&world).await).await);
+        assert!(notes.borrow().last().unwrap().has_certificate);
+    });
+}
+
+#[test]
+fn what_cannot_be_set_up_is_refused_before_anything_is_sent() {
+    test(|world| async move {
+        let tls = Tls::new();
+        let (addr, notes) = tls.server(&[HOST], |_| {}).await;
+        let no_file = ClientTls { ca_certificates: Some("/nowhere/ca.pem".into()), ..simple(&tls.roots) };
+        let no_certificate = ClientTls { mode: ClientTlsMode::Mutual, ..simple(&tls.roots) };
+        let secret = ClientTls { credential_name: Some("a-secret".into()), ..simple(&tls.roots) };
+        let name = ClientTls { sni: Some("not a name".into()), ..simple(&tls.roots) };
+        for (count, tls) in [no_file, no_certificate, secret, name].into_iter().enumerate() {
+            publish(&world, "tcp", addr, |policy| policy.tls = Some(tls));
+            assert!(!is_carried(&mut connect(&world).await).await);
+            world.ended(CloseReason::TlsSetup, count as u64 + 1).await;
+        }
+        assert!(notes.borrow().is_empty());
+    });
+}
+
+#[test]
+fn servers_are_told_whose_connection_it_is() {
+    test(|world| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        for version in [ProxyProtocol::V1, ProxyProtocol::V2] {
+            publish(&world, "tcp", addr, |policy| policy.proxy_protocol = Some(version));
+            let mut client = connect(&world).await;
+            client.write_all(b"hello").await.unwrap();
+            client.shutdown().await.unwrap();
+            let (mut server, _) = soon(listener.accept()).await.unwrap();
+            let mut seen = Vec::new();
+            soon(server.read_to_end(&mut seen)).await.unwrap();
+            let (from, to) = (client.local_addr().unwrap(), SocketAddr::new(VIP.parse().unwrap(), 80));
+            let header = match version {
+                ProxyProtocol::V1 => {
+                    format!("PROXY TCP4 {} {} {} {}\r\n", from.ip(), to.ip(), from.port(), to.port())
+                        .into_bytes()
+                }
+                ProxyProtocol::V2 => {
+                    ppp::v2::Builder::with_addresses(0x21, ppp::v2::Protocol::Stream, (from, to))
+                        .build()
+                        .unwrap()
+                }
+            };
+            assert_eq!(seen, [&header[..], b"hello"].concat(), "{version:?}");
+        }
+    });
+}
+
+/// A proxy that takes tunnels to anywhere but port 1.
+async fn proxy(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let Ok(byte) = stream.read_u8().await else { return };
+        head.push(byte);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let target = head.split(' ').nth(1).unwrap().to_owned();
+    if !head.starts_with("CONNECT ") || target.ends_with(":1") {
+        stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").await.ok();
+        return;
+    }
+    let mut server = TcpStream::connect(target).await.unwrap();
+    stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();
+    copy_bidirectional(&mut stream, &mut server).await.ok();
+}
+
+fn tunnel(to: SocketAddr) -> Option<ConnectTunnel> {
+    Some(ConnectTunnel { post: false, host: to.ip().to_string().into(), port: to.port() })
+}
+
+#[test]
+fn connections_go_through_an_http_proxy() {
+    test(|world| async move {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = server.local_addr().unwrap();
+        spawn_local(async move {
+            while let Ok((socket, _)) = server.accept().await {
+                spawn_local(echo(socket));
+            }
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        spawn_local(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                spawn_local(proxy(socket));
+            }
+        });
+        publish(&world, "tcp", addr, |policy| policy.tunnel = tunnel(target));
+        assert!(is_carried(&mut connect(&world).await).await);
+        let forbidden = SocketAddr::from(([127, 0, 0, 1], 1));
+        publish(&world, "tcp", addr, |policy| policy.tunnel = tunnel(forbidden));
+        assert!(!is_carried(&mut connect(&world).await).await);
+        world.ended(CloseReason::ProxyRefused, 1).await;
+        // The proxy itself may want TLS.
+        let tls = Tls::new();
+        let (addr, _) = serve(acceptor(tls.authority.issue(&[HOST], |_| {}), None), proxy).await;
+        publish(&world, "tcp", addr, |policy| {
+            policy.tunnel = tunnel(target);
+            policy.tls = Some(simple(&tls.roots));
+        });
+        assert!(is_carried(&mut connect(&world).await).await);
+    });
+}
+
+#[test]
+fn a_connection_over_tls_ends_when_its_time_is_over_or_its_server_breaks_off() {
+    test(|world| async move {
+        let tls = Tls::new();
+        let (addr, _) = tls.server(&[HOST], |_| {}).await;
+        publish(&world, "tcp", addr, |policy| {
+            policy.tls = Some(simple(&tls.roots));
+            policy.pool.idle_timeout = Duration::from_millis(200);
+        });
+        let mut idle = connect(&world).await;
+        idle.write_all(b"x").await.unwrap();
+        soon(idle.read_exact(&mut [0])).await.unwrap();
+        assert!(soon(idle.read(&mut [0])).await.is_err());
+        world.ended(CloseReason::IdleTimeout, 1).await;
+        // An end that TLS does not announce may be anybody's: no orderly end for the client.
+        let rude = |mut stream: TlsStream<TcpStream>| async move {
+            stream.write_all(b"half").await.unwrap();
+            stream.flush().await.unwrap();
+            drop(stream.into_inner().0);
+        };
+        let (addr, _) = serve(acceptor(tls.authority.issue(&[HOST], |_| {}), None), rude).await;
+        publish(&world, "tcp", addr, |policy| policy.tls = Some(simple(&tls.roots)));
+        let mut client = connect(&world).await;
+        let mut heard = Vec::new();
+        assert!(soon(client.read_to_end(&mut heard)).await.is_err());
+        world.ended(CloseReason::UpstreamReset, 1).await;
+    });
+}
