@@ -112,7 +112,7 @@ impl HboneError {
 
 /// The runtime on which all connections of the process live: one thread in the process's own namespace. Sockets
 /// are made elsewhere and stay where they were made.
-fn runtime() -> &'static Handle {
+pub(crate) fn runtime() -> &'static Handle {
     static RUNTIME: OnceLock<Handle> = OnceLock::new();
     RUNTIME.get_or_init(|| {
         let (sender, receiver) = std::sync::mpsc::channel();

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod artefacts;
 pub mod authority;
+pub mod backends;
 pub mod bookinfo;
 mod bpf;
 pub mod cgroup;

@@ -52,6 +52,7 @@ const AGENT_SUITES: [&str; 17] = [
     "relay",
     "rotation",
     "scale",
+    "streams",
 ];
 
 /// One test program.

@@ -299,6 +299,7 @@ pub struct Snapshot {
     routes: Arc<Routes>,
     /// Ports at which some host has an HTTP table.
     http_ports: BTreeSet<u16>,
+    stream_ports: BTreeSet<u16>,
     mesh: Arc<Mesh>,
 }
 
@@ -347,6 +348,7 @@ impl Snapshot {
             by_addr,
             by_vip,
             http_ports: routes.http.keys().map(|at| at.port).collect(),
+            stream_ports: routes.streams.keys().map(|at| at.port).collect(),
             routes,
             mesh,
         }
@@ -381,6 +383,11 @@ impl Snapshot {
     /// Whether any host has an HTTP table at a port.
     pub fn has_http_at(&self, port: u16) -> bool {
         self.http_ports.contains(&port)
+    }
+
+    /// Whether any host has a TLS or TCP table at a port.
+    pub fn has_stream_at(&self, port: u16) -> bool {
+        self.stream_ports.contains(&port)
     }
 
     /// DNS suffix of services, usually `cluster.local`.

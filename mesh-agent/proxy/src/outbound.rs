@@ -87,20 +87,21 @@ pub(crate) enum Bytes<'a> {
     Spoken,
 }
 
-/// Finds and dials the server of an accepted connection.
+/// Finds and dials the server of a connection that was accepted at `since`.
 ///
 /// Cancel safety: dropping the future closes what it opened.
 pub(crate) async fn open<'a>(
     worker: &'a Rc<Worker>,
     live: &Rc<Live>,
     accepted: &mut Stream,
+    since: Instant,
 ) -> Result<Upstream<'a>, CloseReason> {
     let Some(dialled) = worker.kernel().dialled(accepted.as_fd()) else {
         return Err(CloseReason::OriginalDstMiss);
     };
     let dst = canonical(dialled.dst);
     live.set_original_dst(dst);
-    let way = streams::route(worker, live, dst, accepted).await;
+    let way = streams::route(worker, live, dst, accepted, since).await;
     let snapshot = worker.snapshot();
     let opened = match way {
         Way::AsDialled => connect(worker, live, &snapshot, &Target::of(&snapshot, &dialled), accepted).await,

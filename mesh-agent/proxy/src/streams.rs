@@ -21,6 +21,8 @@ use mesh_core::{
     snapshot::{Protocol, Snapshot, Workload},
 };
 
+use tokio::time::Instant;
+
 use crate::{
     connections::Live,
     destination::{Destination, seen_by, source_hash},
@@ -43,8 +45,14 @@ pub(crate) enum Way {
     },
 }
 
-/// Decides where an accepted connection goes.
-pub(crate) async fn route(worker: &Worker, live: &Live, dialled: SocketAddr, accepted: &mut Stream) -> Way {
+/// Decides where a connection goes that was accepted at `since`.
+pub(crate) async fn route(
+    worker: &Worker,
+    live: &Live,
+    dialled: SocketAddr,
+    accepted: &mut Stream,
+    since: Instant,
+) -> Way {
     let snapshot = worker.snapshot();
     let routes = snapshot.routes();
     if routes.streams.is_empty() && routes.clusters.is_empty() {
@@ -54,7 +62,8 @@ pub(crate) async fn route(worker: &Worker, live: &Live, dialled: SocketAddr, acc
         None => Hello::NotTls,
         Some(limit) => {
             drop(snapshot);
-            hello::look(worker, accepted, limit).await
+            // Less what was spent on looking for HTTP. What is there by now is seen in any case.
+            hello::look(worker, accepted, limit.saturating_sub(since.elapsed())).await
         }
     };
     decide(&worker.snapshot(), live, dialled, &hello, worker.random())
@@ -63,17 +72,15 @@ pub(crate) async fn route(worker: &Worker, live: &Live, dialled: SocketAddr, acc
 /// How long the first bytes are waited for; `None`: not at all.
 fn patience(worker: &Worker, live: &Live, snapshot: &Snapshot, dialled: SocketAddr) -> Option<Duration> {
     let settings = worker.settings();
+    let detection = snapshot.mesh().defaults.detection_timeout.unwrap_or(settings.http.sniff_timeout);
     match snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp) {
         Some((_, port)) => {
             let needs_name = table_of(snapshot, live, dialled, None)?.needs_sni();
             let is_tls = AppProtocol::of(port) == AppProtocol::Tls;
-            needs_name.then_some(if is_tls { settings.hello_timeout } else { settings.http.sniff_timeout })
+            needs_name.then_some(if is_tls { settings.hello_timeout } else { detection })
         }
         // Of an address that is no service's, only the name that is asked for can say it.
-        None => {
-            let mut keys = snapshot.routes().streams.keys();
-            keys.any(|key| key.port == dialled.port()).then_some(settings.http.sniff_timeout)
-        }
+        None => snapshot.has_stream_at(dialled.port()).then_some(detection),
     }
 }
 
@@ -124,10 +131,10 @@ fn decide(snapshot: &Snapshot, live: &Live, dialled: SocketAddr, hello: &Hello, 
         return Way::AsDialled;
     };
     let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
-    match Destination::of(snapshot, &key, client, namespace) {
-        Some(destination) if destination.policy().is_some() => Way::To(destination),
-        _ => Way::AsDialled,
+    if !snapshot.routes().clusters.contains_key(&key) {
+        return Way::AsDialled;
     }
+    Destination::of(snapshot, &key, client, namespace).map_or(Way::AsDialled, Way::To)
 }
 
 /// What consistent hashing goes by: of a connection only its source is known (S42).

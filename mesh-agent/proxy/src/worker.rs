@@ -253,6 +253,7 @@ impl Worker {
     }
 
     pub(crate) async fn serve(self: &Rc<Self>, accepted: Accepted, direction: Direction) {
+        let since = Instant::now();
         let Accepted { socket, client, pod, .. } = accepted;
         let opened = self.connections.open(direction, &pod.handle, &pod.admission, client, self.tick.get());
         let Ok(open) = opened else { return stream::reset(socket) };
@@ -276,7 +277,7 @@ impl Worker {
             // Boxed: finding the server needs several times the memory of relaying, and for a moment only.
             let find = Box::pin(async {
                 match direction {
-                    Direction::Outbound => outbound::open(self, &live, &mut downstream).await,
+                    Direction::Outbound => outbound::open(self, &live, &mut downstream, since).await,
                     Direction::Inbound => {
                         inbound::open(self, &live, downstream.socket(), pod.inbound_port).await
                     }

@@ -8,9 +8,11 @@ mod http;
 mod load;
 mod objects;
 mod server;
+mod tls;
 
 use std::io::{self, BufRead as _, Write as _};
-use std::net::ToSocketAddrs as _;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
@@ -30,6 +32,15 @@ struct Arguments {
 enum Command {
     /// Answer requests (JSON lines) on standard input until it ends.
     Serve,
+    /// Say hello over TLS and print the answer.
+    Tls {
+        /// Where.
+        to: SocketAddr,
+        /// Whose certificate it must be.
+        name: String,
+        /// Trusted authorities, in PEM.
+        roots: PathBuf,
+    },
     /// Remove what dead test processes left behind.
     Clean {
         /// Also what living ones use.
@@ -41,6 +52,16 @@ enum Command {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve => serve(),
+        Command::Tls { to, name, roots } => match tls::ask(to, name, &roots) {
+            Ok(answer) => {
+                print!("{answer}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                println!("{error:#}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Clean { all } => {
             for what in mesh_tests::clean::leftovers(all) {
                 println!("removed {what}");
