@@ -1,9 +1,10 @@
 //! Owns the load program: one server and one client that exercise every path alike.
 //!
-//! Blocking sockets of the standard library and threads only, so that what is measured is the path and not
-//! the load program's own runtime. Every connection has TCP_NODELAY; every figure leaves a warm-up out.
+//! Blocking sockets of the standard library and threads only (for many HTTP connections one `epoll`), so that what is
+//! measured is the path and not the load program's own runtime. Every connection has TCP_NODELAY; every figure leaves a warm-up out.
 
 pub mod client;
+pub mod http;
 pub mod server;
 pub mod task;
 
@@ -42,6 +43,9 @@ enum Role {
         /// Where.
         #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7000")]
         listen: SocketAddr,
+        /// Where HTTP is answered, besides.
+        #[arg(long, value_name = "ADDR")]
+        http: Option<SocketAddr>,
     },
     /// Do one task, or without one those that come as JSON lines on standard input; each answer is a JSON
     /// line on standard output.
@@ -67,7 +71,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             .with_context(|| format!("cannot stay on CPU {cpu}"))?;
     }
     match args.role {
-        Role::Server { listen } => server::run(listen),
+        Role::Server { listen, http } => server::run(listen, http),
         Role::Client { to, task: Some(task) } => {
             let answer = Client::new(to).perform(&task)?;
             println!("{}", serde_json::to_string(&answer)?);

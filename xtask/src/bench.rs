@@ -16,6 +16,7 @@ use crate::{
 #[command(after_help = "Examples:
   cargo xtask bench                            TCP: latency, throughput, connection rate, cost
   cargo xtask bench net --json results.json    the same, also as rows of JSON
+  cargo xtask bench http                       HTTP requests that are routed by rules: latency, rate, cost
   cargo xtask bench net -- --quick             options of the bench program (net -- --help)
 
 Needs root. Every figure stands beside the same figure without a mesh from the same run; on a shared
@@ -36,7 +37,7 @@ pub(crate) struct BenchArguments {
 enum Subject {
     /// TCP paths: no mesh, direct, through one agent, through two.
     Net,
-    #[value(hide = true)]
+    /// HTTP requests that are routed by rules, on one node and across two.
     Http,
     #[value(hide = true)]
     Scale,
@@ -44,13 +45,13 @@ enum Subject {
 
 /// Installs, builds, and becomes the bench program.
 pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> anyhow::Result<()> {
-    match arguments.subject {
-        Subject::Net => {}
-        Subject::Http => bail!("`bench http` is not available yet: HTTP routing comes with a later version"),
+    let subject = match arguments.subject {
+        Subject::Net => "net",
+        Subject::Http => "http",
         Subject::Scale => {
             bail!("`bench scale` is not available yet: the controller comes with a later version")
         }
-    }
+    };
     ensure!(nix::unistd::geteuid().is_root(), "the bench makes network namespaces: run it as root");
     setup::ensure(workspace, &[Need::Ebpf, Need::Netns])?;
     let built = suites::build_release(workspace, &["mesh-agent", "mesh-tests", "mesh-benches"])?;
@@ -58,7 +59,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> anyhow::
     let program =
         built.programs.get(name).with_context(|| format!("package mesh-benches has no program `{name}`"))?;
     let mut bench = Command::new(program);
-    bench.envs(built.variables(|_, path| path.into())).arg("net");
+    bench.envs(built.variables(|_, path| path.into())).arg(subject);
     if let Some(file) = &arguments.json {
         bench.arg("--json").arg(file);
     }

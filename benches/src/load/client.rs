@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use hdrhistogram::Histogram;
 
+use super::http;
 use super::task::{Answer, ECHO, REQUEST, RESPONSE, STREAM, StreamHeader, StreamTotals, Task, Timing};
 
 /// A peer that does not answer for so long never will; the task fails instead of hanging.
@@ -71,6 +72,9 @@ impl Client {
                 self.stream(*write_bytes, *connections, *timing)
             }
             Task::Requests { connections, timing } => self.requests(*connections, *timing),
+            Task::Http { connections, rate, timing } => {
+                http::requests(|| self.connect(), *connections, *rate, *timing)
+            }
             Task::Open => {
                 let mut stream = self.connect()?;
                 stream.write_all(&[ECHO])?;
@@ -295,10 +299,10 @@ fn expect_byte(stream: &mut TcpStream, wanted: u8) -> anyhow::Result<()> {
 }
 
 /// 1 ns to 60 s at three significant digits.
-fn histogram() -> anyhow::Result<Histogram<u64>> {
+pub(super) fn histogram() -> anyhow::Result<Histogram<u64>> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).context("cannot make a histogram")
 }
 
-fn nanos(time: Duration) -> u64 {
+pub(super) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

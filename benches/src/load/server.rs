@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use super::http;
 use super::task::{ECHO, REQUEST, RESPONSE, STREAM, StreamHeader, StreamTotals};
 
 /// Threads that accept: as many as the client has connections under way in its busiest task.
@@ -20,14 +21,23 @@ const ECHO_BYTES: usize = 64 * 1024;
 /// A peer that says nothing for so long has been lost by the path under test.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
-/// Serve until killed. Prints `listening` when clients may come.
+/// Serve until killed; HTTP at an address of its own, if one is given. Prints `listening` when clients may come.
 ///
 /// # Errors
 /// When the address cannot be listened on or accepting fails.
-pub fn run(listen: SocketAddr) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+pub fn run(listen: SocketAddr, http: Option<SocketAddr>) -> anyhow::Result<()> {
+    let bind = |addr| TcpListener::bind(addr).with_context(|| format!("cannot listen on {addr}"));
+    let listener = bind(listen)?;
+    let http = http.map(bind).transpose()?;
     println!("listening");
     std::thread::scope(|scope| {
+        if let Some(listener) = http {
+            scope.spawn(move || {
+                if let Err(error) = http::serve(&listener) {
+                    eprintln!("HTTP is not served any more: {error:#}");
+                }
+            });
+        }
         let acceptors: Vec<_> = (0..ACCEPTORS).map(|_| scope.spawn(|| accept_for_ever(&listener))).collect();
         for acceptor in acceptors {
             match acceptor.join() {

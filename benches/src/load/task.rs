@@ -48,6 +48,20 @@ pub enum Task {
         #[serde(flatten)]
         timing: Timing,
     },
+    /// Requests on HTTP connections that are kept, each answered by 1 KiB.
+    Http {
+        /// Connections; one thread serves them all.
+        #[arg(long, default_value_t = 32)]
+        connections: usize,
+        /// Requests that become due each second, whether or not those before are answered. [default: one on each connection as
+        /// soon as the one before is answered]
+        #[arg(long)]
+        rate: Option<u32>,
+        /// When to measure.
+        #[command(flatten)]
+        #[serde(flatten)]
+        timing: Timing,
+    },
     /// Open one connection and keep it for `Push`.
     Open,
     /// Write so many bytes on the open connection, then wait until the server has received them.
@@ -121,7 +135,7 @@ pub enum Answer {
         /// Bits per second at the receiver, summed over connections.
         bits_per_s: f64,
     },
-    /// Of [`Task::Requests`].
+    /// Of [`Task::Requests`] and [`Task::Http`].
     Requests {
         /// Requests answered, warm-up included.
         total: u64,
@@ -131,7 +145,7 @@ pub enum Answer {
         first_failure: Option<String>,
         /// Requests answered per second.
         per_s: f64,
-        /// Median of connect to close, in nanoseconds.
+        /// Median of connect to close, or of request to response, in nanoseconds.
         p50_ns: u64,
         /// 99th percentile of it.
         p99_ns: u64,

@@ -2,6 +2,7 @@
 //!
 //! Everything is read at the scrape, so an idle agent does nothing.
 
+mod heap;
 mod identities;
 
 use std::{fmt, ops::RangeInclusive, sync::Arc};
@@ -173,7 +174,8 @@ impl Collector for AgentMetrics {
         self.authority(&mut encoder)?;
         self.hooks(&mut encoder)?;
         self.histograms(&mut encoder)?;
-        self.edges(&mut encoder)
+        self.edges(&mut encoder)?;
+        heap::encode(&mut encoder)
     }
 }
 

@@ -67,6 +67,11 @@ impl MeshNode {
         rss(self.running()?.agent.pid())
     }
 
+    /// How often the process has allocated so far.
+    pub(crate) fn allocations(&self) -> anyhow::Result<f64> {
+        Ok(self.running()?.agent.metric(&["mesh_heap_allocations_total "])?)
+    }
+
     /// The running agent.
     pub(crate) fn agent(&self) -> anyhow::Result<&Agent> {
         Ok(&self.running()?.agent)

@@ -1,4 +1,4 @@
-//! Owns the peer: a pair of Envoys as TCP sidecars with mutual TLS, a process in the client's pod and one in the server's.
+//! Owns the peer: a pair of Envoys as sidecars for TCP or HTTP/1.1 with mutual TLS, a process in the client's pod and one in the server's.
 //!
 //! The client dials its Envoy on loopback, where a mesh would redirect to it; the server's Envoy dials the server on
 //! loopback. So the pair is spared the interception that a sidecar needs, which is in its favour.
@@ -16,7 +16,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use serde_json::{Value, json};
 
 use crate::agents::rss;
-use crate::session::PORT;
+use crate::paths::Traffic;
 
 /// Where the client's Envoy takes connections.
 const OUTBOUND: u16 = 15_001;
@@ -55,7 +55,13 @@ pub(crate) fn find(named: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
 
 impl EnvoyPair {
     /// Write certificates and configurations of a pair to `folder`; nothing is started.
-    pub(crate) fn new(program: &Path, folder: &Path, server: &Place) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        program: &Path,
+        folder: &Path,
+        server: &Place,
+        traffic: Traffic,
+        port: u16,
+    ) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let authority = authority()?;
         write(folder, "root.pem", &authority.pem())?;
@@ -73,12 +79,14 @@ impl EnvoyPair {
             SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), OUTBOUND),
             upstream,
             Side::Client,
+            traffic,
             folder,
         );
         let server_config = config(
             SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), INBOUND),
-            SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT),
+            SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
             Side::Server,
+            traffic,
             folder,
         );
         Ok(Self {
@@ -159,8 +167,9 @@ fn write(folder: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// A TCP proxy that speaks mutual TLS 1.3 on one side, as a sidecar does.
-fn config(listen: SocketAddr, upstream: SocketAddr, side: Side, folder: &Path) -> Value {
+/// A proxy that speaks mutual TLS 1.3 on one side, as a sidecar does. For HTTP it has the filters that routing needs and no
+/// other, and writes no log, which is in its favour.
+fn config(listen: SocketAddr, upstream: SocketAddr, side: Side, traffic: Traffic, folder: &Path) -> Value {
     let file = |name: &str| json!({"filename": folder.join(name)});
     let (name, tls_type) = match side {
         Side::Client => ("client", "UpstreamTlsContext"),
@@ -182,14 +191,18 @@ fn config(listen: SocketAddr, upstream: SocketAddr, side: Side, folder: &Path) -
     }
     let socket = json!({"name": "envoy.transport_sockets.tls", "typed_config": tls});
     let address = |addr: SocketAddr| json!({"socket_address": {"address": addr.ip().to_string(), "port_value": addr.port()}});
-    let mut chain = json!({"filters": [{
-        "name": "envoy.filters.network.tcp_proxy",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-            "stat_prefix": name,
-            "cluster": "next",
-        },
-    }]});
+    let filter = match traffic {
+        Traffic::Tcp => json!({
+            "name": "envoy.filters.network.tcp_proxy",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                "stat_prefix": name,
+                "cluster": "next",
+            },
+        }),
+        Traffic::Http => http_filter(name, side),
+    };
+    let mut chain = json!({"filters": [filter]});
     let mut cluster = json!({
         "name": "next",
         "type": "STATIC",
@@ -209,6 +222,42 @@ fn config(listen: SocketAddr, upstream: SocketAddr, side: Side, folder: &Path) -
     }})
 }
 
+/// What reads, routes and forwards requests. The client's side has the rules of the mesh beside it.
+fn http_filter(name: &str, side: Side) -> Value {
+    let everyone = json!({"match": {"prefix": "/"}, "route": {
+        "cluster": "next",
+        "timeout": "15s",
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,retriable-status-codes",
+            "retriable_status_codes": [503],
+            "num_retries": 2,
+            "per_try_timeout": "5s",
+        },
+    }});
+    let testers = json!({"match": {
+        "prefix": "/load",
+        "headers": [{"name": "end-user", "string_match": {"exact": "tester"}}],
+    }, "route": {"cluster": "next"}});
+    let routes = match side {
+        Side::Client => json!([testers, everyone]),
+        Side::Server => json!([{"match": {"prefix": "/"}, "route": {"cluster": "next", "timeout": "0s"}}]),
+    };
+    json!({
+        "name": "envoy.filters.network.http_connection_manager",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": name,
+            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+            "http_filters": [{
+                "name": "envoy.filters.http.router",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+                },
+            }],
+        },
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,8 +265,8 @@ mod tests {
     #[test]
     fn only_the_side_towards_the_other_envoy_speaks_tls() {
         let here = SocketAddr::from(([127, 0, 0, 1], 1));
-        let client = config(here, here, Side::Client, Path::new("x"));
-        let server = config(here, here, Side::Server, Path::new("x"));
+        let client = config(here, here, Side::Client, Traffic::Tcp, Path::new("x"));
+        let server = config(here, here, Side::Server, Traffic::Tcp, Path::new("x"));
         let tls_in = |config: &Value, pointer: &str| config.pointer(pointer).is_some();
         let (chain, cluster) = (
             "/static_resources/listeners/0/filter_chains/0/transport_socket",

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use mesh_benches::load::task::{Answer, Task, Timing};
 
 use crate::cost::Spent;
+use crate::paths::Path;
 
 const GIB: f64 = (1_u64 << 30) as f64;
 const KIB: f64 = 1024.0;
@@ -20,6 +22,12 @@ pub(crate) enum Metric {
     Throughput64kC4,
     Throughput1k,
     ConnectRequestRate,
+    HttpP50C1,
+    HttpP99C1,
+    HttpRpsC32,
+    HttpP99Load,
+    CpuPer10kHttp,
+    AllocationsPerRequest,
     CpuPerGib,
     CpuPerGib1k,
     CpuPer10kRequests,
@@ -61,6 +69,12 @@ impl Metric {
             Self::Throughput64kC4 => "throughput_64k_c4",
             Self::Throughput1k => "throughput_1k",
             Self::ConnectRequestRate => "connect_request_rate",
+            Self::HttpP50C1 => "http_p50_c1",
+            Self::HttpP99C1 => "http_p99_c1",
+            Self::HttpRpsC32 => "http_rps_c32",
+            Self::HttpP99Load => "http_p99_load70",
+            Self::CpuPer10kHttp => "cpu_s_per_10k_http",
+            Self::AllocationsPerRequest => "allocations_per_request",
             Self::CpuPerGib => "cpu_s_per_gib",
             Self::CpuPerGib1k => "cpu_s_per_gib_1k",
             Self::CpuPer10kRequests => "cpu_s_per_10k_requests",
@@ -89,12 +103,17 @@ impl Metric {
     /// Unit in rows.
     pub(crate) fn unit(self) -> &'static str {
         match self {
-            Self::RttP50 | Self::RttP99 => "us",
+            Self::RttP50 | Self::RttP99 | Self::HttpP50C1 | Self::HttpP99C1 | Self::HttpP99Load => "us",
             Self::Throughput64k | Self::Throughput64kC4 | Self::Throughput1k => "Gbit/s",
-            Self::ConnectRequestRate => "1/s",
-            Self::CpuPerGib | Self::CpuPerGib1k | Self::CpuPer10kRequests | Self::CpuPer10kExchanges => "s",
+            Self::ConnectRequestRate | Self::HttpRpsC32 => "1/s",
+            Self::CpuPerGib
+            | Self::CpuPerGib1k
+            | Self::CpuPer10kRequests
+            | Self::CpuPer10kExchanges
+            | Self::CpuPer10kHttp => "s",
             Self::Rss | Self::RssIdle | Self::RssHundredPods => "MiB",
             Self::RssPerPod | Self::RssPerTunnelled => "KiB",
+            Self::AllocationsPerRequest => "1",
             Self::RunsWhileStreaming => "runs",
             _ => "ns",
         }
@@ -103,15 +122,17 @@ impl Metric {
     /// Which way is better.
     pub(crate) fn better(self) -> Better {
         match self {
-            Self::Throughput64k | Self::Throughput64kC4 | Self::Throughput1k | Self::ConnectRequestRate => {
-                Better::Higher
-            }
+            Self::Throughput64k
+            | Self::Throughput64kC4
+            | Self::Throughput1k
+            | Self::ConnectRequestRate
+            | Self::HttpRpsC32 => Better::Higher,
             _ => Better::Lower,
         }
     }
 }
 
-/// What issues 3 and 4 ask of a figure.
+/// What issues 3, 4 and 5 ask of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Target {
     /// At least this share of the baseline's goodness: `value / baseline` where more is better, else its inverse.
@@ -137,6 +158,8 @@ pub(crate) fn target(path: &str, metric: Metric) -> Option<Target> {
         ("proxy-local", Metric::Throughput64k) => Some(Target::Share(0.55)),
         ("proxy-remote", Metric::RttP50) => Some(Target::Above(50.0)),
         ("proxy-remote", Metric::Throughput64k) => Some(Target::Share(0.5)),
+        ("http-local", Metric::HttpP50C1) => Some(Target::Above(60.0)),
+        ("http-remote", Metric::HttpP50C1) => Some(Target::Above(110.0)),
         ("mtls-remote", Metric::Throughput64k) => Some(Target::Share(0.4)),
         ("mtls-remote", Metric::Throughput64kC4) => Some(Target::Share(0.25)),
         ("mtls-remote", Metric::Throughput1k) => Some(Target::Share(1.5)),
@@ -145,9 +168,11 @@ pub(crate) fn target(path: &str, metric: Metric) -> Option<Target> {
     }
 }
 
-/// The promise for the tunnelled path beside an Envoy pair of the same run (issue 4).
-pub(crate) fn peer_target(metric: Metric) -> Option<Target> {
+/// The promise for a path beside an Envoy pair of the same run (issues 4 and 5).
+pub(crate) fn peer_target(path: &str, metric: Metric) -> Option<Target> {
     match metric {
+        Metric::HttpRpsC32 => Some(Target::Share(if path == "http-local" { 3.0 } else { 2.0 })),
+        Metric::HttpP99Load => Some(Target::Share(1.0)),
         Metric::RttP50 => Some(Target::Share(1.0)),
         Metric::Throughput64k => Some(Target::Share(1.4)),
         Metric::Throughput64kC4 | Metric::Throughput1k => Some(Target::Share(1.3)),
@@ -251,10 +276,59 @@ impl Figures {
     }
 }
 
-/// The tasks of one start, in order, and how each turns into metrics.
-pub(crate) fn tasks(window: Duration, warm_up: Duration) -> [Task; 5] {
+/// Connections of the HTTP load.
+pub(crate) const HTTP_CONNECTIONS: usize = 32;
+
+/// Share of the highest rate at which the tail is looked at.
+const LOAD: f64 = 0.7;
+
+/// What is measured at once.
+#[derive(Clone, Debug)]
+pub(crate) enum Measurement {
+    /// A task as it stands.
+    Task(Task),
+    /// HTTP requests at 70 % of the rate that the slowest mesh of the comparison reached: the same rate for all its paths, so
+    /// that their tails can be compared.
+    HttpAtLoad(Timing),
+}
+
+impl Measurement {
+    /// The task for a path, one of `paths`, after what was measured so far.
+    pub(crate) fn task(&self, path: Path, paths: &[Path], figures: &Figures) -> anyhow::Result<Task> {
+        let timing = match self {
+            Self::Task(task) => return Ok(task.clone()),
+            Self::HttpAtLoad(timing) => *timing,
+        };
+        let group = |path: Path| path.baseline().unwrap_or(path);
+        let highest = paths
+            .iter()
+            .filter(|other| group(**other) == group(path) && other.baseline().is_some())
+            .filter_map(|other| figures.series(other.name(), Metric::HttpRpsC32)?.median())
+            .min_by(f64::total_cmp);
+        let highest = highest.context("no mesh's rate was measured")?;
+        let rate = Some(((highest * LOAD) as u32).max(1));
+        Ok(Task::Http { connections: HTTP_CONNECTIONS, rate, timing })
+    }
+}
+
+/// What `bench http` measures in each round, in order.
+pub(crate) fn http_tasks(window: Duration, warm_up: Duration) -> Vec<Measurement> {
+    let timing = timing(window, warm_up);
+    vec![
+        Measurement::Task(Task::Http { connections: 1, rate: None, timing }),
+        Measurement::Task(Task::Http { connections: HTTP_CONNECTIONS, rate: None, timing }),
+        Measurement::HttpAtLoad(timing),
+    ]
+}
+
+fn timing(window: Duration, warm_up: Duration) -> Timing {
     let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-    let timing = Timing { warm_up_ms: ms(warm_up), window_ms: ms(window) };
+    Timing { warm_up_ms: ms(warm_up), window_ms: ms(window) }
+}
+
+/// What `bench net` measures in each round, in order.
+pub(crate) fn net_tasks(window: Duration, warm_up: Duration) -> Vec<Measurement> {
+    let timing = timing(window, warm_up);
     [
         Task::Rtt { timing },
         Task::Stream { write_bytes: 64 * 1024, connections: 1, timing },
@@ -262,6 +336,8 @@ pub(crate) fn tasks(window: Duration, warm_up: Duration) -> [Task; 5] {
         Task::Stream { write_bytes: 1024, connections: 1, timing },
         Task::Requests { connections: 4, timing },
     ]
+    .map(Measurement::Task)
+    .into()
 }
 
 /// What one task's answer and cost mean.
@@ -281,6 +357,16 @@ pub(crate) fn metrics_of(task: &Task, answer: &Answer, spent: &Spent) -> Vec<(Me
                 _ => vec![(Metric::Throughput64kC4, rate)],
             }
         }
+        (Task::Http { connections: 1, .. }, Answer::Requests { p50_ns, p99_ns, .. }) => {
+            vec![(Metric::HttpP50C1, *p50_ns as f64 / 1e3), (Metric::HttpP99C1, *p99_ns as f64 / 1e3)]
+        }
+        (Task::Http { rate: Some(_), .. }, Answer::Requests { p99_ns, .. }) => {
+            vec![(Metric::HttpP99Load, *p99_ns as f64 / 1e3)]
+        }
+        (Task::Http { .. }, Answer::Requests { total, per_s, .. }) => vec![
+            (Metric::HttpRpsC32, *per_s),
+            (Metric::CpuPer10kHttp, spent.groups_s * 1e4 / (*total).max(1) as f64),
+        ],
         (_, Answer::Requests { total, per_s, .. }) => vec![
             (Metric::ConnectRequestRate, *per_s),
             (Metric::CpuPer10kRequests, spent.groups_s * 1e4 / (*total).max(1) as f64),

@@ -1,21 +1,24 @@
 //! Benchmarks of Nodemesh on the real kernel; `benches/README.md` says how to read them.
 
 mod agents;
+mod compare;
 mod cost;
 mod envoy;
 mod figures;
 mod hook;
 mod memory;
-mod net;
 mod paths;
 mod programs;
 mod rows;
+mod runner;
 mod session;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mesh_benches::load;
+
+use crate::paths::Traffic;
 
 /// Benchmarks of Nodemesh: every figure comes with its baseline of the same run.
 #[derive(Debug, Parser)]
@@ -28,7 +31,9 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Bench {
     /// What the mesh costs a connection: latency, throughput, rate, CPU and memory by path.
-    Net(net::Options),
+    Net(compare::Options),
+    /// What requests cost that are routed by rules: latency, rate, CPU, on one node and across two.
+    Http(compare::Options),
     /// What the connect hook costs with ten thousand services, and that packets cost nothing.
     Hook(hook::Options),
     /// The load program itself, as this program starts it in pods.
@@ -38,7 +43,8 @@ enum Bench {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().bench {
-        Bench::Net(options) => net::run(&options),
+        Bench::Net(options) => compare::run(Traffic::Tcp, &options),
+        Bench::Http(options) => compare::run(Traffic::Http, &options),
         Bench::Hook(options) => hook::run(&options),
         Bench::Load(arguments) => load::run(arguments),
     };

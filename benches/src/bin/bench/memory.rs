@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::agents::MeshNode;
 use crate::figures::{Figures, Metric, kib, mib};
-use crate::paths::{Lab, NAMESPACE, Path};
+use crate::paths::{Lab, NAMESPACE, Path, Traffic};
 use crate::session::Session;
 
 /// `path` of the rows.
@@ -63,7 +63,7 @@ pub(crate) fn measure(rounds: usize, figures: &mut Figures) -> anyhow::Result<()
 pub(crate) fn measure_tunnelled(rounds: usize, figures: &mut Figures) -> anyhow::Result<()> {
     for round in 0..rounds {
         eprintln!("idle tunnelled connections {} of {rounds}", round + 1);
-        let mut lab = Lab::build(&[Path::MtlsRemote], Link::Bridged, None)?;
+        let mut lab = Lab::build(Traffic::Tcp, &[Path::MtlsRemote], Link::Bridged, None)?;
         lab.restart_proxies()?;
         let route = lab.routes().first().context("there is no route")?;
         let mut session = Session::start(&route.client, &route.server, &[route.to], false)?;

@@ -13,10 +13,29 @@ use mesh_tests::{Link, Pod, World};
 
 use crate::agents::MeshNode;
 use crate::envoy::EnvoyPair;
-use crate::session::PORT;
+use crate::session::{HTTP_PORT, PORT};
 
 /// The namespace of all meshed pods.
 pub(crate) const NAMESPACE: &str = "bench";
+
+/// What goes over the paths of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Traffic {
+    /// Bytes.
+    Tcp,
+    /// HTTP/1.1 requests, in a mesh by rules.
+    Http,
+}
+
+impl Traffic {
+    /// The load servers' port for it.
+    fn port(self) -> u16 {
+        match self {
+            Self::Tcp => PORT,
+            Self::Http => HTTP_PORT,
+        }
+    }
+}
 
 /// A way from a client to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -35,19 +54,39 @@ pub(crate) enum Path {
     MtlsRemote,
     /// The peer: unmeshed pods of two nodes with an Envoy each, TCP over mutual TLS.
     EnvoyTcpMtls,
+    /// Two meshed pods of one node, requests routed by a VirtualService.
+    HttpLocal,
+    /// The peer of that: unmeshed pods with an Envoy each, HTTP over mutual TLS.
+    EnvoyHttpMtlsLocal,
+    /// Meshed pods of two nodes, requests routed by a VirtualService and sent through a tunnel of mutual TLS.
+    HttpRemote,
+    /// The peer of that: unmeshed pods of two nodes with an Envoy each, HTTP over mutual TLS.
+    EnvoyHttpMtls,
 }
 
 impl Path {
-    /// All, in the order of the table.
-    pub(crate) const ALL: [Self; 7] = [
-        Self::None,
-        Self::Direct,
-        Self::ProxyLocal,
-        Self::NoneRemote,
-        Self::ProxyRemote,
-        Self::MtlsRemote,
-        Self::EnvoyTcpMtls,
-    ];
+    /// All of a bench, in the order of the table.
+    pub(crate) fn all(traffic: Traffic) -> &'static [Self] {
+        match traffic {
+            Traffic::Tcp => &[
+                Self::None,
+                Self::Direct,
+                Self::ProxyLocal,
+                Self::NoneRemote,
+                Self::ProxyRemote,
+                Self::MtlsRemote,
+                Self::EnvoyTcpMtls,
+            ],
+            Traffic::Http => &[
+                Self::None,
+                Self::HttpLocal,
+                Self::EnvoyHttpMtlsLocal,
+                Self::NoneRemote,
+                Self::HttpRemote,
+                Self::EnvoyHttpMtls,
+            ],
+        }
+    }
 
     /// Name in rows.
     pub(crate) fn name(self) -> &'static str {
@@ -59,6 +98,10 @@ impl Path {
             Self::ProxyRemote => "proxy-remote",
             Self::MtlsRemote => "mtls-remote",
             Self::EnvoyTcpMtls => "envoy-tcp-mtls",
+            Self::HttpLocal => "http-local",
+            Self::EnvoyHttpMtlsLocal => "envoy-http-mtls-local",
+            Self::HttpRemote => "http-remote",
+            Self::EnvoyHttpMtls => "envoy-http-mtls",
         }
     }
 
@@ -66,32 +109,48 @@ impl Path {
     pub(crate) fn baseline(self) -> Option<Self> {
         match self {
             Self::None | Self::NoneRemote => None,
-            Self::Direct | Self::ProxyLocal => Some(Self::None),
-            Self::ProxyRemote | Self::MtlsRemote | Self::EnvoyTcpMtls => Some(Self::NoneRemote),
+            Self::Direct | Self::ProxyLocal | Self::HttpLocal | Self::EnvoyHttpMtlsLocal => Some(Self::None),
+            Self::ProxyRemote
+            | Self::MtlsRemote
+            | Self::EnvoyTcpMtls
+            | Self::HttpRemote
+            | Self::EnvoyHttpMtls => Some(Self::NoneRemote),
         }
     }
 
     /// Another mesh that it is compared with, when that one can be run.
     pub(crate) fn peer(self) -> Option<Self> {
-        (self == Self::MtlsRemote).then_some(Self::EnvoyTcpMtls)
+        match self {
+            Self::MtlsRemote => Some(Self::EnvoyTcpMtls),
+            Self::HttpLocal => Some(Self::EnvoyHttpMtlsLocal),
+            Self::HttpRemote => Some(Self::EnvoyHttpMtls),
+            _ => None,
+        }
+    }
+
+    /// Whether it is another mesh's.
+    pub(crate) fn is_peer(self) -> bool {
+        matches!(self, Self::EnvoyTcpMtls | Self::EnvoyHttpMtlsLocal | Self::EnvoyHttpMtls)
     }
 
     /// What the connect hook of the client's node must have decided for each connection.
     pub(crate) fn expected(self) -> Option<Expected> {
         match self {
-            Self::None | Self::NoneRemote | Self::EnvoyTcpMtls => None,
+            Self::None | Self::NoneRemote => None,
+            Self::EnvoyTcpMtls | Self::EnvoyHttpMtlsLocal | Self::EnvoyHttpMtls => None,
             Self::Direct => Some(Expected::Direct),
             Self::ProxyLocal | Self::ProxyRemote | Self::MtlsRemote => Some(Expected::Proxy),
+            Self::HttpLocal | Self::HttpRemote => Some(Expected::Proxy),
         }
     }
 
     /// Nodes of client and server.
     fn nodes(self) -> (&'static str, &'static str) {
         match self {
-            Self::None => (PLAIN, PLAIN),
-            Self::NoneRemote | Self::EnvoyTcpMtls => (PLAIN, PLAIN_FAR),
-            Self::Direct => (MESH, MESH),
-            Self::ProxyRemote | Self::MtlsRemote => (MESH, MESH_FAR),
+            Self::None | Self::EnvoyHttpMtlsLocal => (PLAIN, PLAIN),
+            Self::NoneRemote | Self::EnvoyTcpMtls | Self::EnvoyHttpMtls => (PLAIN, PLAIN_FAR),
+            Self::Direct | Self::HttpLocal => (MESH, MESH),
+            Self::ProxyRemote | Self::MtlsRemote | Self::HttpRemote => (MESH, MESH_FAR),
             Self::ProxyLocal => (PROXIED, PROXIED),
         }
     }
@@ -128,6 +187,7 @@ pub(crate) struct Route {
 /// The nodes, pods and agents of a run.
 #[derive(Debug)]
 pub(crate) struct Lab {
+    traffic: Traffic,
     routes: Vec<Route>,
     agents: Vec<(&'static str, MeshNode)>,
     // Dropped last: it takes everything with it.
@@ -136,7 +196,12 @@ pub(crate) struct Lab {
 
 impl Lab {
     /// Make the world and the pods for these paths; agents are not started yet.
-    pub(crate) fn build(paths: &[Path], link: Link, envoy: Option<&FilePath>) -> anyhow::Result<Self> {
+    pub(crate) fn build(
+        traffic: Traffic,
+        paths: &[Path],
+        link: Link,
+        envoy: Option<&FilePath>,
+    ) -> anyhow::Result<Self> {
         let mut nodes: Vec<&'static str> =
             paths.iter().flat_map(|path| [path.nodes().0, path.nodes().1]).collect();
         nodes.sort_unstable();
@@ -146,7 +211,7 @@ impl Lab {
         let routes = paths
             .iter()
             .zip(1..)
-            .map(|(path, number)| Route::build(&world, *path, number, envoy))
+            .map(|(path, number)| Route::build(&world, traffic, *path, number, envoy))
             .collect::<anyhow::Result<_>>()?;
         let agents = nodes
             .into_iter()
@@ -156,7 +221,12 @@ impl Lab {
                 (node, MeshNode::new(arguments))
             })
             .collect();
-        Ok(Self { routes, agents, world })
+        Ok(Self { traffic, routes, agents, world })
+    }
+
+    /// What goes over the paths.
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// The paths, in the order they were asked for.
@@ -195,7 +265,13 @@ impl Lab {
 }
 
 impl Route {
-    fn build(world: &World, path: Path, number: u16, envoy: Option<&FilePath>) -> anyhow::Result<Self> {
+    fn build(
+        world: &World,
+        traffic: Traffic,
+        path: Path,
+        number: u16,
+        envoy: Option<&FilePath>,
+    ) -> anyhow::Result<Self> {
         let (near, far) = path.nodes();
         let pod = |node: &str, part: &str| -> anyhow::Result<Pod> {
             let name = format!("{NAMESPACE}/{}-{part}", path.name());
@@ -203,14 +279,15 @@ impl Route {
         };
         let (client, server) = (pod(near, "client")?, pod(far, "server")?);
         let mut envoys = None;
-        let to = match (path, path.expected()) {
-            (Path::EnvoyTcpMtls, _) => {
+        let to = match path.expected() {
+            None if path.is_peer() => {
                 let program = envoy.context("no Envoy was given")?;
-                let pair = EnvoyPair::new(program, &world.directory().join("envoy"), &server)?;
+                let folder = world.directory().join(path.name());
+                let pair = EnvoyPair::new(program, &folder, &server, traffic, traffic.port())?;
                 envoys.insert(pair).front()
             }
-            (_, None) => server.at4(PORT),
-            (_, Some(_)) => publish(world, path, &client, &server, number)?,
+            None => server.at4(traffic.port()),
+            Some(_) => publish(world, traffic, path, &client, &server, number)?,
         };
         let mut nodes = vec![near, far];
         nodes.dedup();
@@ -224,7 +301,14 @@ impl Route {
 }
 
 /// Write the manifests of a meshed pair and return the service's address.
-fn publish(world: &World, path: Path, client: &Pod, server: &Pod, number: u16) -> anyhow::Result<SocketAddr> {
+fn publish(
+    world: &World,
+    traffic: Traffic,
+    path: Path,
+    client: &Pod,
+    server: &Pod,
+    number: u16,
+) -> anyhow::Result<SocketAddr> {
     // 10.96.0.10 is the name server's.
     let (vip, _) = World::service_ips(100 + number);
     let manifests = world.manifests();
@@ -237,8 +321,43 @@ fn publish(world: &World, path: Path, client: &Pod, server: &Pod, number: u16) -
     manifests.apply(
         ServiceManifest::new(NAMESPACE, server.name())
             .cluster_ip(vip)
-            .port("load", PORT, PORT)
+            .port(
+                match traffic {
+                    Traffic::Tcp => "load",
+                    Traffic::Http => "http-load",
+                },
+                traffic.port(),
+                traffic.port(),
+            )
             .selector("app", server.name()),
     )?;
-    Ok(SocketAddr::new(IpAddr::V4(vip), PORT))
+    if traffic == Traffic::Http {
+        manifests.apply_text(&format!("{}-route.yaml", server.name()), &rules(server.name()))?;
+    }
+    Ok(SocketAddr::new(IpAddr::V4(vip), traffic.port()))
+}
+
+/// Rules as people have them: one for some users that a request has to be compared with, and one for all others with a time-out
+/// and retries.
+fn rules(service: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: {service}, namespace: {NAMESPACE}}}
+spec:
+  hosts: [{service}]
+  http:
+  - name: testers
+    match:
+    - headers: {{end-user: {{exact: tester}}}}
+      uri: {{prefix: /load}}
+    route:
+    - destination: {{host: {service}}}
+  - name: everyone
+    timeout: 15s
+    retries: {{attempts: 2, perTryTimeout: 5s, retryOn: 'connect-failure,refused-stream,503'}}
+    route:
+    - destination: {{host: {service}}}
+"
+    )
 }

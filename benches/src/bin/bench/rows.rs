@@ -94,15 +94,15 @@ fn row(figures: &Figures, column: Column, metric: Metric) -> Option<Row> {
         starts: series.len(),
         target: promise.map(|promise| promise.text(metric)),
         met: promise.map(|promise| promise.is_met(metric, value, baseline)),
-        peer: peer.and_then(|peer| beside(figures, peer, metric, value)),
+        peer: peer.and_then(|peer| beside(figures, path, peer, metric, value)),
     })
 }
 
-fn beside(figures: &Figures, path: &'static str, metric: Metric, value: f64) -> Option<Peer> {
-    let theirs = figures.series(path, metric)?.median().filter(|theirs| *theirs != 0.0)?;
-    let promise: Option<Target> = peer_target(metric);
+fn beside(figures: &Figures, ours: &str, peer: &'static str, metric: Metric, value: f64) -> Option<Peer> {
+    let theirs = figures.series(peer, metric)?.median().filter(|theirs| *theirs != 0.0)?;
+    let promise: Option<Target> = peer_target(ours, metric);
     Some(Peer {
-        path: path.to_owned(),
+        path: peer.to_owned(),
         value: theirs,
         ratio: value / theirs,
         target: promise.map(|promise| promise.text(metric)),

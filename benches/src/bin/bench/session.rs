@@ -13,6 +13,9 @@ use mesh_tests::Place;
 /// The port of every load server and of every service in front of one.
 pub(crate) const PORT: u16 = 7000;
 
+/// The port at which every load server answers HTTP.
+pub(crate) const HTTP_PORT: u16 = 7001;
+
 /// How long starting a process may take on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -51,7 +54,8 @@ impl Session {
         pinned: bool,
     ) -> anyhow::Result<Self> {
         let mut command = Command::new(SELF);
-        command.args(["load", "server", "--listen", &format!("[::]:{PORT}")]).stdin(Stdio::null());
+        command.args(["load", "server", "--listen", &format!("[::]:{PORT}")]);
+        command.args(["--http", &format!("[::]:{HTTP_PORT}")]).stdin(Stdio::null());
         if pinned {
             command.args(["--cpu", "1"]);
         }
@@ -91,9 +95,10 @@ impl Session {
     /// Have the client do a task.
     pub(crate) fn perform(&mut self, task: &Task) -> anyhow::Result<Answer> {
         let own = match task {
-            Task::Rtt { timing } | Task::Stream { timing, .. } | Task::Requests { timing, .. } => {
-                timing.whole()
-            }
+            Task::Rtt { timing }
+            | Task::Stream { timing, .. }
+            | Task::Requests { timing, .. }
+            | Task::Http { timing, .. } => timing.whole(),
             _ => Duration::ZERO,
         };
         writeln!(self.stdin, "{}", serde_json::to_string(task)?).context("the load client is gone")?;
