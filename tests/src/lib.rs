@@ -28,6 +28,7 @@ pub mod shop;
 pub mod tool;
 pub mod verdict;
 pub mod waiting;
+pub mod web;
 pub mod wiretap;
 pub mod world;
 mod yaml;

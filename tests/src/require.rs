@@ -44,6 +44,19 @@ macro_rules! require_agent {
     };
 }
 
+/// Like [`require_agent!`], and nginx must be installed.
+#[macro_export]
+macro_rules! require_nginx {
+    () => {
+        $crate::require_agent!();
+        if let Some(reason) = $crate::web::nginx_missing() {
+            assert!(!$crate::require::is_mandatory(), "MESH_TESTS_REQUIRE=1, but: {reason}");
+            eprintln!("SKIP {}: {reason}", $crate::test_name!());
+            return Ok(());
+        }
+    };
+}
+
 /// The path of the enclosing function without the crate, such as `connect_shapes::reconnects`.
 #[macro_export]
 macro_rules! test_name {

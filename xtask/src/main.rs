@@ -11,6 +11,7 @@ mod fuzz;
 mod libtest;
 mod process;
 mod setup;
+mod soak;
 mod suites;
 mod test;
 mod tidy;
@@ -44,6 +45,8 @@ enum Task {
     Vm(vm::VmArguments),
     /// Measure against the same traffic without a mesh.
     Bench(bench::BenchArguments),
+    /// Send a mixed load while pods come and go and rules change.
+    Soak(soak::SoakArguments),
     /// Fuzz the decoders of what peers send.
     Fuzz(fuzz::FuzzArguments),
     /// Check the rules of the tree: layering, sizes, module docs, names.
@@ -74,6 +77,7 @@ fn run() -> anyhow::Result<()> {
         Task::Test(arguments) => test::run(&workspace, &arguments),
         Task::Vm(arguments) => vm::run(&workspace, &arguments),
         Task::Bench(arguments) => bench::run(&workspace, &arguments),
+        Task::Soak(arguments) => soak::run(&workspace, &arguments),
         Task::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Task::Tidy => tidy::run(&workspace),
         Task::Setup => setup::run(&workspace),

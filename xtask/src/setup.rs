@@ -24,12 +24,15 @@ pub(crate) enum Need {
     Lint,
     /// Make network namespaces and links.
     Netns,
+    /// Run other people's servers in the pods of tests. Only the programs are used; Debian's package may start nginx as a
+    /// service, as it does wherever it is installed.
+    Servers,
     /// Boot other kernels.
     Vm,
 }
 
 impl Need {
-    pub(crate) const ALL: [Self; 4] = [Self::Ebpf, Self::Lint, Self::Netns, Self::Vm];
+    pub(crate) const ALL: [Self; 5] = [Self::Ebpf, Self::Lint, Self::Netns, Self::Servers, Self::Vm];
 }
 
 /// How a missing tool arrives.
@@ -54,7 +57,7 @@ struct Tool {
     check: fn(&Workspace) -> Result<(), String>,
 }
 
-const TOOLS: [Tool; 11] = [
+const TOOLS: [Tool; 12] = [
     Tool {
         name: "a C compiler",
         need: Need::Ebpf,
@@ -84,6 +87,12 @@ const TOOLS: [Tool; 11] = [
         need: Need::Lint,
         source: Source::RustComponent("clippy"),
         check: |_| cargo_has("clippy"),
+    },
+    Tool {
+        name: "nginx",
+        need: Need::Servers,
+        source: Source::Apt("nginx-light"),
+        check: |_| on_path("nginx"),
     },
     Tool { name: "ip", need: Need::Netns, source: Source::Apt("iproute2"), check: |_| on_path("ip") },
     Tool {

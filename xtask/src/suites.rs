@@ -34,7 +34,7 @@ pub(crate) enum Place {
 /// there. What their worlds need of a kernel (redirection, arrivals, tickets, tunnels between nodes, connections that a
 /// policy ends) is tested there by `arrivals`, `connect_shapes`, `crash`, `original_destination`, `policy_changes`, `trust`
 /// and others.
-const AGENT_SUITES: [&str; 18] = [
+const AGENT_SUITES: [&str; 21] = [
     "authorization_policy",
     "balance",
     "bookinfo",
@@ -44,7 +44,10 @@ const AGENT_SUITES: [&str; 18] = [
     "dns",
     "hbone",
     "hbone_adversary",
+    "http_features",
     "http_routing",
+    "http_servers",
+    "http_soak",
     "lifecycle",
     "meshctl",
     "peer_authentication",
@@ -110,6 +113,16 @@ pub(crate) fn build(workspace: &Workspace) -> anyhow::Result<Built> {
     cargo.args(["build", "--workspace", "--bins", "--tests", "--message-format=json-render-diagnostics"]);
     let output = cargo.stderr(Stdio::inherit()).output().context("start cargo")?;
     ensure!(output.status.success(), "the workspace does not build");
+    parse(workspace, &String::from_utf8(output.stdout).context("read cargo's messages")?)
+}
+
+/// Builds the given packages' binaries and one of their test programs in the dev profile.
+pub(crate) fn build_tests(workspace: &Workspace, packages: &[&str], test: &str) -> anyhow::Result<Built> {
+    let mut cargo = cargo(workspace);
+    cargo.args(["build", "--bins", "--test", test, "--message-format=json-render-diagnostics"]);
+    cargo.args(packages.iter().flat_map(|package| ["--package", package]));
+    let output = cargo.stderr(Stdio::inherit()).output().context("start cargo")?;
+    ensure!(output.status.success(), "{test} does not build");
     parse(workspace, &String::from_utf8(output.stdout).context("read cargo's messages")?)
 }
 

@@ -10,7 +10,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     net::SocketAddr,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -23,6 +23,7 @@ use serde::Serialize;
 
 use crate::{
     close::{CloseReason, Direction},
+    hbone::tunnel::Tunnel,
     kernel::PodHandle,
     metrics::{
         Metrics,
@@ -91,6 +92,8 @@ pub(crate) struct Live {
     flow: RefCell<Option<FlowShare>>,
     /// What the server's side allowed here; judged again when policy changes.
     admitted: RefCell<Option<ServerRequest>>,
+    /// The tunnel that carries a connection of the agent's own.
+    tunnel: RefCell<Weak<Tunnel>>,
 }
 
 /// How long a connection may live, in the worker's ticks.
@@ -214,6 +217,16 @@ impl Live {
         if let Some(before) = self.flow.replace(share) {
             before.end(&self.meter);
         }
+    }
+
+    /// It is carried by this tunnel from here on.
+    pub(crate) fn rides(&self, tunnel: &Rc<Tunnel>) {
+        *self.tunnel.borrow_mut() = Rc::downgrade(tunnel);
+    }
+
+    /// Whether the tunnel that carries it is about to end: nothing that can go elsewhere should be begun on it.
+    pub(crate) fn tunnel_leaves(&self) -> bool {
+        self.tunnel.borrow().upgrade().is_some_and(|tunnel| tunnel.is_leaving())
     }
 
     /// The other node has taken it.
@@ -369,6 +382,7 @@ impl Connections {
             names: RefCell::default(),
             edges: RefCell::default(),
             flow: RefCell::default(),
+            tunnel: RefCell::default(),
             admitted: RefCell::default(),
         });
         live.meter.touch(now);

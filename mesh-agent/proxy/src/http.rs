@@ -17,6 +17,7 @@ pub(crate) mod exchange;
 mod fields;
 mod guard;
 mod hashing;
+pub(crate) mod interim;
 pub(crate) mod io;
 mod pipeline;
 pub mod preview;

@@ -29,6 +29,8 @@ use crate::report::report;
 const SWEEP_EACH: Duration = Duration::from_secs(5);
 /// Pause after a pass that could not read the kernel.
 const PASS_PAUSE: Duration = Duration::from_secs(1);
+/// How long handshakes take that began before the kernel was told; they stay on this machine.
+const HANDSHAKES: Duration = Duration::from_millis(50);
 /// How soon a draining agent notices that its successor took the lock.
 const SUCCESSOR_EACH: Duration = Duration::from_millis(100);
 
@@ -206,6 +208,12 @@ async fn follow_kernel_log(logger: Option<Logger>) {
 /// listener rule as soon as the listeners are closed.
 async fn finish(shared: &Shared, mut lock: NodeLock, grace: Duration, serve: Serving) {
     tracing::info!(?grace, "stopping: no new connections");
+    // First the kernel hands us no more, then those end whose handshake is under way: one that comes between the last accept
+    // and the close of its listener would be reset.
+    if let Err(error) = shared.beat.stop() {
+        tracing::warn!(error = %report(&error), "stop the heartbeat");
+    }
+    sleep(HANDSHAKES).await;
     let drain = shared.proxy.drain(grace);
     tokio::pin!(drain);
     let drained = tokio::select! {

@@ -84,6 +84,12 @@ impl Tier {
         if let Err(error) = setup::ensure(workspace, needs) {
             return Some(format!("{error:#}"));
         }
+        if self == Self::Netns
+            && let Err(error) = setup::ensure(workspace, &[Need::Servers])
+        {
+            // A few tests want them, and skip or fail by themselves.
+            eprintln!("setup: {error:#}");
+        }
         match self.kernel() {
             Some(kernel) => vm::prepare(workspace, kernel).err().map(|error| format!("{error:#}")),
             None if matches!(self, Self::Bpf | Self::Netns) => own_kernel_lacks(),

@@ -54,7 +54,7 @@ impl Read for ClientIo {
             }
             // In a drain no further request is waited for.
             let is_idle = !session.is_busy() && !guard.in_head() && !guard.is_opaque();
-            if is_idle && session.live.meter.is_finishing() {
+            if is_idle && session.may_leave() {
                 return Poll::Ready(Ok(()));
             }
             if guard.is_undecided() {
@@ -107,7 +107,7 @@ impl ClientIo {
     ) -> Poll<io::Result<usize>> {
         let session = &*self.0;
         let mut socket = session.socket.borrow_mut();
-        let Socket { stream, resets, .. } = &mut *socket;
+        let Socket { stream, resets, said, mid_message, .. } = &mut *socket;
         let Some(stream) = stream else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
@@ -118,7 +118,14 @@ impl ClientIo {
                     return Poll::Pending;
                 }
             }
+            if !said.is_empty() {
+                if let Io::Bytes(sent) = stream.write(said)? {
+                    said.drain(..sent);
+                }
+                continue;
+            }
             if let Io::Bytes(sent) = write(stream)? {
+                *mid_message = true;
                 if let Some(resets) = resets {
                     let mut left = sent;
                     for buf in bufs {
@@ -157,6 +164,8 @@ impl Write for ClientIo {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Nothing is held here; the library asks for this when it has written all it had.
+        self.0.socket.borrow_mut().mid_message = false;
         Poll::Ready(Ok(()))
     }
 

@@ -14,7 +14,7 @@ use mesh_core::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::body::Body;
+use super::{body::Body, interim::Interim};
 pub(crate) use crate::destination::Destination;
 use crate::{connections::Live, metrics::edges::Security};
 
@@ -44,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) upgrade: bool,
     /// Where copies go, already drawn.
     pub(crate) mirrors: Vec<Destination>,
+    /// Who hears what is said before the response, and whether a body waits for it.
+    pub(crate) interim: Option<Interim>,
 }
 
 impl Plan {

@@ -98,6 +98,11 @@ pub(super) fn is_asked_for(answered: &HeaderValue, asked: &HeaderValue) -> bool 
     tokens.any(|token| token.eq_ignore_ascii_case(answered.as_bytes().trim_ascii()))
 }
 
+/// Whether a client wants to know whether its body is wanted before it sends it.
+pub(super) fn asks_first(headers: &HeaderMap) -> bool {
+    headers.get(header::EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// Makes one `cookie` header of several: clients of HTTP/2 may split it, servers of HTTP/1 and rules know one (RFC 9113
 /// §8.2.3).
 pub(super) fn join_cookies(headers: &mut HeaderMap) {

@@ -12,7 +12,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts,
     uri::PathAndQuery,
 };
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use mesh_core::route::{
     cors::CorsDecision,
     evaluate::split,
@@ -29,6 +29,7 @@ use super::{
     fields::{self, Fields},
     guard::{HEAD_MAX, HEADERS_MAX},
     hashing::{self, Cookie},
+    interim::{Gated, Interim},
     record::{Outgoing, Record},
     replies,
     session::{Routing, Session},
@@ -69,9 +70,18 @@ pub(super) async fn handle(
             response
         }
     };
+    let ends = session.interim.is_waiting() || session.live.meter.is_finishing();
+    if ends && !session.http2 && session.switched.borrow().is_none() {
+        // A body that was not asked for may come all the same; in a drain the next request goes elsewhere.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if record.grpc.get() && !session.http2 {
         // Trailers are all that says how it ended.
         response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    if !session.http2 {
+        // They may have come with the response.
+        session.take_interim();
     }
     let (parts, body) = response.into_parts();
     let outgoing = Outgoing::new(body, parts.status.as_u16(), &parts.headers, record);
@@ -147,6 +157,9 @@ impl Exchange<'_> {
         let normalization = session.worker.snapshot().mesh().defaults.path_normalization;
         let authority = check(session.dialled, normalization, parts)?;
         let old = parts.version == Version::HTTP_10;
+        let asks =
+            !session.http2 && !old && !asked.body.is_end_stream() && fields::asks_first(&parts.headers);
+        session.interim.begin(asks);
         asked.switch_to = fields::strip_hop_by_hop(&mut parts.headers).filter(|_| !old);
         if let Some(http2) = &asked.http2 {
             asked.switch_to = http2.protocol().cloned();
@@ -313,6 +326,7 @@ impl Exchange<'_> {
             grpc: self.record.grpc.get(),
             upgrade: self.tunnel || asked.switch_to.is_some(),
             mirrors: Vec::new(),
+            interim: self.interim(&asked.parts),
         };
         self.send(asked, plan).await
     }
@@ -364,6 +378,7 @@ impl Exchange<'_> {
             grpc: self.record.grpc.get(),
             upgrade: self.tunnel || asked.switch_to.is_some(),
             mirrors: self.mirrors(rule, routing, namespace),
+            interim: self.interim(&asked.parts),
         };
         let mut response = self.send(asked, plan).await;
         fields::edit(response.headers_mut(), rule.response_edits(backend));
@@ -371,6 +386,11 @@ impl Exchange<'_> {
             response.headers_mut().append(header::SET_COOKIE, cookie);
         }
         response
+    }
+
+    /// Who hears what servers say before their responses: clients of HTTP/1.1.
+    fn interim(&self, parts: &Parts) -> Option<Interim> {
+        (parts.version == Version::HTTP_11 && !self.tunnel).then(|| self.session.interim.clone())
     }
 
     fn timeout(&self, rule: &HttpRule, headers: &HeaderMap) -> Option<Duration> {
@@ -413,6 +433,10 @@ impl Exchange<'_> {
         }
         // Of a stream that asks for another protocol everything behind the head is that one's.
         let body = if http2.is_some() { Body::Empty } else { record.receive(body) };
+        let body = match session.interim.is_waiting() {
+            true => Body::boxed(Gated::new(body, session.interim.clone())),
+            false => body,
+        };
         let answer = session.upstreams.send(Request::from_parts(parts, body), plan).await;
         record.add_flags(answer.flags);
         record.note(|line| line.retries = answer.retries);

@@ -44,6 +44,8 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const UNSEEN_RESETS_MAX: usize = 20;
 /// Streams of one connection that we reset for errors of the client's, in HTTP/2.
 const ERRORS_MAX: usize = 200;
+/// How often a connection in a drain is looked at.
+const LEAVE_STEP: Duration = Duration::from_millis(200);
 /// How long bytes of a client are thrown away after it was refused, so that it reads why.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -53,7 +55,9 @@ pub(crate) async fn serve(worker: &Rc<Worker>, live: &Rc<Live>, stream: Stream, 
     let reason = if claim.http2 { serve_http2(&session).await } else { serve_http1(&session).await };
     let stream = session.socket.borrow_mut().stream.take();
     if let Some(stream) = stream {
-        if reason == CloseReason::ClientProtocol {
+        let left_in_order = claim.http2 && reason == CloseReason::Finished && live.meter.is_finishing();
+        if reason == CloseReason::ClientProtocol || left_in_order {
+            // Frames of a client that has not read GOAWAY yet would otherwise mean a reset, and lose it the last answers.
             linger(stream).await;
         } else if reason.resets() {
             stream.reset();
@@ -85,6 +89,7 @@ async fn serve_http1(session: &Rc<Session>) -> CloseReason {
         if let Poll::Ready(outcome) = connection.as_mut().poll(cx) {
             return Poll::Ready(Ok(outcome));
         }
+        session.pass_interim(cx);
         watch.poll(session, cx).map(Err)
     })
     .await;
@@ -189,7 +194,11 @@ async fn serve_http2(session: &Rc<Session>) -> CloseReason {
 
 /// Looks for what takes too long; runs only while something may.
 #[derive(Default)]
-struct Watch(Option<std::pin::Pin<Box<Sleep>>>);
+struct Watch {
+    timer: Option<std::pin::Pin<Box<Sleep>>>,
+    /// The connection is in a drain, and looked at more often.
+    leaving: bool,
+}
 
 impl Watch {
     /// Ready when the client has used up its time or its credit.
@@ -198,17 +207,24 @@ impl Watch {
             return Poll::Ready(CloseReason::ClientProtocol);
         }
         let settings = &session.worker.settings().http;
-        let step =
+        let mut step =
             (settings.head_timeout.min(settings.stall_timeout) / 4).max(Duration::from_millis(TICK_MS));
+        let leaving = !session.http2 && session.live.meter.is_finishing();
+        if leaving {
+            step = step.min(LEAVE_STEP);
+            if !std::mem::replace(&mut self.leaving, true) {
+                self.timer = None;
+            }
+        }
         loop {
             let now = session.worker.tick();
             let head_since = session.socket.borrow().head_since;
-            let is_watched = head_since.is_some() || session.is_busy();
-            let Some(timer) = &mut self.0 else {
+            let is_watched = head_since.is_some() || session.is_busy() || leaving;
+            let Some(timer) = &mut self.timer else {
                 if !is_watched {
                     return Poll::Pending;
                 }
-                self.0 = Some(Box::pin(sleep(step)));
+                self.timer = Some(Box::pin(sleep(step)));
                 continue;
             };
             // It runs on between requests: making one for each costs more than one look too many.
@@ -216,7 +232,7 @@ impl Watch {
                 return Poll::Pending;
             }
             if !is_watched {
-                self.0 = None;
+                self.timer = None;
                 return Poll::Pending;
             }
             timer.as_mut().reset(Instant::now() + step);

@@ -21,6 +21,7 @@ use mesh_core::{
 use super::{
     exchange::{Destination, Upgraded},
     guard::Guard,
+    interim::Interim,
     record::Record,
     resets::Resets,
     tables,
@@ -32,12 +33,15 @@ use crate::{
         edges::Parties,
         http::{Refusal, RequestKey, Requests},
     },
-    stream::Stream,
-    worker::Worker,
+    stream::{Io, Stream},
+    worker::{TICK_MS, Worker},
 };
 
 /// Streams that were given up before this many are no reason to end a connection.
 const EARLY_RESETS_MIN: u32 = 200;
+
+/// Milliseconds that an idle connection has in a drain for a request that may be on its way.
+const LEAVE_MS: u64 = 1000;
 
 /// Series that are remembered, so that counting takes no lock.
 const SERIES_KEPT: usize = 8;
@@ -70,6 +74,10 @@ pub(crate) struct Session {
     pub(super) upstreams: Upstreams,
     /// Why the connection is to end, if the client broke the rules.
     pub(super) refused: Cell<Option<Refusal>>,
+    /// What servers say before their responses, in HTTP/1.1.
+    pub(super) interim: Interim,
+    /// Tick at which the connection was first idle in a drain.
+    leaving: Cell<Option<u32>>,
 }
 
 /// The client's socket with the bytes on their way from it.
@@ -81,6 +89,10 @@ pub(super) struct Socket {
     pub(super) head_since: Option<u32>,
     /// What is sent, in HTTP/2.
     pub(super) resets: Option<Resets>,
+    /// Interim responses that are sent before anything else.
+    pub(super) said: Vec<u8>,
+    /// The library has written something and not yet all of it.
+    pub(super) mid_message: bool,
 }
 
 /// What requests for one authority are routed by.
@@ -116,6 +128,8 @@ impl Session {
                 guard,
                 head_since: None,
                 resets: http2.then(Resets::default),
+                said: Vec::new(),
+                mid_message: false,
             }),
             open: Cell::new(0),
             records: RefCell::default(),
@@ -128,7 +142,47 @@ impl Session {
             series: RefCell::default(),
             upstreams: Upstreams::of(worker),
             refused: Cell::new(None),
+            interim: Interim::default(),
+            leaving: Cell::new(None),
         })
+    }
+
+    /// Whether an idle connection may end in a drain. Not at once: a request may be on its way, and its client would never
+    /// know whether it was heard. Whoever sends one is answered, and told to make another connection.
+    pub(super) fn may_leave(&self) -> bool {
+        if !self.live.meter.is_finishing() {
+            return false;
+        }
+        let now = self.worker.tick();
+        let since = self.leaving.get().unwrap_or(now);
+        self.leaving.set(Some(since));
+        u64::from(now.wrapping_sub(since)) * TICK_MS >= LEAVE_MS
+    }
+
+    /// Has what the server said before its response go before whatever is written next, unless something is being written.
+    pub(super) fn take_interim(&self) {
+        let mut socket = self.socket.borrow_mut();
+        if !self.answered.get() && !socket.mid_message && self.is_busy() {
+            let heads = self.interim.heads();
+            socket.said.extend_from_slice(&heads);
+        }
+    }
+
+    /// Passes on what the server says before its response.
+    pub(super) fn pass_interim(&self, cx: &Context<'_>) {
+        if !self.is_busy() {
+            return;
+        }
+        self.interim.wake_for(cx);
+        self.take_interim();
+        let mut socket = self.socket.borrow_mut();
+        // What does not fit goes before the response.
+        let Socket { stream: Some(stream), said, .. } = &mut *socket else { return };
+        if !said.is_empty()
+            && let Ok(Io::Bytes(sent)) = stream.write(said)
+        {
+            said.drain(..sent);
+        }
     }
 
     /// Whether a request is not answered completely.

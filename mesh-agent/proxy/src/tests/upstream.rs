@@ -79,6 +79,7 @@ fn plan(world: &World, live: &Rc<Live>, destination: Destination) -> Plan {
         grpc: false,
         upgrade: false,
         mirrors: Vec::new(),
+        interim: None,
     }
 }
 

@@ -9,6 +9,7 @@ mod load;
 mod objects;
 mod server;
 mod tls;
+mod web;
 
 use std::io::{self, BufRead as _, Write as _};
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -47,6 +48,31 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// Serve HTTP, gRPC and WebSocket.
+    Web {
+        /// A `Serving` as JSON.
+        task: String,
+    },
+    /// Send HTTP requests.
+    Ask {
+        /// A `Script` as JSON.
+        task: String,
+    },
+    /// Make a gRPC call.
+    Call {
+        /// A `Call` as JSON.
+        task: String,
+    },
+    /// Talk over a WebSocket.
+    Chat {
+        /// A `Chat` as JSON.
+        task: String,
+    },
+    /// Send a mixed load until standard input ends.
+    WebLoad {
+        /// A `Mix` as JSON.
+        task: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -68,6 +94,11 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
+        Command::Web { task } => web::serve(&task),
+        Command::Ask { task } => web::ask(&task),
+        Command::Call { task } => web::call(&task),
+        Command::Chat { task } => web::chat(&task),
+        Command::WebLoad { task } => web::load(&task),
     }
 }
 

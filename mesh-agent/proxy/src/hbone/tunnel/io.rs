@@ -24,6 +24,7 @@ impl TunnelIo {
     /// Takes a stream over that [`TunnelStream::answered`]; its bytes are counted at `live`.
     pub(crate) fn new(stream: TunnelStream, live: &Rc<Live>) -> Self {
         live.taken();
+        live.rides(&stream.tunnel);
         if let Some(leg) = stream.tunnel.state.borrow_mut().legs.get_mut(&stream.key.id()) {
             leg.direct = true;
             leg.live = Some(Rc::clone(live));

@@ -251,7 +251,20 @@ impl<'a> Exchange<'a> {
         let wants_name = cluster.is_some_and(|cluster| cluster.policy.tls.is_some());
         let host = wants_name.then(|| host_of(&head));
         let is_connect = head.method == Method::CONNECT;
+        if let Some(interim) = &self.plan.interim {
+            match version {
+                Version::Http1 if interim.is_waiting() => {
+                    head.headers.insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+                }
+                Version::Http1 => {}
+                // The library tells nobody what is said before a response there.
+                Version::Http2 => interim.open(),
+            }
+        }
         let mut request = Request::from_parts(head, body);
+        if let Some(interim) = self.plan.interim.as_ref().filter(|_| version == Version::Http1) {
+            interim.listen(&mut request);
+        }
         let mut stale = 0;
         loop {
             let need = Need {
@@ -293,7 +306,8 @@ impl<'a> Exchange<'a> {
             }
             let status = response.status();
             let switches = status == StatusCode::SWITCHING_PROTOCOLS || is_connect && status.is_success();
-            let held = Held { lease, _request: taken, _load: load, source: None };
+            let asked = response::Asked(self.plan.interim.clone());
+            let held = Held { lease, _request: taken, _load: load, source: None, asked };
             let Some(switch) = switch.filter(|_| switches) else {
                 if status == StatusCode::SWITCHING_PROTOCOLS {
                     return Err(Fault::Protocol);
@@ -382,6 +396,7 @@ impl<'a> Exchange<'a> {
                 grpc: self.plan.grpc,
                 upgrade: false,
                 mirrors: Vec::new(),
+                interim: None,
             };
             let body = source.map_or(Body::Empty, |source| source.mirror());
             let request = Request::from_parts(head.clone(), body);

@@ -56,6 +56,7 @@ impl Lifetime {
     /// Whether a connection may serve another request.
     pub(super) fn allows(&self, connection: &Connection, tick: u32) -> bool {
         !connection.leaving.get()
+            && !connection.live.tunnel_leaves()
             && connection.served.get() < self.requests_max
             && tick.wrapping_sub(connection.made) < self.ticks_max
     }

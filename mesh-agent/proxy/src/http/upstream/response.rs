@@ -12,7 +12,10 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    super::body::{Body, BoxError},
+    super::{
+        body::{Body, BoxError},
+        interim::Interim,
+    },
     cluster::Lease,
     replay::Source,
 };
@@ -29,6 +32,18 @@ pub(super) struct Held {
     pub(super) _request: Taken,
     pub(super) _load: Load,
     pub(super) source: Option<Rc<Source>>,
+    pub(super) asked: Asked,
+}
+
+/// Ends a body that the endpoint has not asked for, when the response is over.
+pub(super) struct Asked(pub(super) Option<Interim>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(interim) = &self.0 {
+            interim.close();
+        }
+    }
 }
 
 /// A response's body; at its end the connection is given back.
@@ -51,6 +66,10 @@ pub(super) fn body(inner: Incoming, held: Held, deadline: Option<Instant>) -> Bo
 fn finish(held: Held) {
     if let Some(source) = &held.source {
         source.settle();
+    }
+    // A connection on which a body is still to come serves nobody else.
+    if held.asked.0.as_ref().is_some_and(Interim::is_waiting) {
+        return;
     }
     held.lease.finish();
 }

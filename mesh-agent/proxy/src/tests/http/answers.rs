@@ -149,3 +149,78 @@ fn a_server_that_says_nothing_and_goes_is_a_503() {
         });
     }
 }
+
+#[test]
+fn hints_before_an_answer_are_passed_on_but_not_to_clients_that_do_not_know_them() {
+    const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\nConnection: close\r\n\r\n";
+    const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    test(|world| async move {
+        let answers = vec![format!("{HINTS}{HINTS}{ANSWER}").into(); 3];
+        let (addr, accepted) = server(answers, false).await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        for _ in 0..2 {
+            client.send("GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+            for _ in 0..2 {
+                let hints = client.head().await;
+                assert_eq!(hints, "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n");
+            }
+            assert_eq!(client.reply().await.body, "ok");
+        }
+        client.send("GET / HTTP/1.0\r\nHost: web\r\n\r\n").await;
+        assert_eq!(client.reply().await.status, 200);
+        assert_eq!(accepted.get(), 1);
+    });
+}
+
+#[test]
+fn whether_a_body_is_wanted_is_for_the_server_to_say() {
+    const ASK: &str = "POST / HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
+    // Refused: nobody is asked for the body, and the connection ends with the answer.
+    test(|world| async move {
+        let refusal = "HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno";
+        let (addr, _) = server(vec![refusal.into()], false).await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        client.send(ASK).await;
+        let reply = client.reply().await;
+        assert_eq!(
+            (reply.status, reply.body.as_str(), reply.header("connection")),
+            (417, "no", Some("close"))
+        );
+        assert!(client.is_ended().await);
+        crate::tests::fixture::eventually(|| world.worker.connections.len(), |open| *open == 0).await;
+    });
+    // Wanted: only then the client is told.
+    test(|world| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        publish(&world, vec![forward()], &[("web", listener.local_addr().unwrap())]);
+        let mut client = Client::connect(&world).await;
+        client.send(ASK).await;
+        let (mut stream, _) = soon(listener.accept()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(soon(stream.read_u8()).await.unwrap());
+        }
+        assert!(String::from_utf8(head).unwrap().contains("expect: 100-continue"));
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+        assert!(client.head().await.starts_with("HTTP/1.1 100 "));
+        client.send("hello").await;
+        let mut body = [0; 5];
+        soon(stream.read_exact(&mut body)).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+        let reply = client.reply().await;
+        assert_eq!((&body, reply.body.as_str(), reply.header("connection")), (b"hello", "ok", None));
+    });
+    // A server that does not know the question gets the body after a while.
+    test(|world| async move {
+        let (addr, seen) = super::fixture::echo("one").await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        client.send(ASK).await;
+        assert!(client.head().await.starts_with("HTTP/1.1 100 "));
+        client.send("hello").await;
+        assert_eq!(client.reply().await.body, "POST / hello");
+        assert_eq!(seen.last().headers["expect"], "100-continue");
+    });
+}

@@ -225,3 +225,22 @@ fn a_drain_lets_requests_finish_and_ends_idle_connections() {
         assert_eq!(soon(drained).await.unwrap(), 0);
     });
 }
+
+#[test]
+fn a_request_that_meets_a_drain_on_its_way_is_answered_and_the_connection_then_ends() {
+    test(|world| async move {
+        let (addr, _) = echo("one").await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let (mut late, mut idle) = (Client::connect(&world).await, Client::connect(&world).await);
+        assert_eq!(late.get("/").await.status, 200);
+        assert_eq!(idle.get("/").await.header("connection"), None);
+        let (done, drained) = tokio::sync::oneshot::channel();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        world.commands.send(crate::worker::Command::Drain { deadline, done }).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let reply = late.get("/late").await;
+        assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
+        assert!(late.is_ended().await && idle.is_ended().await);
+        assert_eq!(soon(drained).await.unwrap(), 0);
+    });
+}
