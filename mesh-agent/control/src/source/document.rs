@@ -337,12 +337,10 @@ impl Reader<'_> {
                 .map(|o: gateway_wire::HttpRoute| Resource::HttpRoute(Box::new(resource::http_route(&o, p)))),
             Kind::GrpcRoute => typed(&value, p)
                 .map(|o: gateway_wire::GrpcRoute| Resource::GrpcRoute(Box::new(resource::grpc_route(&o, p)))),
-            Kind::TlsRoute => typed(&value, p).map(|o: gateway_wire::StreamRoute<gateway_wire::TlsSpec>| {
-                Resource::TlsRoute(Box::new(resource::tls_route(&o, p)))
-            }),
-            Kind::TcpRoute => typed(&value, p).map(|o: gateway_wire::StreamRoute<gateway_wire::TcpSpec>| {
-                Resource::TcpRoute(Box::new(resource::tcp_route(&o, p)))
-            }),
+            Kind::TlsRoute => typed(&value, p)
+                .map(|o: gateway_wire::TlsRoute| Resource::TlsRoute(Box::new(resource::tls_route(&o, p)))),
+            Kind::TcpRoute => typed(&value, p)
+                .map(|o: gateway_wire::TcpRoute| Resource::TcpRoute(Box::new(resource::tcp_route(&o, p)))),
             Kind::ReferenceGrant => typed(&value, p).map(|o: gateway_wire::ReferenceGrant| {
                 Resource::ReferenceGrant(resource::reference_grant(&o, p))
             }),

@@ -14,14 +14,11 @@ use super::{
     ParentRef, RouteBackend, RouteMirror,
     filters::{self, Place},
     http_route::{backends, mesh_hostnames},
-    matches::{self, MATCHES_MAX, ROUTE_MATCHES_MAX},
-    references::{self, RULES_MAX, at_most},
+    matches::{self, MATCHES_MAX},
+    references::{self, Head, at_most},
     wire,
 };
-use crate::{
-    problem::Problems,
-    resource::metadata::{self, Scope},
-};
+use crate::problem::Problems;
 
 /// Longest name of a service, and of a method.
 const NAME_BYTES_MAX: usize = 1024;
@@ -75,28 +72,16 @@ pub struct GrpcMatch {
 
 /// Reads a route.
 pub(crate) fn read(object: &wire::GrpcRoute, problems: &mut Problems) -> GrpcRoute {
-    let name = metadata::name(&object.metadata, Scope::Namespaced, problems);
     let spec = object.spec.clone().unwrap_or_default();
-    references::default_gateways(spec.use_default_gateways.as_ref(), problems);
-    let parents = references::parents(spec.parent_refs.as_ref(), &name.namespace, problems);
-    let hostnames = references::hostnames(spec.hostnames.as_ref(), problems);
+    let Head { name, created, parents, hostnames } = references::head(&object.metadata, &spec, problems);
     mesh_hostnames(&parents, &hostnames, problems);
     let written = spec.rules.as_deref().unwrap_or_default();
-    at_most(written.len(), RULES_MAX, "spec.rules", problems);
-    let mut names = Vec::new();
-    let mut rules = Vec::with_capacity(written.len());
-    for (at, rule) in written.iter().enumerate() {
-        let field = format!("spec.rules[{at}]");
-        let name_of_rule = references::rule_name(rule.name.as_deref(), &mut names, &field, problems);
-        let rule = self::rule(rule, &name.namespace, &field, problems);
-        rules.push(GrpcRouteRule { name: name_of_rule, ..rule });
-    }
-    let matches: usize = rules.iter().map(|rule| rule.matches.len()).sum();
-    if matches > ROUTE_MATCHES_MAX {
-        let message = format!("have {matches} matches, wanted at most {ROUTE_MATCHES_MAX} together");
-        problems.error("spec.rules", message);
-    }
-    GrpcRoute { name, created: metadata::created(&object.metadata), parents, hostnames, rules }
+    let name_of = |rule: &wire::GrpcRule| rule.name.clone();
+    let rules = references::rules(written, name_of, problems, |written, name_of_rule, field, problems| {
+        GrpcRouteRule { name: name_of_rule, ..rule(written, &name.namespace, field, problems) }
+    });
+    matches::at_most_together(rules.iter().map(|rule| rule.matches.len()), problems);
+    GrpcRoute { name, created, parents, hostnames, rules }
 }
 
 fn rule(rule: &wire::GrpcRule, namespace: &str, field: &str, problems: &mut Problems) -> GrpcRouteRule {

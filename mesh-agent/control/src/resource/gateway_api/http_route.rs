@@ -13,14 +13,11 @@ use mesh_core::{
 use super::{
     ParentRef, RouteBackend, RouteMirror,
     filters::{self, Place},
-    matches::{self, ROUTE_MATCHES_MAX},
-    references::{self, BACKENDS_MAX, RULES_MAX, at_most},
+    matches,
+    references::{self, BACKENDS_MAX, Head, at_most},
     wire,
 };
-use crate::{
-    problem::Problems,
-    resource::metadata::{self, Scope},
-};
+use crate::problem::Problems;
 
 /// An HTTPRoute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,11 +78,8 @@ pub struct RouteRetry {
 
 /// Reads a route.
 pub(crate) fn read(object: &wire::HttpRoute, problems: &mut Problems) -> HttpRoute {
-    let name = metadata::name(&object.metadata, Scope::Namespaced, problems);
     let spec = object.spec.clone().unwrap_or_default();
-    references::default_gateways(spec.use_default_gateways.as_ref(), problems);
-    let parents = references::parents(spec.parent_refs.as_ref(), &name.namespace, problems);
-    let hostnames = references::hostnames(spec.hostnames.as_ref(), problems);
+    let Head { name, created, parents, hostnames } = references::head(&object.metadata, &spec, problems);
     mesh_hostnames(&parents, &hostnames, problems);
     // Without rules there is one, for every request, without backends (the CRD's default).
     let default = [wire::HttpRule::default()];
@@ -94,21 +88,12 @@ pub(crate) fn read(object: &wire::HttpRoute, problems: &mut Problems) -> HttpRou
         problems.error("spec.rules", "is empty, wanted at least one rule, or no such field");
     }
     let written = written.unwrap_or(&default);
-    at_most(written.len(), RULES_MAX, "spec.rules", problems);
-    let mut names = Vec::new();
-    let mut rules = Vec::with_capacity(written.len());
-    for (at, rule) in written.iter().enumerate() {
-        let field = format!("spec.rules[{at}]");
-        let name_of_rule = references::rule_name(rule.name.as_deref(), &mut names, &field, problems);
-        let rule = self::rule(rule, &name.namespace, &field, problems);
-        rules.push(HttpRouteRule { name: name_of_rule, ..rule });
-    }
-    let matches: usize = rules.iter().map(|rule| rule.matches.len()).sum();
-    if matches > ROUTE_MATCHES_MAX {
-        let message = format!("have {matches} matches, wanted at most {ROUTE_MATCHES_MAX} together");
-        problems.error("spec.rules", message);
-    }
-    HttpRoute { name, created: metadata::created(&object.metadata), parents, hostnames, rules }
+    let name_of = |rule: &wire::HttpRule| rule.name.clone();
+    let rules = references::rules(written, name_of, problems, |written, name_of_rule, field, problems| {
+        HttpRouteRule { name: name_of_rule, ..rule(written, &name.namespace, field, problems) }
+    });
+    matches::at_most_together(rules.iter().map(|rule| rule.matches.len()), problems);
+    HttpRoute { name, created, parents, hostnames, rules }
 }
 
 /// Warns of host names that no parent looks at.

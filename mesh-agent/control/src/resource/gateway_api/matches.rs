@@ -9,7 +9,16 @@ use crate::problem::Problems;
 
 /// Most matches of a rule, and of a route.
 pub(super) const MATCHES_MAX: usize = 64;
-pub(super) const ROUTE_MATCHES_MAX: usize = 128;
+const ROUTE_MATCHES_MAX: usize = 128;
+/// More matches than a route may have in all of its rules.
+pub(super) fn at_most_together(counts: impl Iterator<Item = usize>, problems: &mut Problems) {
+    let matches: usize = counts.sum();
+    if matches > ROUTE_MATCHES_MAX {
+        let message = format!("have {matches} matches, wanted at most {ROUTE_MATCHES_MAX} together");
+        problems.error("spec.rules", message);
+    }
+}
+
 /// Most conditions on headers, and on query parameters.
 const CONDITIONS_MAX: usize = 16;
 /// Longest path, longest value of a header and of a query parameter.

@@ -2,12 +2,13 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_core::snapshot::Name;
 
 use super::{BackendKind, BackendRef, GROUP, ISTIO_GROUP, ParentKind, ParentRef, wire};
 use crate::{
     problem::Problems,
-    resource::metadata::{is_label, is_subdomain},
+    resource::metadata::{self, Scope, is_label, is_subdomain},
 };
 
 /// Most parents of a route.
@@ -17,7 +18,7 @@ const HOSTNAMES_MAX: usize = 16;
 /// Most backends of a rule.
 pub(super) const BACKENDS_MAX: usize = 16;
 /// Most rules of a route.
-pub(super) const RULES_MAX: usize = 16;
+const RULES_MAX: usize = 16;
 /// Largest weight of a backend.
 const WEIGHT_MAX: i64 = 1_000_000;
 
@@ -29,11 +30,7 @@ pub(super) fn at_most(count: usize, max: usize, field: &str, problems: &mut Prob
 }
 
 /// `spec.parentRefs`.
-pub(super) fn parents(
-    refs: Option<&Vec<wire::ParentRef>>,
-    namespace: &str,
-    problems: &mut Problems,
-) -> Vec<ParentRef> {
+fn parents(refs: Option<&Vec<wire::ParentRef>>, namespace: &str, problems: &mut Problems) -> Vec<ParentRef> {
     let refs = refs.map(Vec::as_slice).unwrap_or_default();
     at_most(refs.len(), PARENTS_MAX, "spec.parentRefs", problems);
     if refs.is_empty() {
@@ -224,7 +221,7 @@ pub(super) fn object_ref(
 }
 
 /// `spec.hostnames`.
-pub(super) fn hostnames(names: Option<&Vec<String>>, problems: &mut Problems) -> Vec<Arc<str>> {
+fn hostnames(names: Option<&Vec<String>>, problems: &mut Problems) -> Vec<Arc<str>> {
     let names = names.map(Vec::as_slice).unwrap_or_default();
     at_most(names.len(), HOSTNAMES_MAX, "spec.hostnames", problems);
     let mut read: Vec<Arc<str>> = Vec::with_capacity(names.len());
@@ -249,7 +246,7 @@ pub(super) fn is_hostname(text: &str) -> bool {
 }
 
 /// `name` of a rule; unique among `known`.
-pub(super) fn rule_name(
+fn rule_name(
     name: Option<&str>,
     known: &mut Vec<Arc<str>>,
     field: &str,
@@ -268,7 +265,7 @@ pub(super) fn rule_name(
 }
 
 /// `useDefaultGateways`, which is of no use without gateways.
-pub(super) fn default_gateways(given: Option<&String>, problems: &mut Problems) {
+fn default_gateways(given: Option<&String>, problems: &mut Problems) {
     match given.map(String::as_str) {
         None | Some("" | "None") => {}
         Some("All") => {
@@ -278,4 +275,50 @@ pub(super) fn default_gateways(given: Option<&String>, problems: &mut Problems) 
             problems.error("spec.useDefaultGateways", format!("is {other:?}, wanted All or None"));
         }
     }
+}
+
+/// What routes with host names have in common.
+pub(super) struct Head {
+    pub(super) name: Name,
+    pub(super) created: Option<i64>,
+    pub(super) parents: Vec<ParentRef>,
+    pub(super) hostnames: Vec<Arc<str>>,
+}
+
+/// Name, age, parents and host names of a route.
+pub(super) fn head<R>(meta: &ObjectMeta, spec: &wire::Spec<R>, problems: &mut Problems) -> Head {
+    let head =
+        head_without_hosts(meta, spec.parent_refs.as_ref(), spec.use_default_gateways.as_ref(), problems);
+    Head { hostnames: hostnames(spec.hostnames.as_ref(), problems), ..head }
+}
+
+/// The same of a route that has no host names.
+pub(super) fn head_without_hosts(
+    meta: &ObjectMeta,
+    refs: Option<&Vec<wire::ParentRef>>,
+    gateways: Option<&String>,
+    problems: &mut Problems,
+) -> Head {
+    let name = metadata::name(meta, Scope::Namespaced, problems);
+    default_gateways(gateways, problems);
+    let parents = parents(refs, &name.namespace, problems);
+    Head { created: metadata::created(meta), parents, hostnames: Vec::new(), name }
+}
+
+/// Rules with their names, in order. `read` gets the rule, its name and its place.
+pub(super) fn rules<W, R>(
+    written: &[W],
+    name: impl Fn(&W) -> Option<String>,
+    problems: &mut Problems,
+    mut read: impl FnMut(&W, Option<Arc<str>>, &str, &mut Problems) -> R,
+) -> Vec<R> {
+    at_most(written.len(), RULES_MAX, "spec.rules", problems);
+    let mut names = Vec::new();
+    let mut rules = Vec::with_capacity(written.len());
+    for (at, rule) in written.iter().enumerate() {
+        let field = format!("spec.rules[{at}]");
+        let name = rule_name(name(rule).as_deref(), &mut names, &field, problems);
+        rules.push(read(rule, name, &field, problems));
+    }
+    rules
 }

@@ -6,13 +6,10 @@ use mesh_core::{route::http::HeaderOps, snapshot::Name};
 
 use super::{
     ParentRef, RouteBackend,
-    references::{self, BACKENDS_MAX, RULES_MAX, at_most},
+    references::{self, BACKENDS_MAX, Head, at_most},
     wire,
 };
-use crate::{
-    problem::Problems,
-    resource::metadata::{self, Scope},
-};
+use crate::problem::Problems;
 
 /// A TLSRoute or TCPRoute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,31 +36,23 @@ pub struct StreamRouteRule {
 }
 
 /// Reads a TLSRoute.
-pub(crate) fn read_tls(object: &wire::StreamRoute<wire::TlsSpec>, problems: &mut Problems) -> StreamRoute {
+pub(crate) fn read_tls(object: &wire::TlsRoute, problems: &mut Problems) -> StreamRoute {
     let spec = object.spec.clone().unwrap_or_default();
-    let name = metadata::name(&object.metadata, Scope::Namespaced, problems);
-    references::default_gateways(spec.use_default_gateways.as_ref(), problems);
-    StreamRoute {
-        created: metadata::created(&object.metadata),
-        parents: references::parents(spec.parent_refs.as_ref(), &name.namespace, problems),
-        hostnames: references::hostnames(spec.hostnames.as_ref(), problems),
-        rules: rules(spec.rules.as_ref(), &name.namespace, problems),
-        name,
-    }
+    let head = references::head(&object.metadata, &spec, problems);
+    route(head, spec.rules.as_ref(), problems)
 }
 
 /// Reads a TCPRoute.
-pub(crate) fn read_tcp(object: &wire::StreamRoute<wire::TcpSpec>, problems: &mut Problems) -> StreamRoute {
+pub(crate) fn read_tcp(object: &wire::TcpRoute, problems: &mut Problems) -> StreamRoute {
     let spec = object.spec.clone().unwrap_or_default();
-    let name = metadata::name(&object.metadata, Scope::Namespaced, problems);
-    references::default_gateways(spec.use_default_gateways.as_ref(), problems);
-    StreamRoute {
-        created: metadata::created(&object.metadata),
-        parents: references::parents(spec.parent_refs.as_ref(), &name.namespace, problems),
-        hostnames: Vec::new(),
-        rules: rules(spec.rules.as_ref(), &name.namespace, problems),
-        name,
-    }
+    let (refs, gateways) = (spec.parent_refs.as_ref(), spec.use_default_gateways.as_ref());
+    let head = references::head_without_hosts(&object.metadata, refs, gateways, problems);
+    route(head, spec.rules.as_ref(), problems)
+}
+
+fn route(head: Head, rules: Option<&Vec<wire::StreamRule>>, problems: &mut Problems) -> StreamRoute {
+    let Head { name, created, parents, hostnames } = head;
+    StreamRoute { rules: self::rules(rules, &name.namespace, problems), name, created, parents, hostnames }
 }
 
 fn rules(
@@ -72,39 +61,39 @@ fn rules(
     problems: &mut Problems,
 ) -> Vec<StreamRouteRule> {
     let rules = rules.map(Vec::as_slice).unwrap_or_default();
-    at_most(rules.len(), RULES_MAX, "spec.rules", problems);
     if rules.is_empty() {
         problems.error("spec.rules", "is empty, wanted at least one rule");
     }
     if rules.len() > 1 {
         problems.warning("spec.rules[1]", "is never reached: the first rule takes every connection");
     }
-    let mut names = Vec::new();
-    let mut read = Vec::with_capacity(rules.len());
-    for (at, rule) in rules.iter().enumerate() {
-        let field = format!("spec.rules[{at}]");
-        let name = references::rule_name(rule.name.as_deref(), &mut names, &field, problems);
-        let refs = rule.backend_refs.as_deref().unwrap_or_default();
-        let at_refs = format!("{field}.backendRefs");
-        at_most(refs.len(), BACKENDS_MAX, &at_refs, problems);
-        if refs.is_empty() {
-            problems.error(at_refs.as_str(), "is empty, wanted at least one backend");
-        }
-        let mut backends = Vec::with_capacity(refs.len());
-        for (at, reference) in refs.iter().enumerate() {
-            let field = format!("{at_refs}[{at}]");
-            let Some((backend, weight)) = references::backend(reference, namespace, &field, problems) else {
-                continue;
-            };
-            backends.push(RouteBackend {
-                weight,
-                backend,
-                request_headers: HeaderOps::default(),
-                response_headers: HeaderOps::default(),
-                unsupported: None,
-            });
-        }
-        read.push(StreamRouteRule { name, backends });
-    }
-    read
+    references::rules(
+        rules,
+        |rule| rule.name.clone(),
+        problems,
+        |rule, name, field, problems| {
+            let refs = rule.backend_refs.as_deref().unwrap_or_default();
+            let at_refs = format!("{field}.backendRefs");
+            at_most(refs.len(), BACKENDS_MAX, &at_refs, problems);
+            if refs.is_empty() {
+                problems.error(at_refs.as_str(), "is empty, wanted at least one backend");
+            }
+            let mut backends = Vec::with_capacity(refs.len());
+            for (at, reference) in refs.iter().enumerate() {
+                let field = format!("{at_refs}[{at}]");
+                let Some((backend, weight)) = references::backend(reference, namespace, &field, problems)
+                else {
+                    continue;
+                };
+                backends.push(RouteBackend {
+                    weight,
+                    backend,
+                    request_headers: HeaderOps::default(),
+                    response_headers: HeaderOps::default(),
+                    unsupported: None,
+                });
+            }
+            StreamRouteRule { name, backends }
+        },
+    )
 }

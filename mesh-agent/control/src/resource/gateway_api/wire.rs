@@ -6,23 +6,32 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// HTTPRoute.
+/// A route of whatever kind.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub(crate) struct HttpRoute {
+pub(crate) struct Route<S> {
     pub(crate) metadata: ObjectMeta,
-    pub(crate) spec: Option<HttpSpec>,
+    pub(crate) spec: Option<S>,
     pub(crate) status: Option<Value>,
 }
 
-/// `spec` of an HTTPRoute.
+/// HTTPRoute.
+pub(crate) type HttpRoute = Route<Spec<HttpRule>>;
+/// GRPCRoute.
+pub(crate) type GrpcRoute = Route<Spec<GrpcRule>>;
+/// TLSRoute.
+pub(crate) type TlsRoute = Route<Spec<StreamRule>>;
+/// TCPRoute.
+pub(crate) type TcpRoute = Route<TcpSpec>;
+
+/// `spec` of a route with host names.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub(crate) struct HttpSpec {
+pub(crate) struct Spec<R> {
     pub(crate) parent_refs: Option<Vec<ParentRef>>,
     pub(crate) use_default_gateways: Option<String>,
     pub(crate) hostnames: Option<Vec<String>>,
-    pub(crate) rules: Option<Vec<HttpRule>>,
+    pub(crate) rules: Option<Vec<R>>,
 }
 
 /// Each of `spec.rules` of an HTTPRoute.
@@ -82,25 +91,6 @@ pub(crate) struct Retry {
     pub(crate) backoff: Option<String>,
 }
 
-/// GRPCRoute.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct GrpcRoute {
-    pub(crate) metadata: ObjectMeta,
-    pub(crate) spec: Option<GrpcSpec>,
-    pub(crate) status: Option<Value>,
-}
-
-/// `spec` of a GRPCRoute.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct GrpcSpec {
-    pub(crate) parent_refs: Option<Vec<ParentRef>>,
-    pub(crate) use_default_gateways: Option<String>,
-    pub(crate) hostnames: Option<Vec<String>>,
-    pub(crate) rules: Option<Vec<GrpcRule>>,
-}
-
 /// Each of `spec.rules` of a GRPCRoute.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -127,25 +117,6 @@ pub(crate) struct GrpcMethod {
     pub(crate) r#type: Option<String>,
     pub(crate) service: Option<String>,
     pub(crate) method: Option<String>,
-}
-
-/// TLSRoute and TCPRoute; the latter has no host names.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct StreamRoute<S> {
-    pub(crate) metadata: ObjectMeta,
-    pub(crate) spec: Option<S>,
-    pub(crate) status: Option<Value>,
-}
-
-/// `spec` of a TLSRoute.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct TlsSpec {
-    pub(crate) parent_refs: Option<Vec<ParentRef>>,
-    pub(crate) use_default_gateways: Option<String>,
-    pub(crate) hostnames: Option<Vec<String>>,
-    pub(crate) rules: Option<Vec<StreamRule>>,
 }
 
 /// `spec` of a TCPRoute.
