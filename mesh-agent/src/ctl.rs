@@ -103,7 +103,8 @@ fn answer(args: &Args) -> Result<ExitCode, CtlError> {
         }
         Command::Explain(explain_args) => {
             let mut query = vec![("from", explain_args.from.as_str()), ("to", explain_args.to.as_str())];
-            let parts = [("method", &explain_args.method), ("path", &explain_args.path)];
+            let parts =
+                [("method", &explain_args.method), ("path", &explain_args.path), ("sni", &explain_args.sni)];
             query.extend(parts.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?))));
             query.extend(explain_args.headers.iter().map(|header| ("header", header.as_str())));
             let view: ExplainView = client.ask(paths::EXPLAIN, &query, ANSWER_WITHIN)?;

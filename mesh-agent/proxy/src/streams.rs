@@ -75,7 +75,8 @@ fn patience(worker: &Worker, live: &Live, snapshot: &Snapshot, dialled: SocketAd
     let detection = snapshot.mesh().defaults.detection_timeout.unwrap_or(settings.http.sniff_timeout);
     match snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp) {
         Some((_, port)) => {
-            let needs_name = table_of(snapshot, live, dialled, None)?.needs_sni();
+            let client = client_of(snapshot, live);
+            let needs_name = table_of(snapshot, client, &live.pod.name.namespace, dialled, None)?.needs_sni();
             let is_tls = AppProtocol::of(port) == AppProtocol::Tls;
             needs_name.then_some(if is_tls { settings.hello_timeout } else { detection })
         }
@@ -89,9 +90,10 @@ fn client_of<'s>(snapshot: &'s Snapshot, live: &Live) -> Option<&'s Workload> {
 }
 
 /// The table of the service that was dialled; where none was, of the server that is asked for by name.
-fn table_of(
+pub(crate) fn table_of(
     snapshot: &Snapshot,
-    live: &Live,
+    client: Option<&Workload>,
+    namespace: &str,
     dialled: SocketAddr,
     sni: Option<&str>,
 ) -> Option<Arc<StreamTable>> {
@@ -101,7 +103,7 @@ fn table_of(
         Some((service, port)) => routes.stream(&snapshot.host_of(service), port.port),
         None => routes.stream(sni?.trim_end_matches('.'), port),
     };
-    seen_by(table, client_of(snapshot, live), &live.pod.name.namespace)
+    seen_by(table, client, namespace)
 }
 
 fn decide(snapshot: &Snapshot, live: &Live, dialled: SocketAddr, hello: &Hello, draw: u64) -> Way {
@@ -111,7 +113,7 @@ fn decide(snapshot: &Snapshot, live: &Live, dialled: SocketAddr, hello: &Hello, 
         Hello::Tls { sni } => (true, sni.as_deref()),
         Hello::NotTls | Hello::Partial => (false, None),
     };
-    let table = table_of(snapshot, live, dialled, sni);
+    let table = table_of(snapshot, client, namespace, dialled, sni);
     let view = StreamView { tls, sni, dialled: dialled.ip() };
     static NO_LABELS: std::collections::BTreeMap<Arc<str>, Arc<str>> = std::collections::BTreeMap::new();
     let of = ClientView { namespace, labels: client.map_or(&NO_LABELS, |client| &client.labels) };
@@ -126,15 +128,22 @@ fn decide(snapshot: &Snapshot, live: &Live, dialled: SocketAddr, hello: &Hello, 
             },
         };
     }
-    // No rule: the service as it is, by its policy if it has one.
-    let Some((service, port)) = snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp) else {
-        return Way::AsDialled;
-    };
+    by_policy(snapshot, client, namespace, dialled).map_or(Way::AsDialled, Way::To)
+}
+
+/// Where a connection goes that no rule is about: to the service as it is, if something is said about that.
+pub(crate) fn by_policy(
+    snapshot: &Snapshot,
+    client: Option<&Workload>,
+    namespace: &str,
+    dialled: SocketAddr,
+) -> Option<Destination> {
+    let (service, port) = snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp)?;
     let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
     if !snapshot.routes().clusters.contains_key(&key) {
-        return Way::AsDialled;
+        return None;
     }
-    Destination::of(snapshot, &key, client, namespace).map_or(Way::AsDialled, Way::To)
+    Destination::of(snapshot, &key, client, namespace)
 }
 
 /// What consistent hashing goes by: of a connection only its source is known (S42).

@@ -75,6 +75,7 @@ pub enum Command {
     /// What would happen to a connection or a request, and why: the hook, the rule, the endpoints, the server's side.
     #[command(after_help = "Examples:\n  meshctl explain --from shop/cart --to reviews:9080\n  \
         meshctl explain --from shop/cart --to reviews:9080 --method GET --path /reviews/0 --header 'end-user: jason'\n  \
+        meshctl explain --from shop/cart --to db.example.com:443 --sni db.example.com\n  \
         meshctl explain --from shop/cart --to 10.96.0.10:80 -o json\n\n\
         The answer comes from the code that decides, over the live tables. Nothing is sent.")]
     Explain(ExplainArgs),
@@ -159,6 +160,9 @@ pub struct ExplainArgs {
     /// A header of the request; may be given several times. `host` takes the place of HOST:PORT in it.
     #[arg(long = "header", short = 'H', value_name = "NAME: VALUE", value_parser = header)]
     pub headers: Vec<String>,
+    /// Asks about a TLS connection for this server name instead.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["method", "path", "headers"])]
+    pub sni: Option<String>,
 }
 
 /// Checks the form only.
@@ -217,6 +221,7 @@ mod tests {
             "meshctl proxy-config clusters --port 0",
             "meshctl proxy-config endpoints --address web",
             "meshctl explain --from a --to web:80 --header x",
+            "meshctl explain --from a --to web:443 --sni x --path /",
             "meshctl explain --from a/b",
             "meshctl explain --from a/b --to web",
             "meshctl explain --from a/b --to web:0",

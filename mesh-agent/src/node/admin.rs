@@ -16,7 +16,7 @@ use std::{
 
 use hyper::StatusCode;
 use mesh_core::{id::WorkloadId, plan::ActualPod, snapshot::Workload};
-use mesh_proxy::{DestinationUse, preview::AskedRequest};
+use mesh_proxy::DestinationUse;
 use mesh_redirect::{LiveTables, MapError, Stats, monotonic_ns};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -26,7 +26,7 @@ use tokio::{
 use self::seen::{Seen, asked, of_pod};
 use super::{
     edges,
-    explain::{Question, RequestQuestion, World, explain},
+    explain::{Asked, Question, RequestQuestion, World, explain},
     http::{self, Answer, Answers, Query},
     names::Names,
     profile::profile,
@@ -242,7 +242,7 @@ fn explain_now(
     shared: &Shared,
     from: &str,
     to: &str,
-    request: Option<AskedRequest>,
+    request: Option<Asked>,
     used: Vec<DestinationUse>,
 ) -> Result<ExplainView, Refusal> {
     let port = to.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));

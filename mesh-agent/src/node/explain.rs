@@ -32,7 +32,7 @@ use mesh_core::{
 };
 
 use self::policy::Way;
-pub(super) use self::request::{RequestQuestion, explain_request};
+pub(super) use self::request::{Asked, RequestQuestion, explain_request};
 use mesh_proxy::preview::PreviewError;
 
 use super::names::Names;

@@ -7,7 +7,7 @@ use super::{EndpointView, OriginView, RouteRuleView};
 /// What would become of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RequestView {
-    /// `GET /x` or `TLS reviews.example.com`.
+    /// `GET /x`, or `TLS reviews.example.com` for a connection.
     pub asked: String,
     /// `host:port` whose rules were asked, as far as there are any.
     pub host: Option<String>,
@@ -51,6 +51,8 @@ pub enum RequestOutcome {
     Respond,
     /// It is refused as no proper request.
     Refuse,
+    /// The connection is closed: its rule leads nowhere.
+    Close,
 }
 
 /// One of the destinations that a request may go to.

@@ -172,7 +172,8 @@ impl StreamTable {
 }
 
 impl StreamMatch {
-    fn holds(&self, stream: &StreamView<'_>, client: &ClientView<'_>) -> bool {
+    /// Whether all conditions hold.
+    pub fn holds(&self, stream: &StreamView<'_>, client: &ClientView<'_>) -> bool {
         let dialled = stream.dialled.to_canonical();
         (self.sni.is_empty() || stream.sni.is_some_and(|sni| self.sni.iter().any(|own| sni_is(own, sni))))
             && (self.subnets.is_empty() || self.subnets.iter().any(|subnet| subnet.contains(&dialled)))

@@ -13,10 +13,12 @@ use mesh_core::{
         Origin,
         cluster::{Cluster, ClusterKey},
         cors::CorsDecision,
+        evaluate::StreamView,
         http::{Action, Backend, HttpRule, HttpTable, WeightedBackend},
         protocol::AppProtocol,
         request::ClientView,
         retry::grpc_timeout,
+        stream::StreamRule,
     },
     snapshot::{Service, Snapshot, Workload},
 };
@@ -30,9 +32,12 @@ use super::{
     session::Routing,
     tables,
 };
-use crate::destination::{
-    Destination,
-    standing::{EndpointStanding, standings},
+use crate::{
+    destination::{
+        Destination,
+        standing::{EndpointStanding, standings},
+    },
+    streams,
 };
 
 /// A request to ask about.
@@ -283,6 +288,51 @@ pub fn preview(
     Ok(Preview { treatment, understood: Ok(understood) })
 }
 
+/// What would become of a connection that is not looked into.
+#[derive(Clone, Debug)]
+pub struct StreamPreview {
+    /// How the connection is treated before.
+    pub treatment: Treatment,
+    /// The rule that it gets, with the place of the match in it.
+    pub rule: Option<(StreamRule, Option<usize>)>,
+    /// Where it may go, with weights, in the order of the rule; without a rule the service's own destination, if something is said
+    /// about that. None: where it was dialled.
+    pub backends: Vec<(u32, Result<DestinationPreview, NoDestination>)>,
+}
+
+/// What would become of a TLS connection of `client` to `dialled` that asks for this server name.
+pub fn preview_tls(
+    snapshot: &Snapshot,
+    client: &Workload,
+    dialled: SocketAddr,
+    sni: Option<&str>,
+) -> StreamPreview {
+    let namespace = &*client.name.namespace;
+    let table = streams::table_of(snapshot, Some(client), namespace, dialled, sni);
+    let view = StreamView { tls: true, sni, dialled: dialled.ip() };
+    let of = ClientView { namespace, labels: &client.labels };
+    let rule = table.as_ref().and_then(|table| table.route(&view, &of));
+    let place = |key: &ClusterKey| {
+        shown(snapshot, client, dialled, &Destination::of(snapshot, key, Some(client), namespace)?)
+    };
+    let backends = match rule {
+        Some(rule) => {
+            rule.backends.iter().map(|one| (one.weight, of_backend(&one.backend, &place))).collect()
+        }
+        None => streams::by_policy(snapshot, Some(client), namespace, dialled)
+            .and_then(|destination| shown(snapshot, client, dialled, &destination))
+            .map(|destination| (1, Ok(destination)))
+            .into_iter()
+            .collect(),
+    };
+    let matched = |rule: &StreamRule| rule.matches.iter().position(|one| one.holds(&view, &of));
+    StreamPreview {
+        treatment: treatment(snapshot, dialled),
+        rule: rule.map(|rule| (rule.clone(), matched(rule))),
+        backends,
+    }
+}
+
 fn of_backend(
     backend: &Backend,
     place: &impl Fn(&ClusterKey) -> Option<DestinationPreview>,
@@ -306,11 +356,21 @@ fn destination(
     routing: &Routing,
     key: &ClusterKey,
 ) -> Option<DestinationPreview> {
-    match routing.destination(key, &client.name.namespace)? {
+    shown(snapshot, client, dialled, &routing.destination(key, &client.name.namespace)?)
+}
+
+/// A destination with its endpoints; `None` for an address.
+fn shown(
+    snapshot: &Snapshot,
+    client: &Workload,
+    dialled: SocketAddr,
+    destination: &Destination,
+) -> Option<DestinationPreview> {
+    match destination {
         Destination::Cluster { service, key, policy } => {
             let v4 = Some(dialled.ip().to_canonical().is_ipv4());
-            let endpoints = standings(snapshot, Some(client), &service, key.port, policy.as_ref(), v4);
-            Some(DestinationPreview { key, policy, endpoints })
+            let endpoints = standings(snapshot, Some(client), service, key.port, policy.as_ref(), v4);
+            Some(DestinationPreview { key: key.clone(), policy: policy.clone(), endpoints })
         }
         Destination::Address(_) => None,
     }

@@ -11,7 +11,10 @@ use mesh_redirect::LiveTables;
 
 use super::{Query, Refusal, Shared};
 use crate::{
-    node::proxy_config::{self, Filter},
+    node::{
+        explain::Asked,
+        proxy_config::{self, Filter},
+    },
     view::{ClustersView, EndpointsView, ListenersView, RoutesView},
 };
 
@@ -83,8 +86,11 @@ pub(super) fn of_pod(used: &[DestinationUse], pod: Option<u32>) -> Vec<Destinati
     used.iter().filter(|used| Some(used.pod) == pod).cloned().collect()
 }
 
-/// The request that is asked about, if one is.
-pub(super) fn asked(query: &Query, to: &str) -> Result<Option<AskedRequest>, Refusal> {
+/// The request or TLS connection that is asked about, if one is.
+pub(super) fn asked(query: &Query, to: &str) -> Result<Option<Asked>, Refusal> {
+    if let Some(sni) = query.value("sni") {
+        return Ok(Some(Asked::Tls(sni.trim_end_matches('.').to_ascii_lowercase())));
+    }
     if ["method", "path", "header"].iter().all(|key| query.value(key).is_none()) {
         return Ok(None);
     }
@@ -94,10 +100,10 @@ pub(super) fn asked(query: &Query, to: &str) -> Result<Option<AskedRequest>, Ref
         }
         _ => Err(Refusal::asked(format!("header = {line:?} is not NAME: VALUE"))),
     };
-    Ok(Some(AskedRequest {
+    Ok(Some(Asked::Request(AskedRequest {
         method: query.value("method").unwrap_or("GET").to_owned(),
         target: query.value("path").unwrap_or("/").to_owned(),
         authority: to.to_owned(),
         headers: query.values("header").map(header).collect::<Result<_, _>>()?,
-    }))
+    })))
 }

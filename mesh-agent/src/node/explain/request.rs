@@ -11,19 +11,30 @@ use mesh_core::{
 };
 use mesh_proxy::{
     DestinationUse, EndpointStanding, Unfit,
-    preview::{self, AskedRequest, BackendPreview, DestinationPreview, PreviewError, Understood},
+    preview::{
+        self, AskedRequest, BackendPreview, DestinationPreview, NoDestination, PreviewError, Understood,
+    },
 };
 
 use crate::{
-    node::proxy_config::{endpoint_row, http_rule, words},
+    node::proxy_config::{endpoint_row, http_rule, stream_rule, words},
     view::{RequestBackendView, RequestEndpointView, RequestOutcome, RequestView, ResolutionView},
 };
 
-/// A question about a request.
+/// What is asked about.
+#[derive(Clone, Debug)]
+pub(in super::super) enum Asked {
+    /// A request.
+    Request(AskedRequest),
+    /// A TLS connection that asks for this server.
+    Tls(String),
+}
+
+/// A question about a request, or a connection with its first bytes.
 #[derive(Clone, Debug)]
 pub(in super::super) struct RequestQuestion {
-    /// The request.
-    pub(in super::super) asked: AskedRequest,
+    /// What.
+    pub(in super::super) asked: Asked,
     /// What this pod's requests have in use.
     pub(in super::super) in_use: Vec<DestinationUse>,
 }
@@ -36,9 +47,11 @@ pub(in super::super) fn explain_request(
     port: u16,
     question: &RequestQuestion,
 ) -> Result<RequestView, PreviewError> {
-    let AskedRequest { method, target, .. } = &question.asked;
     let mut view = RequestView {
-        asked: format!("{method} {target}"),
+        asked: match &question.asked {
+            Asked::Request(AskedRequest { method, target, .. }) => format!("{method} {target}"),
+            Asked::Tls(sni) => format!("TLS {sni}"),
+        },
         host: None,
         matched_path: None,
         outcome: RequestOutcome::NotLookedAt,
@@ -57,7 +70,14 @@ pub(in super::super) fn explain_request(
     if first.is_none() {
         view.notes.push("the address is not known here; one that is no service's is assumed".to_owned());
     }
-    let preview = preview::preview(snapshot, from, dialled, &question.asked)?;
+    let asked = match &question.asked {
+        Asked::Request(asked) => asked,
+        Asked::Tls(sni) => {
+            tell_tls(snapshot, from, dialled, sni, &question.in_use, &mut view);
+            return Ok(view);
+        }
+    };
+    let preview = preview::preview(snapshot, from, dialled, asked)?;
     let treatment = preview.treatment;
     if !treatment.concerned {
         view.text = "no rule or policy is about this port: the agent does not look at requests".to_owned();
@@ -82,6 +102,56 @@ pub(in super::super) fn explain_request(
         Ok(understood) => tell(snapshot, &understood, port, &question.in_use, &mut view),
     }
     Ok(view)
+}
+
+fn tell_tls(
+    snapshot: &Snapshot,
+    from: &Workload,
+    dialled: SocketAddr,
+    sni: &str,
+    in_use: &[DestinationUse],
+    view: &mut RequestView,
+) {
+    let preview = preview::preview_tls(snapshot, from, dialled, Some(sni));
+    if preview.treatment.concerned && preview.treatment.protocol.is_http() {
+        view.outcome = RequestOutcome::Refuse;
+        view.text = "the port is HTTP: what begins with a TLS handshake is refused there".to_owned();
+        view.flags.push("DPE".to_owned());
+        return;
+    }
+    let shares = preview.rule.as_ref().map(|(rule, matched)| {
+        let shape = stream_rule(snapshot, rule);
+        view.matched = matched.and_then(|index| shape.matches.get(index).cloned());
+        let shares = shape.backends.clone();
+        view.rule = Some(shape);
+        shares
+    });
+    for (index, (_, backend)) in preview.backends.iter().enumerate() {
+        let share = shares.as_ref().and_then(|shares| shares.get(index));
+        let cluster = match (share, backend) {
+            (Some(share), _) => share.cluster.clone(),
+            (None, Ok(destination)) => words::cluster(snapshot, &destination.key),
+            (None, Err(none)) => none.reason.to_string(),
+        };
+        let mut row = no_backend(share.map_or(100.0, |share| share.percent), cluster);
+        fill(snapshot, backend, in_use, &mut row);
+        // Bytes have no status.
+        row.status = None;
+        view.backends.push(row);
+    }
+    let leads_nowhere = !view.backends.is_empty()
+        && view.backends.iter().filter(|row| row.percent > 0.0).all(|row| !row.flags.is_empty());
+    (view.outcome, view.text) = match (&view.rule, leads_nowhere) {
+        (_, true) => (RequestOutcome::Close, "closed: see below".to_owned()),
+        (Some(_), false) => (RequestOutcome::Forward, "relayed to one of its destinations".to_owned()),
+        (None, _) if view.backends.is_empty() => (
+            RequestOutcome::PassThrough,
+            "no rule or policy is about it: it goes to where it was dialled".to_owned(),
+        ),
+        (None, _) => {
+            (RequestOutcome::Forward, "no rule is about it: relayed by the service's policy".to_owned())
+        }
+    };
 }
 
 fn tell(
@@ -182,18 +252,38 @@ fn backend_view(
     in_use: &[DestinationUse],
 ) -> RequestBackendView {
     let mut view = RequestBackendView {
+        path: Some(understood.new_target.clone().unwrap_or_else(|| understood.target.clone())),
+        authority: Some(backend.authority.clone()),
+        headers: backend.headers.clone(),
+        ..no_backend(percent, cluster)
+    };
+    fill(snapshot, &backend.destination, in_use, &mut view);
+    view
+}
+
+fn no_backend(percent: f64, cluster: String) -> RequestBackendView {
+    RequestBackendView {
         percent,
         cluster,
         status: None,
         flags: Vec::new(),
-        path: Some(understood.new_target.clone().unwrap_or_else(|| understood.target.clone())),
-        authority: Some(backend.authority.clone()),
-        headers: backend.headers.clone(),
+        path: None,
+        authority: None,
+        headers: Vec::new(),
         balancing: String::new(),
         destination_rule: None,
         endpoints: Vec::new(),
-    };
-    match &backend.destination {
+    }
+}
+
+/// Where a backend leads to, or why it leads nowhere.
+fn fill(
+    snapshot: &Snapshot,
+    destination: &Result<DestinationPreview, NoDestination>,
+    in_use: &[DestinationUse],
+    view: &mut RequestBackendView,
+) {
+    match destination {
         Err(none) => {
             view.status = Some(none.status);
             view.flags.push(none.flag.to_owned());
@@ -210,7 +300,6 @@ fn backend_view(
             }
         }
     }
-    view
 }
 
 fn endpoints(

@@ -8,7 +8,7 @@ use mesh_proxy::{EndpointUse, preview::AskedRequest};
 
 use super::*;
 use crate::{
-    node::explain::{RequestQuestion, explain_request},
+    node::explain::{Asked, RequestQuestion, explain_request},
     view::{RequestOutcome, RequestView, ResolutionKind, ResolutionView},
 };
 
@@ -20,6 +20,9 @@ const MESH: &str = "
 ---
 {apiVersion: v1, kind: Service, metadata: {namespace: shop, name: reviews}, spec: {clusterIP: 10.96.0.1,
  selector: {app: reviews}, ports: [{name: http, port: 9080}, {name: tcp-raw, port: 9000}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: db}, spec: {clusterIP: 10.96.0.3,
+ selector: {app: reviews}, ports: [{name: tls, port: 9443}]}}
 ---
 {apiVersion: v1, kind: Service, metadata: {namespace: shop, name: plain}, spec: {clusterIP: 10.96.0.2,
  selector: {app: reviews}, ports: [{name: http, port: 80}]}}
@@ -72,6 +75,17 @@ spec:
   subsets:
   - {name: v1, labels: {version: v1}}
   - {name: v2, labels: {version: v2}, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: db, namespace: shop}
+spec:
+  hosts: [db, a.example, lost.example]
+  tls:
+  - match: [{port: 9443, sniHosts: [a.example]}]
+    route: [{destination: {host: db}}]
+  - match: [{port: 9443, sniHosts: [lost.example]}]
+    route: [{destination: {host: db, subset: v9}}]
 ";
 
 /// The snapshot of manifests.
@@ -134,19 +148,24 @@ fn ask_at(
         authority: format!("{vip}:{port}"),
         headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
     };
+    explain(snapshot, vip, port, RequestQuestion { asked: Asked::Request(asked), in_use })
+}
+
+fn explain(snapshot: &Arc<Snapshot>, vip: &str, port: u16, question: RequestQuestion) -> RequestView {
     let resolution = ResolutionView {
         kind: ResolutionKind::Literal,
         name: None,
         addrs: vec![vip.parse().unwrap()],
         note: None,
     };
-    explain_request(snapshot, cart(snapshot), &resolution, port, &RequestQuestion { asked, in_use }).unwrap()
+    explain_request(snapshot, cart(snapshot), &resolution, port, &question).unwrap()
 }
 
 #[test]
 fn routes_are_listed_with_what_they_do_and_where_they_are_from() {
     let snapshot = snapshot("routes");
-    let view = routes(&snapshot, Some(cart(&snapshot)), &Filter::default());
+    let filter = Filter { host: Some("reviews".into()), ..Filter::default() };
+    let view = routes(&snapshot, Some(cart(&snapshot)), &filter);
     assert_eq!(view.pod.as_deref(), Some("shop/cart"));
     let ports: Vec<(u16, &str)> = view.tables.iter().map(|table| (table.port, &*table.host)).collect();
     assert_eq!(ports, [(9080, "reviews.shop.svc.cluster.local")]);
@@ -167,7 +186,7 @@ fn routes_are_listed_with_what_they_do_and_where_they_are_from() {
     assert_eq!(rules[3].fault, ["delay 7s of 50%", "abort with 500 of 100%"]);
     let shares: Vec<f64> = rules[4].backends.iter().map(|share| share.percent).collect();
     assert_eq!(shares, [90.0, 10.0]);
-    let everybody = routes(&snapshot, None, &Filter::default());
+    let everybody = routes(&snapshot, None, &filter);
     assert_eq!(everybody.tables[0].clients.as_deref(), Some("all"));
     let other = Filter { host: Some("plain".into()), ..Filter::default() };
     assert!(routes(&snapshot, None, &other).tables.is_empty());
@@ -185,6 +204,7 @@ fn clusters_say_their_policy_and_what_is_in_use() {
     assert_eq!(
         names,
         [
+            ("db", 9443, None),
             ("plain", 80, None),
             ("reviews", 9080, None),
             ("reviews", 9080, Some("v1")),
@@ -277,6 +297,28 @@ fn answers_of_the_mesh_and_ports_it_does_not_look_at_are_told_apart() {
 }
 
 #[test]
+fn a_tls_connection_is_explained_by_the_server_it_asks_for() {
+    let snapshot = snapshot("tls");
+    let ask = |vip: &str, port, sni: &str| {
+        let question = RequestQuestion { asked: Asked::Tls(sni.into()), in_use: Vec::new() };
+        explain(&snapshot, vip, port, question)
+    };
+    let view = ask("10.96.0.3", 9443, "a.example");
+    assert_eq!((view.outcome, view.matched.as_deref()), (RequestOutcome::Forward, Some("sni=a.example")));
+    assert_eq!(view.rule.as_ref().map(|rule| &*rule.origin.field), Some("spec.tls[0]"));
+    assert_eq!(view.backends[0].cluster, "outbound|9443||db.shop.svc.cluster.local");
+    assert_eq!(view.backends[0].endpoints.iter().filter(|row| row.eligible).count(), 2);
+    let view = ask("10.96.0.3", 9443, "lost.example");
+    assert_eq!((view.outcome, &*view.backends[0].flags), (RequestOutcome::Close, &["NC".to_owned()][..]));
+    let view = ask("10.96.0.3", 9443, "other.example");
+    assert_eq!((view.outcome, view.backends.len()), (RequestOutcome::PassThrough, 0));
+    // Without a rule the DestinationRule counts.
+    let view = ask("10.96.0.1", 9000, "other.example");
+    assert_eq!((view.outcome, view.rule, view.backends.len()), (RequestOutcome::Forward, None, 1));
+    assert_eq!(ask("10.96.0.1", 9080, "a.example").outcome, RequestOutcome::Refuse);
+}
+
+#[test]
 fn listeners_say_what_the_kernel_does_with_service_ports() {
     struct Kernel;
     impl Tables for Kernel {
@@ -320,5 +362,8 @@ fn listeners_say_what_the_kernel_does_with_service_ports() {
     assert_eq!(view.in_pod.len(), 7);
     let shown: Vec<(u16, &str, &str)> =
         view.services.iter().map(|row| (row.port, &*row.protocol, &*row.decision)).collect();
-    assert_eq!(shown, [(80, "http", "refuse"), (9080, "http", "http"), (9000, "tcp", "proxy")]);
+    assert_eq!(
+        shown,
+        [(9443, "tls", "proxy"), (80, "http", "refuse"), (9080, "http", "http"), (9000, "tcp", "proxy")]
+    );
 }
