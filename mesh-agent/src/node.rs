@@ -32,6 +32,7 @@ mod profile;
 mod proxy_config;
 mod readiness;
 mod reconcile;
+mod resolve;
 mod revoke;
 mod shared;
 mod source;
@@ -60,6 +61,7 @@ use self::{
     metrics::AgentMetrics,
     ops::Ops,
     reconcile::Reconciler,
+    resolve::Resolver,
     shared::{Parts, Shared},
     source::Source,
 };
@@ -90,6 +92,7 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         trust_domain: args.trust.trust_domain.clone(),
     };
     let Source { snapshots, sources, link } = source::start(args, &node, mesh)?;
+    let (resolver, snapshots, resolved) = Resolver::new(snapshots, args.dns_upstream.clone());
     let (identities, certificates) = match &link {
         Some(link) => {
             let (issuer, url) = (Arc::clone(&link.issuer) as _, args.source.to_string());
@@ -142,6 +145,7 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         snapshots,
         sources,
         link: link.map(|link| link.link),
+        resolved,
         beat,
         metrics,
         direct,
@@ -150,6 +154,7 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
     let control =
         Control { shared: Arc::clone(&shared), reconciler, events, logger, lock, drain: args.drain };
     runtime.spawn(certificates.run());
+    runtime.spawn(resolver.run());
     let ended = runtime.block_on(async {
         let serving = serving(&shared, registry, args).await?;
         control.run(serving).await

@@ -30,8 +30,8 @@ pub use proxy_config::{
 };
 pub use request::{RequestBackendView, RequestEndpointView, RequestOutcome, RequestView};
 pub use status::{
-    AgentView, ControllerView, ForeignProgramView, IdentityView, KernelView, MapView, Phase, PodState,
-    PodView, ProgramView, SnapshotView, SourceErrorView, StatusView,
+    AgentView, ControllerView, FailingNameView, ForeignProgramView, IdentityView, KernelView, MapView,
+    NamesView, Phase, PodState, PodView, ProgramView, SnapshotView, SourceErrorView, StatusView,
 };
 pub use top::{EdgeCountersView, EdgeKeyView, EdgeView, EdgesView, TopRow, TopView, rates};
 

@@ -146,6 +146,7 @@ fn world(services: u32) -> Parts {
             workload: Some(pod.id),
             ready: true,
             hostname: None,
+            traits: None,
         });
         let port = ServicePort {
             name: "http".into(),

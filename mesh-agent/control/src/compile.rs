@@ -5,22 +5,23 @@
 //! - Namespaces without changes are not computed again, and equal parts keep their allocation.
 
 mod endpoints;
+mod entries;
 mod modes;
 mod policies;
 mod routes;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
 
 use mesh_core::{
     policy::AuthorizationPolicy,
-    snapshot::{Mesh, Parts, Protocol, Service, Snapshot, Tunnel, Workload},
+    snapshot::{Mesh, Name, Parts, Protocol, Service, Snapshot, Tunnel, Workload},
 };
 
-use self::routes::RouteCompiler;
+use self::{entries::Entries, routes::RouteCompiler};
 use crate::{
     index::{Index, Origin, located},
     problem::{Level, SourceError},
@@ -72,6 +73,7 @@ pub struct Compiler {
     settings: MeshSettings,
     mesh: Arc<Mesh>,
     namespaces: BTreeMap<Arc<str>, CompiledNamespace>,
+    entries: Entries,
     routes: RouteCompiler,
     snapshot: Arc<Snapshot>,
 }
@@ -100,6 +102,9 @@ impl CompiledNamespace {
 #[derive(Debug)]
 struct Placed {
     created: Option<i64>,
+    kind: Kind,
+    /// The resource that it is from.
+    declared: Name,
     origin: Origin,
     service: Arc<Service>,
 }
@@ -121,6 +126,7 @@ impl Compiler {
             settings,
             mesh,
             namespaces: BTreeMap::new(),
+            entries: Entries::default(),
             routes: RouteCompiler::default(),
             snapshot: Arc::default(),
         }
@@ -131,16 +137,24 @@ impl Compiler {
         let mut problems = Vec::new();
         let changes = index.take_changes();
         let routes_changed = changes.iter().any(|key| key.kind.is_of_routes());
+        let hosts_changed = changes.iter().any(|key| matches!(key.kind, Kind::ServiceEntry | Kind::Service));
         let mut stale = self.stale(index, changes);
         let mesh = self.settings.mesh(index);
-        if mesh != *self.mesh {
+        let mesh_changed = mesh != *self.mesh;
+        if mesh_changed {
             self.mesh = Arc::new(mesh);
             stale.extend(self.namespaces.keys().cloned());
+        }
+        if hosts_changed || mesh_changed {
+            let entries = Entries::of(index, &self.mesh);
+            stale.extend(entries.differing(&self.entries));
+            self.entries = entries;
         }
         let mesh_wide = modes::widest(index, &self.mesh.root_namespace, &mut problems);
         for namespace in stale {
             let before = self.namespaces.remove(&namespace).unwrap_or_default();
-            let now = compile_namespace(index, &namespace, &self.mesh, mesh_wide, &before);
+            let cx = Context { index, mesh: &self.mesh, mesh_wide, entries: &self.entries };
+            let now = compile_namespace(&cx, &namespace, &before);
             if !now.is_empty() {
                 self.namespaces.insert(namespace, now);
             }
@@ -201,9 +215,20 @@ impl Compiler {
         let mut placed: Vec<&Placed> = self.namespaces.values().flat_map(|n| &n.services).collect();
         let mut owners: HashMap<(IpAddr, u16, Protocol), &Placed> = HashMap::new();
         // Sorting is only worth its time when somebody claims what is another's.
-        let contested = placed.iter().any(|p| !p.claim(&mut owners).is_empty());
+        let mut hosts: HashSet<&str> = HashSet::new();
+        let contested = placed.iter().any(|p| {
+            let is_second = p.service.hostname.as_deref().is_some_and(|host| !hosts.insert(host));
+            is_second || !p.claim(&mut owners).is_empty()
+        });
         if contested {
-            placed.sort_by_key(|p| (p.created, &p.origin, &p.service.name));
+            // Services of Kubernetes come before entries (S53).
+            placed.sort_by_key(|p| {
+                let is_entry = p.kind != Kind::Service;
+                let (place, name) = ((!is_entry).then_some(&p.origin), is_entry.then_some(&p.declared));
+                // Entries as all of Istio's resources (S6).
+                let name = name.map(|name| (&name.name, &name.namespace));
+                (is_entry, p.created, place, name, &p.service.name)
+            });
             owners.clear();
             for p in &placed {
                 for (addr, owner) in p.claim(&mut owners) {
@@ -234,6 +259,14 @@ impl Placed {
     }
 
     fn loses(&self, addr: IpAddr, owner: &Self) -> SourceError {
+        if self.kind == Kind::ServiceEntry {
+            let message = format!(
+                "holds {addr}, which service {} has on the same port; that one keeps it",
+                owner.service.name
+            );
+            let key = Key { kind: self.kind, name: self.declared.clone() };
+            return located(&key, &self.origin, Level::Error, "spec.addresses", message);
+        }
         let key = Key { kind: Kind::Service, name: self.service.name.clone() };
         let field = if self.service.vips.contains(&addr) { "spec.clusterIP" } else { "spec.externalIPs" };
         let message = format!(
@@ -246,13 +279,16 @@ impl Placed {
     }
 }
 
-fn compile_namespace(
-    index: &Index,
-    namespace: &str,
-    mesh: &Mesh,
-    mesh_wide: Option<&PeerAuthentication>,
-    before: &CompiledNamespace,
-) -> CompiledNamespace {
+/// What all namespaces are compiled with.
+struct Context<'a> {
+    index: &'a Index,
+    mesh: &'a Mesh,
+    mesh_wide: Option<&'a PeerAuthentication>,
+    entries: &'a Entries,
+}
+
+fn compile_namespace(cx: &Context<'_>, namespace: &str, before: &CompiledNamespace) -> CompiledNamespace {
+    let Context { index, mesh, mesh_wide, entries } = *cx;
     let mut problems = Vec::new();
     let opt_in = index.namespace(namespace).and_then(|n| n.opt_in).unwrap_or(false);
     let modes_of =
@@ -283,12 +319,22 @@ fn compile_namespace(
 
     let sources = endpoints::Sources::of(index, namespace, &pods);
     let mut services = Vec::new();
-    for (origin, declared) in index.services(namespace) {
-        let service = sources.fill(declared, origin, &mut problems);
+    let mut place = |created: Option<i64>, kind: Kind, declared: &Name, origin: &Origin, service: Service| {
         let known = before.services.binary_search_by(|p| p.service.name.cmp(&service.name)).ok();
         let service = reuse(known.map(|at| &before.services[at].service), service);
-        services.push(Placed { created: declared.created, origin: origin.clone(), service });
+        services.push(Placed { created, kind, declared: declared.clone(), origin: origin.clone(), service });
+    };
+    for (origin, declared) in index.services(namespace) {
+        let mut service = sources.fill(declared, origin, &mut problems);
+        service.subject_alt_names = entries.subject_alt_names(&service.name).to_vec();
+        place(declared.created, Kind::Service, &declared.service.name, origin, service);
     }
+    for (origin, entry) in index.service_entries(namespace) {
+        for service in entries.services(entry, origin, &sources, &mut problems) {
+            place(entry.created, Kind::ServiceEntry, &entry.name, origin, service);
+        }
+    }
+    services.sort_by(|a, b| a.service.name.cmp(&b.service.name));
     CompiledNamespace { workloads, services, policies: policies::declared(index, namespace), problems }
 }
 

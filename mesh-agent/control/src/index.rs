@@ -17,7 +17,7 @@ use crate::{
     problem::{Level, SourceError},
     resource::{
         AuthorizationPolicy, CONFIG_MAP, EndpointSlice, Key, Kind, MeshConfig, Namespace, PeerAuthentication,
-        Pod, Resource, Service,
+        Pod, Resource, Service, ServiceEntry, WorkloadEntry,
     },
     source::document::Placed,
 };
@@ -204,6 +204,25 @@ impl Index {
     pub fn endpoint_slices<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a EndpointSlice> {
         self.of_kind(Kind::EndpointSlice, namespace).filter_map(|(_, resource)| match resource {
             Resource::EndpointSlice(slice) => Some(slice),
+            _ => None,
+        })
+    }
+
+    /// The ServiceEntries of a namespace with their origins, by name.
+    pub fn service_entries<'a>(
+        &'a self,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&'a Origin, &'a ServiceEntry)> {
+        self.of_kind(Kind::ServiceEntry, namespace).filter_map(|(origin, resource)| match resource {
+            Resource::ServiceEntry(entry) => Some((origin, &**entry)),
+            _ => None,
+        })
+    }
+
+    /// The WorkloadEntries of a namespace, by name.
+    pub fn workload_entries<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a WorkloadEntry> {
+        self.of_kind(Kind::WorkloadEntry, namespace).filter_map(|(_, resource)| match resource {
+            Resource::WorkloadEntry(entry) => Some(&**entry),
             _ => None,
         })
     }

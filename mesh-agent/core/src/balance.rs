@@ -99,7 +99,14 @@ mod tests {
     use super::*;
 
     fn endpoint(last: u8, ready: bool) -> Endpoint {
-        Endpoint { addr: [10, 0, 0, last].into(), port: 80, workload: None, ready, hostname: None }
+        Endpoint {
+            addr: [10, 0, 0, last].into(),
+            port: 80,
+            workload: None,
+            ready,
+            hostname: None,
+            traits: None,
+        }
     }
 
     fn all(_: &Endpoint) -> bool {

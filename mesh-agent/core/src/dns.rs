@@ -1,7 +1,8 @@
 //! DNS answers for services, decided from the snapshot.
 //!
 //! Follows the Kubernetes DNS specification for services. Names we do not know are never denied: another server may
-//! know them, so they are forwarded.
+//! know them, so they are forwarded. Of hosts that a ServiceEntry declares we answer addresses alone, and only where the mesh has one that
+//! leads to it; the rest of what there is about them others know.
 //!
 //! Not here: the wire format, forwarding, caching (`mesh-proxy`).
 
@@ -10,7 +11,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use crate::snapshot::{Endpoint, Name, Protocol, Service, ServicePort, Snapshot};
+use crate::snapshot::{Endpoint, Protocol, Service, ServicePort, Snapshot};
 
 /// Seconds a client may keep our answers: short, because headless answers follow endpoints.
 pub const TTL_S: u32 = 30;
@@ -105,6 +106,9 @@ pub fn answer(snapshot: &Snapshot, client_namespace: &str, qname: &str, qtype: Q
         // Only the client's own question may be short; targets of aliases are full names.
         let short = chain.is_empty().then_some(client_namespace);
         let Some(found) = find(snapshot, short, &qname) else {
+            if let Some(answer) = declared(snapshot, client_namespace, &qname, qtype) {
+                return after(chain, answer);
+            }
             return match chain.is_empty() {
                 true => DnsAnswer::Forward,
                 false => DnsAnswer::Alias { records: chain, target: qname },
@@ -124,6 +128,22 @@ pub fn answer(snapshot: &Snapshot, client_namespace: &str, qname: &str, qtype: Q
         qname = target;
     }
     DnsAnswer::Answer { records: chain, additional: Vec::new() }
+}
+
+/// The answer about a host that Kubernetes does not know; `None` if others know better.
+fn declared(snapshot: &Snapshot, client_namespace: &str, qname: &str, qtype: QType) -> Option<DnsAnswer> {
+    if !matches!(qtype, QType::A | QType::Aaaa) {
+        return None;
+    }
+    let service = snapshot.service_covering(client_namespace, qname)?;
+    let endpoints = || service.ports.iter().flat_map(|port| &port.endpoints);
+    // A client that tries an address of a family nobody serves would only learn that it is refused.
+    let serves = |v4: bool| endpoints().any(|e| e.addr.is_ipv4() == v4) || endpoints().next().is_none();
+    let addrs: BTreeSet<IpAddr> = service.vips.iter().copied().filter(|vip| serves(vip.is_ipv4())).collect();
+    (!service.vips.is_empty()).then(|| match addrs.is_empty() {
+        true => DnsAnswer::NoData,
+        false => addresses(qname, qtype, &addrs),
+    })
 }
 
 /// Puts the aliases that led to an answer before it.
@@ -173,7 +193,10 @@ fn find<'a>(snapshot: &'a Snapshot, client_namespace: Option<&str>, qname: &'a s
             !zone.is_empty() && qname.is_char_boundary(*at) && qname[*at..].eq_ignore_ascii_case(zone)
         })
         .and_then(|at| qname[..at].strip_suffix(".svc."));
-    let service = |namespace: &str, name: &str| snapshot.service(&Name::new(namespace, name)).map(|s| &**s);
+    let service = |namespace: &str, name: &str| {
+        let found = snapshot.service_named(namespace, name).map(|service| &**service);
+        found.filter(|service| service.hostname.is_none())
+    };
     let Some(below) = full else {
         // Short forms. Only names of services themselves: everything else is too likely to be someone's domain.
         let client_namespace = client_namespace?;

@@ -15,6 +15,7 @@ pub mod identity;
 pub mod mode;
 pub mod plan;
 pub mod policy;
+pub mod resolve;
 pub mod route;
 pub mod slots;
 pub mod snapshot;

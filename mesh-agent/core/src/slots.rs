@@ -9,6 +9,7 @@
 //! Not here: the ABI of the maps and their writing (`mesh-redirect`).
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -18,7 +19,7 @@ use crate::{
     id::{ServiceId, WorkloadId, hash},
     mode::Mode,
     route::cluster::ClusterKey,
-    snapshot::{Endpoint, Protocol, Service, ServicePort, Snapshot, Workload},
+    snapshot::{Endpoint, Protocol, Resolution, Service, ServicePort, Snapshot, Workload},
 };
 
 /// An endpoint within one slot table.
@@ -110,14 +111,18 @@ pub struct BackendEntry {
     pub peer: PeerEntry,
 }
 
-/// Id of the slot table of a service port for one family.
-pub fn slots_id(service: &Service, port: &ServicePort, v4: bool) -> u64 {
+/// Id of the slot table of a service port for what was dialled: one for each family, or for each address where connections go to just that.
+pub fn slots_id(service: &Service, port: &ServicePort, dialled: IpAddr) -> u64 {
     let protocol = match port.protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
     };
-    let family = if v4 { "4" } else { "6" };
-    hash(&["slots", &service.name.namespace, &service.name.name, &port.port.to_string(), protocol, family])
+    let what = match (&service.resolution, dialled) {
+        (Resolution::Dialled, addr) => Cow::Owned(addr.to_string()),
+        (_, IpAddr::V4(_)) => Cow::Borrowed("4"),
+        (_, IpAddr::V6(_)) => Cow::Borrowed("6"),
+    };
+    hash(&["slots", &service.name.namespace, &service.name.name, &port.port.to_string(), protocol, &what])
 }
 
 /// Computes the tables; slots stay where `previous` has them.
@@ -128,11 +133,17 @@ pub fn tables(snapshot: &Snapshot, view: &NodeView, previous: &Tables) -> Tables
         workloads: HashMap::with_capacity(previous.workloads.len()),
     };
     for (addr, service, port) in snapshot.frontends() {
-        let slots = slots_id(service, port, addr.is_ipv4());
+        let slots = slots_id(service, port, addr);
         let count = match tables.backends.get(&slots) {
             Some(filled) => filled.len(),
             None => {
-                let filled = fill(snapshot, view, port, addr.is_ipv4(), previous.backends.get(&slots));
+                let before = previous.backends.get(&slots);
+                let filled = match service.resolution {
+                    Resolution::Dialled => itself(snapshot, view, SocketAddr::new(addr, port.port), before),
+                    Resolution::Listed | Resolution::Dns(_) => {
+                        fill(snapshot, view, port, addr.is_ipv4(), before)
+                    }
+                };
                 let count = filled.len();
                 tables.backends.insert(slots, filled);
                 count
@@ -202,12 +213,26 @@ fn fill(
     filled.collect()
 }
 
+/// The slot of an address that connections go to because it was dialled.
+fn itself(
+    snapshot: &Snapshot,
+    view: &NodeView,
+    addr: SocketAddr,
+    previous: Option<&Arc<[BackendEntry]>>,
+) -> Arc<[BackendEntry]> {
+    let only = peer_at(snapshot.workload_at(addr.ip()), view, addr);
+    previous.filter(|previous| ***previous == [only]).map_or_else(|| Arc::from([only]), Arc::clone)
+}
+
 fn backend_entry(snapshot: &Snapshot, view: &NodeView, endpoint: &Endpoint) -> BackendEntry {
-    let workload = snapshot.workload_of(endpoint);
+    peer_at(snapshot.workload_of(endpoint), view, endpoint.socket_addr())
+}
+
+fn peer_at(workload: Option<&Arc<Workload>>, view: &NodeView, addr: SocketAddr) -> BackendEntry {
     let peer = workload.map_or_else(PeerEntry::default, |workload| {
-        peer_entry(workload, view, workload.modes.of(endpoint.port) == Mode::Disable)
+        peer_entry(workload, view, workload.modes.of(addr.port()) == Mode::Disable)
     });
-    BackendEntry { addr: endpoint.socket_addr(), peer }
+    BackendEntry { addr, peer }
 }
 
 /// A pod dialled by its own address. The port is not known here, so `plain` needs every port to be.

@@ -1,14 +1,19 @@
 //! The world as one node sees it: workloads, services and their endpoints, immutable once published.
 
 mod lookup;
+mod resolution;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
+use ipnet::IpNet;
+
+pub use self::resolution::{DnsEndpoint, DnsResolution, Resolution, Traits};
 use crate::{
     id::{ServiceId, WorkloadId},
     identity::Identity,
@@ -143,7 +148,7 @@ pub struct PodSettings {
     /// `nodemesh.dev/exclude-outbound-ports`.
     pub exclude_outbound_ports: BTreeSet<u16>,
     /// `nodemesh.dev/exclude-outbound-cidrs`.
-    pub exclude_outbound_cidrs: Vec<ipnet::IpNet>,
+    pub exclude_outbound_cidrs: Vec<IpNet>,
     /// `nodemesh.dev/dns-capture: "false"` turns the DNS proxy off.
     pub dns_capture_off: bool,
 }
@@ -165,8 +170,19 @@ pub struct Service {
     pub id: ServiceId,
     /// Namespace and name.
     pub name: Name,
+    /// The host of a service that Kubernetes does not know (ServiceEntry): lower case, without trailing dot, perhaps `*.example.com`.
+    /// `None`: it is called by namespace and name.
+    pub hostname: Option<Arc<str>>,
+    /// Outside the mesh (`MESH_EXTERNAL`).
+    pub external: bool,
     /// Cluster addresses (`spec.clusterIPs`), which DNS answers with; empty when headless.
     pub vips: Vec<IpAddr>,
+    /// Networks that lead here, which only connections without another service have to do with.
+    pub networks: Vec<IpNet>,
+    /// Where its endpoints come from.
+    pub resolution: Resolution,
+    /// Names of which a server's certificate must have one, where TLS is asked for and nothing else is said; none: as the mesh does.
+    pub subject_alt_names: Vec<Arc<str>>,
     /// Further addresses that lead here (`externalIPs`, load balancer), never answered by DNS.
     pub external_ips: Vec<IpAddr>,
     /// `clusterIP: None`.
@@ -187,13 +203,26 @@ impl Service {
         Self {
             id: ServiceId::of_service(&name.namespace, &name.name),
             name,
+            hostname: None,
+            external: false,
             vips: Vec::new(),
+            networks: Vec::new(),
+            resolution: Resolution::Listed,
+            subject_alt_names: Vec::new(),
             external_ips: Vec::new(),
             headless: false,
             external_name: None,
             affinity: None,
             publish_not_ready: false,
             ports: Vec::new(),
+        }
+    }
+
+    /// Its full name, where services are called below `cluster_domain`.
+    pub fn host(&self, cluster_domain: &str) -> Cow<'_, str> {
+        match &self.hostname {
+            Some(host) => Cow::Borrowed(host),
+            None => Cow::Owned(format!("{}.{}.svc.{cluster_domain}", self.name.name, self.name.namespace)),
         }
     }
 
@@ -231,6 +260,8 @@ pub struct Endpoint {
     pub ready: bool,
     /// `hostname` of the endpoint, for per-pod DNS names of headless services.
     pub hostname: Option<Arc<str>>,
+    /// What a resource says of the endpoint itself; `None`: what its workload is.
+    pub traits: Option<Arc<Traits>>,
 }
 
 /// What holds for the mesh as a whole.
@@ -287,15 +318,20 @@ pub struct Parts {
     pub mesh: Arc<Mesh>,
 }
 
+/// Services and places of their ports, by what is dialled.
+type Frontends = HashMap<(IpAddr, u16, Protocol), (Name, usize)>;
+
 /// Immutable world; build with [`Snapshot::new`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     version: u64,
-    workloads: HashMap<WorkloadId, Arc<Workload>>,
+    workloads: Arc<HashMap<WorkloadId, Arc<Workload>>>,
     services: BTreeMap<Name, Arc<Service>>,
-    policies: BTreeMap<Name, Arc<AuthorizationPolicy>>,
-    by_addr: HashMap<IpAddr, WorkloadId>,
-    by_vip: HashMap<(IpAddr, u16, Protocol), (Name, usize)>,
+    policies: Arc<BTreeMap<Name, Arc<AuthorizationPolicy>>>,
+    by_addr: Arc<HashMap<IpAddr, WorkloadId>>,
+    by_vip: Arc<Frontends>,
+    /// Services by the hosts that Kubernetes does not know, those of precedence first.
+    by_host: Arc<HashMap<Arc<str>, Vec<Name>>>,
     routes: Arc<Routes>,
     /// Ports at which some host has an HTTP table.
     http_ports: BTreeSet<u16>,
@@ -308,7 +344,7 @@ impl Snapshot {
     ///
     /// Two live workloads with one address: the one that is not terminated wins, then the larger name, so that
     /// the outcome does not depend on order. Two services with one address, port and protocol: the earlier in
-    /// `services` has it.
+    /// `services` has it. Two with one host: the earlier comes first there too.
     pub fn new(version: u64, parts: Parts) -> Self {
         let Parts { workloads, services, policies, routes, mesh } = parts;
         let mut by_addr: HashMap<IpAddr, WorkloadId> = HashMap::new();
@@ -331,7 +367,11 @@ impl Snapshot {
             }
         }
         let mut by_vip = HashMap::new();
+        let mut by_host: HashMap<Arc<str>, Vec<Name>> = HashMap::new();
         for service in &services {
+            if let Some(host) = &service.hostname {
+                by_host.entry(Arc::clone(host)).or_default().push(service.name.clone());
+            }
             for vip in service.frontend_addrs() {
                 for (index, port) in service.ports.iter().enumerate() {
                     by_vip
@@ -342,16 +382,28 @@ impl Snapshot {
         }
         Self {
             version,
-            workloads: by_id,
+            workloads: Arc::new(by_id),
             services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
-            policies: policies.into_iter().map(|p| (p.name.clone(), p)).collect(),
-            by_addr,
-            by_vip,
+            policies: Arc::new(policies.into_iter().map(|p| (p.name.clone(), p)).collect()),
+            by_addr: Arc::new(by_addr),
+            by_vip: Arc::new(by_vip),
+            by_host: Arc::new(by_host),
             http_ports: routes.http.keys().map(|at| at.port).collect(),
             stream_ports: routes.streams.keys().map(|at| at.port).collect(),
             routes,
             mesh,
         }
+    }
+
+    /// The same world with other endpoints: `changed` are services of it that differ in nothing else. What is not theirs is shared.
+    pub fn with_endpoints(&self, version: u64, changed: impl IntoIterator<Item = Arc<Service>>) -> Self {
+        let mut next = Self { version, ..self.clone() };
+        for service in changed {
+            if let Some(known) = next.services.get_mut(&service.name) {
+                *known = service;
+            }
+        }
+        next
     }
 
     /// Whether both describe the same world, whatever their versions.
@@ -360,6 +412,7 @@ impl Snapshot {
             && self.workloads == other.workloads
             && self.by_addr == other.by_addr
             && self.by_vip == other.by_vip
+            && self.by_host == other.by_host
             && self.policies == other.policies
             && self.routes == other.routes
             && self.mesh == other.mesh

@@ -8,6 +8,7 @@
 //! Not here: what a name means (`mesh_core::dns`).
 
 mod forward;
+pub(crate) mod lookup;
 pub(crate) mod tcp;
 pub(crate) mod udp;
 pub(crate) mod wire;

@@ -42,6 +42,7 @@ mod worker;
 pub use close::{CloseReason, Direction, Side};
 pub use connections::ConnectionView;
 pub use destination::standing::{DestinationUse, EndpointStanding, EndpointUse, Unfit};
+pub use dns::lookup::{Lookup, servers_of};
 pub use http::preview;
 pub use metrics::{DirectTraffic, Metrics, Security, TunnelledTraffic};
 pub use proxy::{AddPodError, Dependencies, Drained, Proxy, StartError};

@@ -12,7 +12,7 @@ use std::{net::SocketAddr, sync::Arc};
 use mesh_core::{
     balance,
     mode::Mode,
-    snapshot::{Endpoint, Protocol, Service, ServicePort, Snapshot, Workload},
+    snapshot::{Endpoint, Protocol, Resolution, Service, ServicePort, Snapshot, Workload},
 };
 
 use crate::kernel::Dialled;
@@ -26,7 +26,7 @@ pub(crate) enum Target<'a> {
         port: &'a ServicePort,
         /// The endpoint the kernel drew.
         hint: Option<SocketAddr>,
-        v4: bool,
+        dialled: SocketAddr,
     },
     /// One address: a pod, or something outside the mesh.
     Address { addr: SocketAddr, workload: Option<&'a Arc<Workload>> },
@@ -45,7 +45,7 @@ impl<'a> Target<'a> {
         let dst = canonical(dialled.dst);
         match snapshot.service_at(dst.ip(), dst.port(), Protocol::Tcp) {
             Some((service, port)) => {
-                Self::Service { service, port, hint: dialled.backend.map(canonical), v4: dst.is_ipv4() }
+                Self::Service { service, port, hint: dialled.backend.map(canonical), dialled: dst }
             }
             None => Self::Address { addr: dst, workload: snapshot.workload_at(dst.ip()) },
         }
@@ -74,9 +74,13 @@ impl<'a> Target<'a> {
             Self::Address { addr, workload } => {
                 return (!tried.contains(&addr)).then_some(Choice { addr, workload });
             }
-            Self::Service { service, port, hint, v4 } => (service, port, hint, v4),
+            Self::Service { service, dialled, .. } if service.resolution == Resolution::Dialled => {
+                let workload = snapshot.workload_at(dialled.ip());
+                return (!tried.contains(&dialled)).then_some(Choice { addr: dialled, workload });
+            }
+            Self::Service { service, port, hint, dialled } => (service, port, hint, dialled.is_ipv4()),
         };
-        let workload_of = |endpoint: &Endpoint| endpoint.workload.and_then(|id| snapshot.workload(id));
+        let workload_of = |endpoint: &Endpoint| snapshot.workload_of(endpoint);
         let chosen =
             |endpoint: &Endpoint| Choice { addr: endpoint.socket_addr(), workload: workload_of(endpoint) };
         let usable = |endpoint: &Endpoint| endpoint.addr.is_ipv4() == v4;
@@ -135,7 +139,7 @@ mod tests {
 
     fn endpoint(workload: &Workload) -> Endpoint {
         let addr = workload.addrs[0];
-        Endpoint { addr, port: 8080, workload: Some(workload.id), ready: true, hostname: None }
+        Endpoint { addr, port: 8080, workload: Some(workload.id), ready: true, hostname: None, traits: None }
     }
 
     fn world(workloads: &[Arc<Workload>], shape: impl FnOnce(&mut Service)) -> Snapshot {

@@ -56,6 +56,7 @@ fn summary(out: &mut String, view: &StatusView) {
             figures::counted(snapshot.services, "service"),
         ),
     );
+    names(out, view);
     identity(out, view);
     let counts: Vec<String> = PodState::ALL
         .iter()
@@ -64,6 +65,28 @@ fn summary(out: &mut String, view: &StatusView) {
         .map(|(state, n)| format!("{n} {}", state.as_str()))
         .collect();
     line(out, "pods", &counts.join(", "));
+}
+
+/// Names of endpoints, where there are any.
+fn names(out: &mut String, view: &StatusView) {
+    let names = &view.names;
+    if names.needed == 0 {
+        return;
+    }
+    let left_out = match names.left_out {
+        0 => String::new(),
+        n => format!(", {n} left out: too many"),
+    };
+    line(out, "names", &format!("{} of {} resolved{left_out}", names.resolved, names.needed));
+    for name in &names.failing {
+        let known = match name.addresses.len() {
+            0 => "nothing is known of it".to_owned(),
+            1 => "1 address of before stays".to_owned(),
+            n => format!("{n} addresses of before stay"),
+        };
+        let times = figures::counted(usize::try_from(name.attempts).unwrap_or(usize::MAX), "time");
+        line(out, "", &format!("{}: {}, {times}; {known}", name.name, name.reason));
+    }
 }
 
 fn identity(out: &mut String, view: &StatusView) {
@@ -189,7 +212,8 @@ fn section(out: &mut String, table: &Table) {
 mod tests {
     use super::*;
     use crate::view::{
-        AgentView, ControllerView, IdentityView, KernelView, MapView, PodView, SnapshotView, SourceErrorView,
+        AgentView, ControllerView, FailingNameView, IdentityView, KernelView, MapView, NamesView, PodView,
+        SnapshotView, SourceErrorView,
     };
 
     fn pod(name: &str, state: PodState, reason: Option<&str>) -> PodView {
@@ -229,6 +253,17 @@ mod tests {
                 foreign_programs: Vec::new(),
             },
             snapshot: SnapshotView { version: 4, workloads: 9, services: 2, source: "/etc/mesh".into() },
+            names: NamesView {
+                needed: 3,
+                resolved: 2,
+                left_out: 0,
+                failing: vec![FailingNameView {
+                    name: "api.example.com".into(),
+                    reason: "timed_out".into(),
+                    attempts: 4,
+                    addresses: vec![[192, 0, 2, 1].into(), [192, 0, 2, 2].into()],
+                }],
+            },
             identity: IdentityView {
                 trust_domain: "cluster.local".into(),
                 trust_domain_aliases: Vec::new(),
@@ -297,6 +332,15 @@ mod tests {
         assert!(of("identity").contains("1 of 2 certificates valid"), "{text}");
         assert!(of("identity").ends_with("the CA refused: not_hosted"), "{text}");
         assert!(of("control").contains("the state saved on disk is in force; connection refused"), "{text}");
+    }
+
+    #[test]
+    fn names_that_cannot_be_resolved_say_why_and_what_stays() {
+        let text = render(&view());
+        assert!(text.contains("names     2 of 3 resolved\n"), "{text}");
+        assert!(text.contains("api.example.com: timed_out, 4 times; 2 addresses of before stay\n"), "{text}");
+        let nothing = StatusView { names: NamesView::default(), ..view() };
+        assert!(!render(&nothing).contains("names "), "nothing is said where there is none");
     }
 
     #[test]

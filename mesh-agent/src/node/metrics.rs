@@ -8,6 +8,7 @@ mod identities;
 use std::{fmt, ops::RangeInclusive, sync::Arc};
 
 use mesh_common::stats::Hist;
+use mesh_core::resolve::{Failure, NameState};
 use mesh_redirect::{Counter, Histogram, Stats, monotonic_ns};
 use prometheus_client::{
     collector::Collector,
@@ -79,6 +80,32 @@ impl AgentMetrics {
         let mut closed = family(encoder, "mesh_direct_connections_revoked", help, MetricType::Counter)?;
         for (reason, count) in self.shared.revocations.closed() {
             sample(&mut closed, &[("reason", reason)], &ConstCounter::new(count))?;
+        }
+        Ok(())
+    }
+
+    /// Names whose addresses are endpoints, and what came of asking for them.
+    fn names(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (names, left_out) = self.shared.resolved.names();
+        let count = |is: fn(&NameState) -> bool| names.iter().filter(|name| is(name)).count() as i64;
+        let help = "Names whose addresses are endpoints, by state";
+        let mut states = family(encoder, "mesh_names", help, MetricType::Gauge)?;
+        for (state, number) in [
+            ("resolved", count(|name| name.failing.is_none() && !name.addrs.is_empty())),
+            ("waiting", count(|name| name.failing.is_none() && name.addrs.is_empty())),
+            ("stale", count(|name| name.failing.is_some() && !name.addrs.is_empty())),
+            ("failed", count(|name| name.failing.is_some() && name.addrs.is_empty())),
+            ("left_out", left_out as i64),
+        ] {
+            sample(&mut states, &[("state", state)], &ConstGauge::new(number))?;
+        }
+        let counts = self.shared.resolved.counts();
+        let help = "Times that names of endpoints were asked for, by outcome";
+        let mut lookups = family(encoder, "mesh_name_lookups", help, MetricType::Counter)?;
+        sample(&mut lookups, &[("outcome", "answered")], &ConstCounter::new(counts.answers))?;
+        for failure in Failure::ALL {
+            let count = counts.failures.get(&failure).copied().unwrap_or(0);
+            sample(&mut lookups, &[("outcome", failure.as_str())], &ConstCounter::new(count))?;
         }
         Ok(())
     }
@@ -172,6 +199,7 @@ impl Collector for AgentMetrics {
         self.control(&mut encoder)?;
         self.certificates(&mut encoder)?;
         self.authority(&mut encoder)?;
+        self.names(&mut encoder)?;
         self.hooks(&mut encoder)?;
         self.histograms(&mut encoder)?;
         self.edges(&mut encoder)?;

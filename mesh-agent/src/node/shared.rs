@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::{
     beat::Beat, bridge::Bridge, direct::Direct, identities::Identities, names::Departed,
-    readiness::Readiness, reconcile::Outcome, revoke::Revocations,
+    readiness::Readiness, reconcile::Outcome, resolve::Resolved, revoke::Revocations,
 };
 
 /// The running parts and the latest findings.
@@ -35,6 +35,8 @@ pub(super) struct Shared {
     pub(super) sources: watch::Receiver<Arc<SourceStatus>>,
     /// With a controller.
     pub(super) link: Option<watch::Receiver<Arc<LinkStatus>>>,
+    /// Names whose addresses are endpoints.
+    pub(super) resolved: Arc<Resolved>,
     pub(super) readiness: Readiness,
     /// The sign of life, as the workers give it.
     pub(super) beat: Arc<Beat>,
@@ -60,6 +62,7 @@ pub(super) struct Parts {
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) sources: watch::Receiver<Arc<SourceStatus>>,
     pub(super) link: Option<watch::Receiver<Arc<LinkStatus>>>,
+    pub(super) resolved: Arc<Resolved>,
     pub(super) beat: Arc<Beat>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) direct: Direct,
@@ -78,6 +81,7 @@ impl Shared {
             snapshots,
             sources,
             link,
+            resolved,
             beat,
             metrics,
             direct,
@@ -93,6 +97,7 @@ impl Shared {
             snapshots,
             sources,
             link,
+            resolved,
             readiness: Readiness::new(),
             beat,
             outcome: Mutex::default(),

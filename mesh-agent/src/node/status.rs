@@ -6,12 +6,13 @@ use mesh_control::{
     problem::{Level, SourceError},
     subscribe::status::LinkStatus,
 };
+use mesh_core::resolve::NameState;
 use mesh_redirect::{MapError, monotonic_ns};
 
 use super::shared::Shared;
 use crate::view::{
-    AgentView, ControllerView, ForeignProgramView, IdentityView, KernelView, MapView, PodView, ProgramView,
-    SnapshotView, SourceErrorView, StatusView,
+    AgentView, ControllerView, FailingNameView, ForeignProgramView, IdentityView, KernelView, MapView,
+    NamesView, PodView, ProgramView, SnapshotView, SourceErrorView, StatusView,
 };
 
 /// Reads everything. Blocking: milliseconds, because the kernel's maps are counted.
@@ -73,11 +74,31 @@ pub(super) fn status(shared: &Shared) -> Result<StatusView, MapError> {
             source: source.source.display().to_string(),
         },
         identity: identity(shared),
+        names: names(shared),
         controller: shared.link.as_ref().map(|link| controller(&link.borrow(), SystemTime::now())),
         pods,
         source_errors: source.errors.iter().chain(&source.warnings).map(source_error).collect(),
         maps,
     })
+}
+
+fn names(shared: &Shared) -> NamesView {
+    let (names, left_out) = shared.resolved.names();
+    let failing = |name: &NameState| {
+        let (failure, attempts) = name.failing?;
+        Some(FailingNameView {
+            name: name.name.to_string(),
+            reason: failure.as_str().to_owned(),
+            attempts,
+            addresses: name.addrs.clone(),
+        })
+    };
+    NamesView {
+        needed: names.len() + left_out,
+        resolved: names.iter().filter(|name| !name.addrs.is_empty()).count(),
+        left_out,
+        failing: names.iter().filter_map(failing).collect(),
+    }
 }
 
 fn identity(shared: &Shared) -> IdentityView {

@@ -17,6 +17,8 @@ pub struct StatusView {
     pub identity: IdentityView,
     /// The link to a controller; absent where the agent reads manifests itself.
     pub controller: Option<ControllerView>,
+    /// Names whose addresses are endpoints.
+    pub names: NamesView,
     /// Local pods that are or should be in the mesh, by namespace and name.
     pub pods: Vec<PodView>,
     /// What is wrong with the configuration; the last good version of each file keeps serving.
@@ -114,6 +116,32 @@ pub struct SnapshotView {
     pub services: usize,
     /// Where it comes from.
     pub source: String,
+}
+
+/// Names whose addresses are endpoints, as DNS has them for this agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesView {
+    /// Names that services have.
+    pub needed: usize,
+    /// Those with addresses, old ones too.
+    pub resolved: usize,
+    /// Those that are not asked for, because there are too many.
+    pub left_out: usize,
+    /// Those that cannot be resolved now; what was known of them stays.
+    pub failing: Vec<FailingNameView>,
+}
+
+/// A name that cannot be resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailingNameView {
+    /// The name.
+    pub name: String,
+    /// Why, e.g. `no_such_name`.
+    pub reason: String,
+    /// Failures in a row.
+    pub attempts: u32,
+    /// Addresses that are used all the same, from before.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Identities and certificates; `meshctl certificates` has each of them.

@@ -1,4 +1,5 @@
-//! Endpoints of services: from slices where a service has any, else from the pods its selector selects.
+//! Endpoints of services: from slices where a service has any, else from the pods its selector selects; and the WorkloadEntries that it
+//! selects.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,7 +15,7 @@ use mesh_core::{
 use crate::{
     index::{Index, Origin, located},
     problem::{Level, SourceError},
-    resource::{EndpointSlice, Key, Kind, Labels, Pod, Service, TargetPort},
+    resource::{EndpointAddress, EndpointSlice, Key, Kind, Labels, Pod, Service, TargetPort, WorkloadEntry},
 };
 
 /// Where the endpoints of one namespace's services come from.
@@ -24,6 +25,7 @@ pub(super) struct Sources<'a> {
     by_label: HashMap<(&'a str, &'a str), Vec<&'a Pod>>,
     by_name: HashMap<&'a str, &'a Pod>,
     by_addr: HashMap<IpAddr, WorkloadId>,
+    workload_entries: Vec<&'a WorkloadEntry>,
 }
 
 impl<'a> Sources<'a> {
@@ -33,6 +35,7 @@ impl<'a> Sources<'a> {
             by_label: HashMap::new(),
             by_name: HashMap::new(),
             by_addr: HashMap::new(),
+            workload_entries: index.workload_entries(namespace).collect(),
         };
         for slice in index.endpoint_slices(namespace) {
             if let Some(service) = &slice.service {
@@ -62,7 +65,8 @@ impl<'a> Sources<'a> {
         let name = Arc::clone(&service.name.name);
         if let Some(slices) = self.slices.get(&*name) {
             for (port, target) in service.ports.iter_mut().zip(&declared.targets) {
-                port.endpoints = unique(slices.iter().flat_map(|slice| self.of_slice(slice, port, target)));
+                let sliced = slices.iter().flat_map(|slice| self.of_slice(slice, port, target));
+                port.endpoints = unique(sliced.chain(self.of_workload_entries(declared, port, target)));
             }
             return service;
         }
@@ -72,7 +76,8 @@ impl<'a> Sources<'a> {
         let pods = self.select(&declared.selector);
         for (index, (port, target)) in service.ports.iter_mut().zip(&declared.targets).enumerate() {
             let found = pods.iter().filter_map(|pod| Some((pod, number(pod, port, target)?)));
-            port.endpoints = unique(found.flat_map(|(pod, number)| from_pod(pod, number, &name)));
+            let found = found.flat_map(|(pod, number)| from_pod(pod, number, &name));
+            port.endpoints = unique(found.chain(self.of_workload_entries(declared, port, target)));
             if let TargetPort::Named(target) = target
                 && port.endpoints.is_empty()
                 && !pods.is_empty()
@@ -99,6 +104,53 @@ impl<'a> Sources<'a> {
         let matches =
             |pod: &&Pod| selector.iter().all(|(key, value)| pod.workload.labels.get(key) == Some(value));
         rarest.unwrap_or_default().iter().copied().filter(matches).collect()
+    }
+
+    /// The WorkloadEntries with all of these labels, by name.
+    pub(super) fn workload_entries(&self, selector: &Labels) -> Vec<&'a WorkloadEntry> {
+        let matches = |entry: &&&WorkloadEntry| {
+            selector.iter().all(|(key, value)| entry.endpoint.labels.get(key) == Some(value))
+        };
+        self.workload_entries.iter().filter(matches).copied().collect()
+    }
+
+    /// The pods with all of these labels, at a port.
+    pub(super) fn pods_at(&self, selector: &Labels, port: u16) -> Vec<Endpoint> {
+        self.select(selector).into_iter().flat_map(|pod| from_pod(pod, port, "")).collect()
+    }
+
+    /// The pod of the namespace that has an address.
+    pub(super) fn pod_at(&self, addr: IpAddr) -> Option<WorkloadId> {
+        self.by_addr.get(&addr).copied()
+    }
+
+    /// The WorkloadEntries that a service selects (S56), as far as they have addresses.
+    fn of_workload_entries(
+        &self,
+        declared: &Service,
+        port: &ServicePort,
+        target: &TargetPort,
+    ) -> Vec<Endpoint> {
+        if declared.selector.is_empty() || self.workload_entries.is_empty() {
+            return Vec::new();
+        }
+        let of = |entry: &WorkloadEntry| {
+            let EndpointAddress::Ip(addr) = entry.endpoint.address else { return None };
+            let named = |name: &str| entry.endpoint.ports.get(name).copied();
+            let number = match target {
+                TargetPort::Number(number) => named(&port.name).unwrap_or(*number),
+                TargetPort::Named(name) => named(&port.name).or_else(|| named(name)).unwrap_or(port.port),
+            };
+            Some(Endpoint {
+                addr,
+                port: number,
+                workload: self.pod_at(addr),
+                ready: entry.healthy != Some(false),
+                hostname: None,
+                traits: super::entries::traits(&entry.endpoint),
+            })
+        };
+        self.workload_entries(&declared.selector).into_iter().filter_map(of).collect()
     }
 
     fn of_slice<'s>(
@@ -131,6 +183,7 @@ impl<'a> Sources<'a> {
                     workload: named.or_else(|| self.by_addr.get(&endpoint.addr).copied()),
                     ready: endpoint.ready,
                     hostname: endpoint.hostname.clone(),
+                    traits: None,
                 }
             })
         })
@@ -156,11 +209,12 @@ fn from_pod<'a>(pod: &'a Pod, port: u16, service: &str) -> impl Iterator<Item = 
         workload: Some(pod.workload.id),
         ready: pod.workload.ready,
         hostname: hostname.cloned(),
+        traits: None,
     })
 }
 
 /// Sorted, each address and port once; a ready one is preferred.
-fn unique(endpoints: impl Iterator<Item = Endpoint>) -> Vec<Endpoint> {
+pub(super) fn unique(endpoints: impl Iterator<Item = Endpoint>) -> Vec<Endpoint> {
     let mut by_place: BTreeMap<(IpAddr, u16), Endpoint> = BTreeMap::new();
     for endpoint in endpoints {
         let better = by_place

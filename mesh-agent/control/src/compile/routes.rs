@@ -7,7 +7,7 @@
 //!   out as before keep their allocation, so that little is sent and applied.
 //!
 //! Not here: how resources are read and checked (`resource`), what the model means for a request (`mesh-core`), the endpoints of
-//! services, ServiceEntries and the scopes of Sidecars.
+//! services, what ServiceEntries become (`compile/entries.rs`) and the scopes of Sidecars.
 
 mod destination_rule;
 mod gateway_api;

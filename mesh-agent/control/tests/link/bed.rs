@@ -236,6 +236,7 @@ pub(crate) fn service(name: &str, vip: &str, pods: &[&Workload]) -> Service {
         workload: Some(pod.id),
         ready: true,
         hostname: None,
+        traits: None,
     });
     Service {
         vips: vec![vip.parse().unwrap()],

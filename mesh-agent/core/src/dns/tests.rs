@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::snapshot::Parts;
+use crate::snapshot::{Name, Parts};
 
 fn endpoint(addr: &str, ready: bool, hostname: Option<&str>) -> Endpoint {
     Endpoint {
@@ -14,6 +14,7 @@ fn endpoint(addr: &str, ready: bool, hostname: Option<&str>) -> Endpoint {
         workload: None,
         ready,
         hostname: hostname.map(Into::into),
+        traits: None,
     }
 }
 
@@ -236,4 +237,52 @@ proptest! {
             }
         }
     }
+}
+
+/// A service of a host that Kubernetes does not know.
+fn declared(namespace: &str, host: &str, vips: &[&str], endpoints: &[Endpoint]) -> Service {
+    Service {
+        hostname: Some(host.into()),
+        vips: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
+        ports: vec![port("http", 80, Protocol::Tcp, endpoints)],
+        ..Service::named(Name::new(namespace, host))
+    }
+}
+
+#[test]
+fn declared_hosts_lead_to_the_addresses_that_the_mesh_has_for_them() {
+    let v4 = [endpoint("192.0.2.1", true, None)];
+    let services = [
+        declared("a", "api.x", &["240.240.0.1", "2001:2::1"], &v4),
+        declared("b", "api.x", &["240.240.0.2"], &v4),
+        declared("a", "nothing.yet", &["240.240.0.3", "2001:2::3"], &[]),
+        declared("a", "elsewhere.x", &[], &v4),
+        declared("a", "*.wild.x", &["10.9.9.9"], &v4),
+        Service { external_name: Some("api.x".into()), ..Service::named(Name::new("a", "alias")) },
+    ];
+    let services = services.map(Arc::new).to_vec();
+    let snapshot = Snapshot::new(1, Parts { services, ..Parts::default() });
+    let ask = |namespace, name, qtype| match answer(&snapshot, namespace, name, qtype) {
+        DnsAnswer::Answer { records, .. } => {
+            let data = records.into_iter().map(|record| match record.data {
+                RecordData::A(addr) => addr.to_string(),
+                RecordData::Aaaa(addr) => addr.to_string(),
+                RecordData::Cname(target) => target,
+                RecordData::Srv { .. } => "srv".to_owned(),
+            });
+            data.collect::<Vec<_>>().join(" ")
+        }
+        other => format!("{other:?}"),
+    };
+    use QType::{A, Aaaa, Other};
+    assert_eq!(ask("a", "api.x", A), "240.240.0.1");
+    assert_eq!(ask("a", "API.x.", A), "240.240.0.1");
+    assert_eq!(ask("a", "api.x", Aaaa), "NoData", "no endpoint takes IPv6");
+    assert_eq!(ask("b", "api.x", A), "240.240.0.2", "its own namespace's");
+    assert_eq!(ask("a", "nothing.yet", Aaaa), "2001:2::3");
+    assert_eq!(ask("a", "api.x", Other), "Forward", "others know the rest about it");
+    assert_eq!(ask("a", "elsewhere.x", A), "Forward");
+    assert_eq!(ask("a", "www.wild.x", A), "10.9.9.9");
+    assert_eq!(ask("a", "wild.x", A), "Forward");
+    assert_eq!(ask("a", "alias.a.svc.cluster.local", A), "api.x 240.240.0.1");
 }

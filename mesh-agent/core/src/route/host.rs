@@ -79,29 +79,35 @@ pub fn resolve<'a, 's>(
 ) -> ResolvedHost<'a, 's> {
     let authority = Authority::parse(authority);
     let name = authority.name();
-    if let Some(service) = snapshot.service_by_host(&name) {
-        return full_name(snapshot, service, Some(name));
+    if let Some(service) = snapshot.service_by_host(namespace, &name) {
+        return full_name(snapshot, namespace, service, Some(name));
     }
     if snapshot.routes().has_http(&name, port) {
-        return ResolvedHost { host: name, service: None };
+        let service = snapshot.service_covering(namespace, &name);
+        return ResolvedHost { host: name, service };
     }
     let service = alias(snapshot, namespace, &name)
         .or_else(|| Some(snapshot.service_at(authority.ip()?, port, Protocol::Tcp)?.0));
     match service {
-        Some(service) => full_name(snapshot, service, None),
-        None => ResolvedHost { host: name, service: None },
+        Some(service) => full_name(snapshot, namespace, service, None),
+        // A wildcard's tables are found by what was asked for.
+        None => {
+            let service = snapshot.service_covering(namespace, &name);
+            ResolvedHost { host: name, service }
+        }
     }
 }
 
 /// A service by its full name; one that is only another name (ExternalName) is what it stands for (B2).
 fn full_name<'a, 's>(
     snapshot: &'s Snapshot,
+    namespace: &str,
     service: &'s Arc<Service>,
     known: Option<Cow<'a, str>>,
 ) -> ResolvedHost<'a, 's> {
     if let Some(target) = &service.external_name {
         let target = Authority::parse(target).name().into_owned();
-        let service = snapshot.service_by_host(&target);
+        let service = snapshot.service_by_host(namespace, &target);
         return ResolvedHost { host: Cow::Owned(target), service };
     }
     let host = known.unwrap_or_else(|| Cow::Owned(snapshot.host_of(service).into_owned()));
@@ -115,7 +121,7 @@ fn alias<'s>(snapshot: &'s Snapshot, own_namespace: &str, name: &str) -> Option<
     if labels.next().is_some_and(|label| label != "svc") || labels.next().is_some() {
         return None;
     }
-    snapshot.service_named(namespace, service)
+    snapshot.service_named(namespace, service).filter(|service| service.hostname.is_none())
 }
 
 #[cfg(test)]

@@ -76,6 +76,7 @@ fn endpoint(addr: &str, ready: bool, workload: Option<&Workload>) -> Endpoint {
         workload: workload.map(|w| w.id),
         ready,
         hostname: None,
+        traits: None,
     }
 }
 
@@ -227,4 +228,30 @@ fn a_port_that_a_route_or_a_policy_names_needs_the_agent_and_no_other_does() {
     assert!(l7(policy(80, None), 80, Protocol::Tcp));
     assert!(l7(policy(80, Some("v1")), 80, Protocol::Tcp));
     assert!(!l7(policy(81, None), 80, Protocol::Tcp));
+}
+
+#[test]
+fn an_address_that_is_kept_leads_to_itself_and_to_whoever_is_there() {
+    let workload = pod("web", 7, true, PortModes::default());
+    let service = Service {
+        hostname: Some("raw.x".into()),
+        resolution: Resolution::Dialled,
+        ..service(&["192.0.2.1", "10.0.0.7"], Vec::new())
+    };
+    let parts = Parts {
+        workloads: vec![Arc::clone(&workload)],
+        services: vec![Arc::new(service)],
+        ..Parts::default()
+    };
+    let snapshot = Snapshot::new(1, parts);
+    let first = tables(&snapshot, &NodeView::default(), &Tables::default());
+    for (addr, meshed) in [("192.0.2.1", false), ("10.0.0.7", true)] {
+        let addr: IpAddr = addr.parse().unwrap();
+        let entry = &first.services[&Frontend { addr, port: 80, protocol: Protocol::Tcp }];
+        assert_eq!(entry.count, 1, "{addr}");
+        let slots = &first.backends[&entry.slots];
+        assert_eq!((slots[0].addr, slots[0].peer.meshed), (SocketAddr::new(addr, 80), meshed));
+    }
+    let second = tables(&snapshot, &NodeView::default(), &first);
+    assert!(second.backends.iter().all(|(id, slots)| Arc::ptr_eq(slots, &first.backends[id])));
 }

@@ -77,19 +77,19 @@ impl Arrangement {
         let default = Balancing::default();
         let balancing = policy.map_or(&default, |policy| &policy.balancing);
         let outlier = policy.and_then(|policy| policy.outlier.as_ref());
-        let places: Vec<Place> = members.iter().map(|member| place(member.workload.as_deref())).collect();
+        let places: Vec<Place> = members.iter().map(place_of).collect();
         let candidates: Vec<Candidate<'_>> = members
             .iter()
             .zip(&places)
             .map(|(member, place)| Candidate {
                 addr: member.addr,
-                weight: 1,
-                located: located(place, member.workload.as_deref()),
+                weight: member.traits.as_ref().map_or(1, |traits| traits.weight.max(1)),
+                located: located(place, member),
                 since: now,
             })
             .collect();
         let own = place(client);
-        let client = located(&own, client);
+        let client = Located { place: &own, labels: client.map_or(&NO_LABELS, |client| &client.labels) };
         let balancer = match before {
             Some(before) => {
                 let mut balancer = before.balancer.borrow().clone();
@@ -138,6 +138,19 @@ fn place(workload: Option<&Workload>) -> Place {
     }
 }
 
-fn located<'a>(place: &'a Place, workload: Option<&'a Workload>) -> Located<'a> {
-    Located { place, labels: workload.map_or(&NO_LABELS, |workload| &workload.labels) }
+/// Where an endpoint is: where a resource says, else where its workload is.
+fn place_of(member: &Member) -> Place {
+    let own = place(member.workload.as_deref());
+    match member.traits.as_ref().and_then(|traits| traits.locality.as_deref()) {
+        Some(locality) => {
+            let Place { region, zone, subzone, .. } = Place::parse(locality);
+            Place { region, zone, subzone, ..own }
+        }
+        None => own,
+    }
+}
+
+fn located<'a>(place: &'a Place, member: &'a Member) -> Located<'a> {
+    let of_workload = || member.workload.as_ref().map_or(&NO_LABELS, |workload| &workload.labels);
+    Located { place, labels: member.traits.as_ref().map_or_else(of_workload, |traits| &traits.labels) }
 }

@@ -18,7 +18,7 @@ use mesh_core::{
         cluster::{Algorithm, Cluster},
         scope::Labels,
     },
-    snapshot::{Endpoint, Service, Snapshot, Workload},
+    snapshot::{Endpoint, Resolution, Service, Snapshot, Traits, Workload},
 };
 
 use super::{
@@ -34,6 +34,8 @@ use crate::{connections::Live, worker::Worker};
 pub(crate) struct Member {
     pub(crate) addr: SocketAddr,
     pub(crate) workload: Option<Arc<Workload>>,
+    /// What a resource says of the endpoint itself.
+    pub(crate) traits: Option<Arc<Traits>>,
     /// Requests and connections outstanding from this worker.
     pub(crate) load: Rc<Cell<u32>>,
 }
@@ -128,8 +130,8 @@ impl Endpoints {
             return Err(Unchosen::NoCluster);
         }
         let traffic = policy.map(|cluster| &cluster.policy);
-        let is_passed_through =
-            traffic.is_some_and(|policy| policy.balancing.algorithm == Algorithm::Passthrough);
+        let is_passed_through = service.resolution == Resolution::Dialled
+            || traffic.is_some_and(|policy| policy.balancing.algorithm == Algorithm::Passthrough);
         if is_passed_through && let Some(dialled) = wish.live.original_dst() {
             return Ok(self.address(snapshot, dialled));
         }
@@ -187,7 +189,7 @@ impl Endpoints {
             .map(|endpoint| {
                 let addr = endpoint.socket_addr();
                 let workload = snapshot.workload_of(endpoint).cloned();
-                Member { addr, workload, load: self.load(addr) }
+                Member { addr, workload, traits: endpoint.traits.clone(), load: self.load(addr) }
             })
             .collect();
         if all.iter().any(|member| member.addr.is_ipv4() == v4) {
@@ -224,7 +226,7 @@ impl Endpoints {
     /// An address as the only endpoint.
     fn address(&self, snapshot: &Snapshot, addr: SocketAddr) -> Member {
         let workload = snapshot.workload_at(addr.ip()).cloned();
-        Member { addr, workload, load: self.load(addr) }
+        Member { addr, workload, traits: None, load: self.load(addr) }
     }
 
     fn load(&self, addr: SocketAddr) -> Rc<Cell<u32>> {
@@ -238,8 +240,11 @@ pub(super) fn unfit(snapshot: &Snapshot, endpoint: &Endpoint, labels: Option<&La
         return Some(Unfit::NotReady);
     }
     let labels = labels?;
-    let has_them = snapshot
-        .workload_of(endpoint)
-        .is_some_and(|workload| labels.iter().all(|(key, value)| workload.labels.get(key) == Some(value)));
+    // What a resource says of the endpoint itself counts before what its workload is.
+    let own = match &endpoint.traits {
+        Some(traits) => Some(&traits.labels),
+        None => snapshot.workload_of(endpoint).map(|workload| &workload.labels),
+    };
+    let has_them = own.is_some_and(|own| labels.iter().all(|(key, value)| own.get(key) == Some(value)));
     (!has_them).then_some(Unfit::OtherSubset)
 }

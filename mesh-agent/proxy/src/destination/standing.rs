@@ -10,7 +10,7 @@ use std::{
 use mesh_core::{
     balance::outlier::Record,
     route::cluster::{Cluster, ClusterKey},
-    snapshot::{Service, Snapshot, Workload},
+    snapshot::{Service, Snapshot, Traits, Workload},
 };
 
 use super::{
@@ -38,6 +38,8 @@ pub struct EndpointStanding {
     pub addr: SocketAddr,
     /// Its pod.
     pub workload: Option<Arc<Workload>>,
+    /// What a resource says of the endpoint itself.
+    pub traits: Option<Arc<Traits>>,
     /// Its weight among its siblings.
     pub weight: u32,
     /// Priority class, 0 is used first; `None`: it gets nothing by locality, or is unfit.
@@ -62,6 +64,7 @@ pub(crate) fn standings(
         .map(|endpoint| EndpointStanding {
             addr: endpoint.socket_addr(),
             workload: snapshot.workload_of(endpoint).cloned(),
+            traits: endpoint.traits.clone(),
             weight: 1,
             class: None,
             unfit: unfit(snapshot, endpoint, labels),
@@ -77,7 +80,12 @@ pub(crate) fn standings(
     let members: Vec<Member> = all
         .iter()
         .filter(|row| row.unfit.is_none())
-        .map(|row| Member { addr: row.addr, workload: row.workload.clone(), load: Default::default() })
+        .map(|row| Member {
+            addr: row.addr,
+            workload: row.workload.clone(),
+            traits: row.traits.clone(),
+            load: Default::default(),
+        })
         .collect();
     let arrangement =
         Arrangement::new(&members, client, policy.map(|cluster| &cluster.policy), None, Duration::ZERO, 0);

@@ -92,10 +92,9 @@ impl EdgeLabels {
                 source_version: source.version,
                 source_cluster: source.cluster,
             },
-            destination_service: service.map_or_else(
-                || UNKNOWN.to_owned(),
-                |name| format!("{}.{}.svc.{domain}", name.name, name.namespace),
-            ),
+            destination_service: parties
+                .service
+                .map_or_else(|| UNKNOWN.to_owned(), |service| service.host(domain).into_owned()),
             destination_service_namespace: service.map_or_else(unknown, |name| Arc::clone(&name.namespace)),
             destination_service_name: service.map_or_else(unknown, |name| Arc::clone(&name.name)),
             destination: DestinationLabels {

@@ -198,7 +198,7 @@ pub(super) fn service(name: &str, vip: IpAddr, endpoints: Vec<Endpoint>) -> Serv
 
 /// A ready endpoint.
 pub(super) fn endpoint(addr: SocketAddr, workload: Option<WorkloadId>) -> Endpoint {
-    Endpoint { addr: addr.ip(), port: addr.port(), workload, ready: true, hostname: None }
+    Endpoint { addr: addr.ip(), port: addr.port(), workload, ready: true, hostname: None, traits: None }
 }
 
 impl World {

@@ -79,8 +79,14 @@ fn scene(mode: Mode) -> (Arc<Snapshot>, FakeTables) {
         (true, vec![ip("10.2.0.3")], "n2".into(), mode);
     let mut service = Service::named(Name::new("shop", "web"));
     service.vips = vec![ip("10.96.0.1")];
-    let endpoint =
-        |addr| Endpoint { addr: ip(addr), port: 8080, workload: None, ready: true, hostname: None };
+    let endpoint = |addr| Endpoint {
+        addr: ip(addr),
+        port: 8080,
+        workload: None,
+        ready: true,
+        hostname: None,
+        traits: None,
+    };
     service.ports = vec![ServicePort {
         name: "".into(),
         port: 80,

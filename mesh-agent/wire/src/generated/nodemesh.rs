@@ -204,7 +204,7 @@ pub struct ServiceEndpoints {
     pub endpoints: ::prost::alloc::vec::Vec<Endpoint>,
 }
 /// One address behind a port of a service.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Endpoint {
     /// Name of the service's port.
     #[prost(string, tag = "1")]
@@ -233,6 +233,9 @@ pub struct Endpoint {
     /// The workload, when it is OTHER.
     #[prost(fixed64, tag = "9")]
     pub owner_id: u64,
+    /// What is said of the endpoint itself.
+    #[prost(message, optional, tag = "10")]
+    pub traits: ::core::option::Option<Traits>,
 }
 /// About a service, in its `extensions`. When present, it and not Istio's fields says what the service is.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -261,9 +264,66 @@ pub struct ServiceFacts {
     /// Ports, in order.
     #[prost(message, repeated, tag = "8")]
     pub ports: ::prost::alloc::vec::Vec<ServicePort>,
-    /// Services that have an address and port which this one claims as well.
+    /// Services that have an address and port, or a host, which this one claims as well.
     #[prost(message, repeated, tag = "9")]
     pub yields_to: ::prost::alloc::vec::Vec<Name>,
+    /// The host of a service that Kubernetes does not know, which is its name too.
+    #[prost(string, optional, tag = "10")]
+    pub hostname: ::core::option::Option<::prost::alloc::string::String>,
+    /// Outside the mesh.
+    #[prost(bool, tag = "11")]
+    pub external: bool,
+    /// Networks that lead to it.
+    #[prost(message, repeated, tag = "12")]
+    pub networks: ::prost::alloc::vec::Vec<Cidr>,
+    /// Connections go to the address that was dialled.
+    #[prost(bool, tag = "13")]
+    pub dialled: bool,
+    /// What DNS says are endpoints besides.
+    #[prost(message, optional, tag = "14")]
+    pub dns: ::core::option::Option<DnsResolution>,
+}
+/// Names that lead to a service's endpoints.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DnsResolution {
+    /// One address at a time.
+    #[prost(bool, tag = "1")]
+    pub one_at_a_time: bool,
+    /// The names.
+    #[prost(message, repeated, tag = "2")]
+    pub names: ::prost::alloc::vec::Vec<DnsEndpoint>,
+}
+/// A name whose addresses are endpoints.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DnsEndpoint {
+    /// The name.
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+    /// The target of each of the service's ports.
+    #[prost(uint32, repeated, tag = "2")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
+    /// What is said of the endpoints.
+    #[prost(message, optional, tag = "3")]
+    pub traits: ::core::option::Option<Traits>,
+}
+/// What a resource says of an endpoint, whatever workload is there.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Traits {
+    /// Labels.
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Region, zone and subzone with slashes between them.
+    #[prost(string, optional, tag = "2")]
+    pub locality: ::core::option::Option<::prost::alloc::string::String>,
+    /// Share among its siblings.
+    #[prost(uint32, tag = "3")]
+    pub weight: u32,
+    /// Network, if not the mesh's own.
+    #[prost(string, optional, tag = "4")]
+    pub network: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// Session affinity by client address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -49,6 +49,8 @@ pub struct Encoder {
     claims: Claims,
     /// Services by the addresses they claim.
     frontends: HashMap<IpAddr, BTreeSet<Name>>,
+    /// Services by the host they declare.
+    hosts: HashMap<Arc<str>, BTreeSet<Name>>,
     /// Policies that say modes to foreign clients, and how many pods have them.
     modes: BTreeMap<Name, (usize, Authorization)>,
     names: BTreeSet<(Kind, String)>,
@@ -181,21 +183,40 @@ impl Encoder {
                     }
                 }
             }
+            if let Some(before) = before
+                && let Some(host) = &before.hostname
+                && let Some(names) = self.hosts.get_mut(host)
+            {
+                names.remove(&before.name);
+                encode.extend(names.iter().cloned());
+                if names.is_empty() {
+                    self.hosts.remove(host);
+                }
+            }
+            if let (Some(before), Some(after)) = (before, after)
+                && before.hostname != after.hostname
+            {
+                changes.remove(Kind::Address, service::resource_name(before, old.mesh()));
+            }
             if let Some(after) = after {
+                if let Some(host) = &after.hostname {
+                    self.hosts.entry(Arc::clone(host)).or_default().insert(after.name.clone());
+                }
                 for addr in after.frontend_addrs() {
                     self.frontends.entry(addr).or_default().insert(after.name.clone());
                 }
                 encode.insert(after.name.clone());
             } else if let Some(before) = before {
-                changes.remove(Kind::Address, service::resource_name(&before.name, old.mesh()));
+                changes.remove(Kind::Address, service::resource_name(before, old.mesh()));
             }
         }
-        // Who has a contested address may change without any of the services.
+        // Who has a contested address or host may change without any of the services.
         encode.extend(self.frontends.values().filter(|names| names.len() > 1).flatten().cloned());
+        encode.extend(self.hosts.values().filter(|names| names.len() > 1).flatten().cloned());
         for service in encode.iter().filter_map(|name| new.service(name)) {
             let (message, aliases) = service::encode(service, new);
             let address = wds::Address { r#type: Some(wds::address::Type::Service(message)) };
-            let name = service::resource_name(&service.name, new.mesh());
+            let name = service::resource_name(service, new.mesh());
             changes.set(Kind::Address, name, Encoded::new(&address, aliases));
         }
     }

@@ -4,10 +4,15 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use mesh_core::{
     id::ServiceId,
-    snapshot::{Mesh, Name, Protocol, Service, ServicePort, Snapshot},
+    snapshot::{
+        DnsEndpoint, DnsResolution, Mesh, Name, Protocol, Resolution, Service, ServicePort, Snapshot, Traits,
+    },
 };
 
-use super::value::{self, Located, Problem, each, text_at};
+use super::{
+    policy,
+    value::{self, Located, Problem, each, text_at},
+};
 use crate::proto::{
     nodemesh,
     workload::{self, load_balancing},
@@ -15,6 +20,8 @@ use crate::proto::{
 
 /// Most ports of one service.
 const PORTS_MAX: usize = 4096;
+/// Most labels of one endpoint.
+const LABELS_MAX: usize = 4096;
 
 /// A decoded service, without endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,14 +34,9 @@ pub(super) struct Decoded {
     pub(super) targets: Vec<(u16, u16)>,
 }
 
-/// Full DNS name of a service.
-pub(super) fn hostname(name: &Name, mesh: &Mesh) -> String {
-    format!("{}.{}.svc.{}", name.name, name.namespace, mesh.cluster_domain)
-}
-
 /// xDS name of a service.
-pub(super) fn resource_name(name: &Name, mesh: &Mesh) -> String {
-    format!("{}/{}", name.namespace, hostname(name, mesh))
+pub(super) fn resource_name(service: &Service, mesh: &Mesh) -> String {
+    format!("{}/{}", service.name.namespace, service.host(&mesh.cluster_domain))
 }
 
 /// Encodes a service; also the other names it can be asked for.
@@ -55,6 +57,10 @@ pub(super) fn encode(service: &Service, snapshot: &Snapshot) -> (workload::Servi
             addresses.push(addr);
         }
     }
+    if let Some(host) = &service.hostname {
+        let before = snapshot.services_declaring(host).iter().take_while(|name| **name != service.name);
+        yields_to.extend(before.cloned());
+    }
     let facts = nodemesh::ServiceFacts {
         id: service.id.0,
         vips: service.vips.iter().copied().map(value::address_bytes).collect(),
@@ -67,6 +73,14 @@ pub(super) fn encode(service: &Service, snapshot: &Snapshot) -> (workload::Servi
         publish_not_ready: service.publish_not_ready,
         ports: service.ports.iter().map(port_value).collect(),
         yields_to: yields_to.iter().map(value::name_value).collect(),
+        hostname: service.hostname.as_deref().map(str::to_owned),
+        external: service.external,
+        networks: service.networks.iter().map(policy::cidr_value).collect(),
+        dialled: service.resolution == Resolution::Dialled,
+        dns: match &service.resolution {
+            Resolution::Dns(dns) => Some(dns_value(dns)),
+            Resolution::Listed | Resolution::Dialled => None,
+        },
     };
     let network_address =
         |addr| workload::NetworkAddress { network: String::new(), address: value::address_bytes(addr) };
@@ -81,16 +95,65 @@ pub(super) fn encode(service: &Service, snapshot: &Snapshot) -> (workload::Servi
         // One that stands for another name must not answer for its own: clients forward what they do not know.
         hostname: match service.external_name {
             Some(_) => String::new(),
-            None => hostname(&service.name, mesh),
+            None => service.host(&mesh.cluster_domain).into_owned(),
         },
         addresses: addresses.iter().copied().map(network_address).collect(),
         // Each workload names its own target port.
         ports: tcp.map(|port| workload::Port { service_port: port.port.into(), target_port: 0 }).collect(),
+        subject_alt_names: service.subject_alt_names.iter().map(ToString::to_string).collect(),
         load_balancing,
         extensions: vec![value::facts_value("ServiceFacts", &facts)],
         ..Default::default()
     };
     (message, addresses.into_iter().map(|addr| format!("/{addr}")).collect())
+}
+
+fn dns_value(dns: &DnsResolution) -> nodemesh::DnsResolution {
+    let name = |name: &DnsEndpoint| nodemesh::DnsEndpoint {
+        host: name.host.to_string(),
+        ports: name.ports.iter().map(|port| u32::from(*port)).collect(),
+        traits: name.traits.as_deref().map(traits_value),
+    };
+    nodemesh::DnsResolution { one_at_a_time: dns.one_at_a_time, names: dns.names.iter().map(name).collect() }
+}
+
+fn decode_dns(dns: &nodemesh::DnsResolution) -> Result<DnsResolution, Located> {
+    let name = |name: &nodemesh::DnsEndpoint| {
+        if name.ports.len() > PORTS_MAX {
+            return Err(Problem::TooMany(name.ports.len()));
+        }
+        Ok(DnsEndpoint {
+            host: value::text(&name.host)?,
+            ports: name.ports.iter().map(|port| value::port(*port)).collect::<Result<_, _>>()?,
+            traits: traits(name.traits.as_ref())?,
+        })
+    };
+    Ok(DnsResolution { one_at_a_time: dns.one_at_a_time, names: each("dns.names", &dns.names, name)? })
+}
+
+/// What is said of an endpoint, encoded.
+pub(super) fn traits_value(traits: &Traits) -> nodemesh::Traits {
+    nodemesh::Traits {
+        labels: traits.labels.iter().map(|(key, text)| (key.to_string(), text.to_string())).collect(),
+        locality: traits.locality.as_deref().map(str::to_owned),
+        weight: traits.weight,
+        network: traits.network.as_deref().map(str::to_owned),
+    }
+}
+
+/// What is said of an endpoint.
+pub(super) fn traits(message: Option<&nodemesh::Traits>) -> Result<Option<Arc<Traits>>, Problem> {
+    let Some(message) = message else { return Ok(None) };
+    if message.labels.len() > LABELS_MAX {
+        return Err(Problem::TooMany(message.labels.len()));
+    }
+    let labels = message.labels.iter().map(|(key, text)| Ok((value::text(key)?, value::text(text)?)));
+    Ok(Some(Arc::new(Traits {
+        labels: labels.collect::<Result<_, Problem>>()?,
+        locality: message.locality.as_deref().map(value::text).transpose()?,
+        weight: message.weight,
+        network: message.network.as_deref().map(value::text).transpose()?,
+    })))
 }
 
 fn port_value(port: &ServicePort) -> nodemesh::ServicePort {
@@ -108,7 +171,10 @@ pub(super) fn decode(message: &workload::Service) -> Result<Decoded, Located> {
     match value::facts::<nodemesh::ServiceFacts>(&message.extensions)? {
         Some(facts) => {
             let name = Name { namespace, name: text_at("service.name", &message.name)? };
-            decode_facts(name, &facts).map_err(|e| e.within("facts"))
+            let mut decoded = decode_facts(name, &facts).map_err(|e| e.within("facts"))?;
+            decoded.service.subject_alt_names =
+                each("service.subject_alt_names", &message.subject_alt_names, |text| value::text(text))?;
+            Ok(decoded)
         }
         None => decode_foreign(namespace, message).map_err(|e| e.within("service")),
     }
@@ -133,7 +199,16 @@ fn decode_facts(name: Name, facts: &nodemesh::ServiceFacts) -> Result<Decoded, L
     let service = Service {
         id: ServiceId(facts.id),
         name,
+        hostname: facts.hostname.as_deref().map(|host| text_at("hostname", host)).transpose()?,
+        external: facts.external,
         vips: each("vips", &facts.vips, |bytes| value::address(bytes))?,
+        networks: each("networks", &facts.networks, |net| value::cidr(&net.address, net.length))?,
+        resolution: match &facts.dns {
+            Some(dns) => Resolution::Dns(decode_dns(dns)?),
+            None if facts.dialled => Resolution::Dialled,
+            None => Resolution::Listed,
+        },
+        subject_alt_names: Vec::new(),
         external_ips: each("external_addresses", &facts.external_addresses, |bytes| value::address(bytes))?,
         headless: facts.headless,
         external_name: facts
@@ -161,7 +236,8 @@ fn few<T>(ports: &[T]) -> Result<&[T], Located> {
 fn decode_foreign(namespace: Arc<str>, message: &workload::Service) -> Result<Decoded, Located> {
     let in_cluster = format!("{}.{}.svc.", message.name, message.namespace);
     // One ServiceEntry may have many hosts: only they tell its services apart.
-    let own_name = if message.hostname.starts_with(&in_cluster) { &message.name } else { &message.hostname };
+    let is_own = message.hostname.is_empty() || message.hostname.starts_with(&in_cluster);
+    let own_name = if is_own { &message.name } else { &message.hostname };
     let name = Name { namespace, name: text_at("name", own_name)? };
     let vips: Vec<_> = each("addresses", &message.addresses, |a| value::address(&a.address))?;
     let ports: Vec<(u16, u16)> =
@@ -179,6 +255,8 @@ fn decode_foreign(namespace: Arc<str>, message: &workload::Service) -> Result<De
         .is_some_and(|lb| lb.health_policy == i32::from(load_balancing::HealthPolicy::AllowAll));
     let service = Service {
         id: ServiceId::of_service(&name.namespace, &name.name),
+        hostname: (!is_own).then(|| Arc::clone(&name.name)),
+        subject_alt_names: each("subject_alt_names", &message.subject_alt_names, |text| value::text(text))?,
         headless: vips.is_empty(),
         vips,
         publish_not_ready,

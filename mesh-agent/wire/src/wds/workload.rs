@@ -224,7 +224,7 @@ fn foreign_services(
             && addresses.contains(&endpoint.addr)
             && (endpoint.ready || !is_ready);
         if is_told {
-            let ports = &mut services.entry(service::resource_name(&service.name, mesh)).or_default().ports;
+            let ports = &mut services.entry(service::resource_name(service, mesh)).or_default().ports;
             let told = workload::Port { service_port: port.port.into(), target_port: endpoint.port.into() };
             if !ports.contains(&told) {
                 ports.push(told);
@@ -259,6 +259,7 @@ fn endpoints_value(
             hostname: endpoint.hostname.as_deref().map(str::to_owned),
             owner: owner.into(),
             owner_id,
+            traits: endpoint.traits.as_deref().map(service::traits_value),
         };
         let name = value::name_value(&service.name);
         match services.last_mut() {
@@ -422,6 +423,7 @@ fn decode_endpoints(
                     workload,
                     ready: !endpoint.not_ready,
                     hostname: endpoint.hostname.as_deref().map(value::text).transpose()?,
+                    traits: service::traits(endpoint.traits.as_ref())?,
                 },
             })
         };
@@ -453,7 +455,14 @@ fn decode_foreign(message: &workload::Workload) -> Result<Decoded, Located> {
             endpoints.extend(addresses.iter().map(|addr| Serving {
                 service: service.clone(),
                 port: PortRef::Number(number),
-                endpoint: Endpoint { addr: *addr, port: target, workload: Some(id), ready, hostname: None },
+                endpoint: Endpoint {
+                    addr: *addr,
+                    port: target,
+                    workload: Some(id),
+                    ready,
+                    hostname: None,
+                    traits: None,
+                },
             }));
         }
         value::bounded("services", &endpoints)?;

@@ -7,7 +7,8 @@ use std::{
 
 use mesh_core::{
     route::{
-        cluster::{self, Balancing, Cluster, ClusterKey, ConnectionPool, Locality},
+        cluster::{self, Balancing, ClientTls, ClientTlsMode, Cluster, ClusterKey, ConnectionPool, Locality},
+        matching::StringMatch,
         scope::{InNamespace, Scoped},
     },
     snapshot::{Name, Service},
@@ -21,6 +22,28 @@ use crate::resource::{
     destination_rule::{self as spec, Settings, Subset},
     is_within,
 };
+
+/// Where servers show a certificate and no rule says of which name, those of the service's ServiceEntry (S47).
+fn expect_names(scoped: &mut Scoped<Cluster>, names: &[Arc<str>]) {
+    if names.is_empty() {
+        return;
+    }
+    let of_namespaces = scoped
+        .by_namespace
+        .values_mut()
+        .flat_map(|own| own.selected.iter_mut().map(|(_, cluster)| cluster).chain(own.all.as_mut()));
+    for cluster in scoped.default.as_mut().into_iter().chain(of_namespaces) {
+        let wants = |tls: &ClientTls| {
+            matches!(tls.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual)
+                && tls.subject_alt_names.is_empty()
+        };
+        if cluster.policy.tls.as_ref().is_some_and(wants)
+            && let Some(tls) = &mut Arc::make_mut(cluster).policy.tls
+        {
+            tls.subject_alt_names = names.iter().cloned().map(StringMatch::Exact).collect();
+        }
+    }
+}
 
 /// All DestinationRules.
 pub(super) struct DestinationRules<'a> {
@@ -105,7 +128,9 @@ impl<'a> DestinationRules<'a> {
             }
             if default.is_some() || !by_namespace.is_empty() {
                 let key = ClusterKey { service: service.name.clone(), port, subset: subset.cloned() };
-                clusters.insert(key, Scoped { default, by_namespace });
+                let mut scoped = Scoped { default, by_namespace };
+                expect_names(&mut scoped, &service.subject_alt_names);
+                clusters.insert(key, scoped);
             }
         }
     }

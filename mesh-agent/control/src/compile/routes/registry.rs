@@ -11,15 +11,19 @@ const ALIASES_MAX: usize = 8;
 
 /// The full name of a service, as tables have it.
 pub(super) fn host(service: &Service, mesh: &Mesh) -> Arc<str> {
-    let Name { namespace, name } = &service.name;
-    format!("{name}.{namespace}.svc.{}", mesh.cluster_domain).into()
+    match &service.hostname {
+        Some(host) => Arc::clone(host),
+        None => service.host(&mesh.cluster_domain).into(),
+    }
 }
 
 /// The services.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     services: BTreeMap<Name, Arc<Service>>,
-    /// Sorted: a Kubernetes service before others of its host (S53).
+    /// Services of hosts that Kubernetes does not know, by precedence.
+    order: Vec<Name>,
+    /// Names of services by host, a Kubernetes service before others (S53), then by precedence (S57).
     by_host: BTreeMap<Arc<str>, Vec<Name>>,
     domain: Arc<str>,
 }
@@ -33,22 +37,24 @@ impl Registry {
     ) -> bool {
         let mut changed = mesh.cluster_domain != self.domain;
         let mut now: BTreeMap<Name, Arc<Service>> = BTreeMap::new();
+        let mut order = Vec::with_capacity(self.order.len());
         for service in services {
+            if service.hostname.is_some() {
+                order.push(service.name.clone());
+            }
             changed |= self.services.get(&service.name).is_none_or(|known| !is_alike(known, service));
             now.insert(service.name.clone(), Arc::clone(service));
         }
-        changed |= now.len() != self.services.len();
+        changed |= now.len() != self.services.len() || order != self.order;
+        self.order = order;
         self.services = now;
         if changed {
             self.domain = Arc::clone(&mesh.cluster_domain);
             self.by_host.clear();
-            for service in self.services.values() {
+            let own = self.services.values().filter(|service| service.hostname.is_none());
+            let declared = self.order.iter().filter_map(|name| self.services.get(name));
+            for service in own.chain(declared) {
                 self.by_host.entry(host(service, mesh)).or_default().push(service.name.clone());
-            }
-            for (host, names) in &mut self.by_host {
-                let suffix = format!(".svc.{}", mesh.cluster_domain);
-                let is_own = |name: &Name| format!("{}.{}{suffix}", name.name, name.namespace) == **host;
-                names.sort_by_key(|name| (!is_own(name), name.clone()));
             }
         }
         changed
@@ -98,6 +104,8 @@ fn is_alike(one: &Arc<Service>, other: &Arc<Service>) -> bool {
     let shape = |port: &ServicePort| (port.port, port.protocol, port.name.clone(), port.app_protocol.clone());
     Arc::ptr_eq(one, other)
         || (one.external_name == other.external_name
+            && one.hostname == other.hostname
+            && one.subject_alt_names == other.subject_alt_names
             && one.ports.len() == other.ports.len()
             && one.ports.iter().zip(&other.ports).all(|(a, b)| shape(a) == shape(b)))
 }

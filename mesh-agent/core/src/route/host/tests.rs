@@ -108,7 +108,7 @@ fn s7_every_alias_of_a_service_means_its_full_name() {
         match expected {
             Some(host) => {
                 assert_eq!(resolved.host, host, "{authority}");
-                assert_eq!(Some(resolved.service.unwrap()), snapshot.service_by_host(host));
+                assert_eq!(Some(resolved.service.unwrap()), snapshot.service_by_host("", host));
             }
             None => {
                 assert_eq!(resolved.host, Authority::parse(authority).name(), "{authority}");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use mesh_core::{
-    id::WorkloadId,
+    id::{ServiceId, WorkloadId},
     identity::Identity,
     mode::{Mode, ModeSources, PortModes},
     policy::{
@@ -18,7 +18,8 @@ use mesh_core::{
     },
     route::{defaults::MeshDefaults, scope::OutboundPolicy},
     snapshot::{
-        Endpoint, Mesh, Name, Parts, PodSettings, Protocol, Service, ServicePort, Snapshot, Tunnel, Workload,
+        DnsEndpoint, DnsResolution, Endpoint, Mesh, Name, Parts, PodSettings, Protocol, Resolution, Service,
+        ServicePort, Snapshot, Traits, Tunnel, Workload,
     },
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -205,12 +206,38 @@ fn pod() -> impl Strategy<Value = Workload> {
 }
 
 fn endpoint() -> impl Strategy<Value = (Endpoint, Option<Name>)> {
-    (addr(), port(), option::of(name()), any::<bool>(), option::of(word())).prop_map(
-        |(addr, port, owner, ready, hostname)| {
-            (Endpoint { addr, port, workload: None, ready, hostname }, owner)
+    (addr(), port(), option::of(name()), any::<bool>(), option::of(word()), traits()).prop_map(
+        |(addr, port, owner, ready, hostname, traits)| {
+            (Endpoint { addr, port, workload: None, ready, hostname, traits }, owner)
         },
     )
 }
+
+fn traits() -> impl Strategy<Value = Option<Arc<Traits>>> {
+    let labels = prop::collection::btree_map(word(), word(), 0..2);
+    let traits = (labels, option::of(word()), 0u32..3, option::of(word())).prop_map(
+        |(labels, locality, weight, network)| Arc::new(Traits { labels, locality, weight, network }),
+    );
+    option::weighted(0.3, traits)
+}
+
+fn resolution() -> impl Strategy<Value = Resolution> {
+    let name = (word(), vec(port(), 0..3), traits()).prop_map(|(host, ports, traits)| DnsEndpoint {
+        host,
+        ports,
+        traits,
+    });
+    let dns = (any::<bool>(), vec(name, 0..3))
+        .prop_map(|(one_at_a_time, names)| Resolution::Dns(DnsResolution { one_at_a_time, names }));
+    prop_oneof![3 => Just(Resolution::Listed), 1 => Just(Resolution::Dialled), 1 => dns]
+}
+
+/// What only services of hosts have, if it is one: a host that services of several namespaces may have.
+fn declared() -> impl Strategy<Value = Option<Declared>> {
+    option::weighted(0.3, (select(vec!["a.x", "b.x", "*.x"]), any::<bool>(), vec(net(), 0..2), resolution()))
+}
+
+type Declared = (&'static str, bool, Vec<ipnet::IpNet>, Resolution);
 
 type Owned = Vec<Vec<(Endpoint, Option<Name>)>>;
 
@@ -230,8 +257,9 @@ fn service() -> impl Strategy<Value = (Service, Owned)> {
         option::weighted(0.1, word()),
         affinity,
         any::<[bool; 2]>(),
+        (declared(), vec(word(), 0..2)),
     )
-        .prop_map(|(name, vips, external_ips, ports, external_name, affinity, flags)| {
+        .prop_map(|(name, vips, external_ips, ports, external_name, affinity, flags, declared)| {
             let (ports, owned) = ports
                 .into_iter()
                 .map(|((port, protocol), (name, app_protocol, endpoints))| {
@@ -246,7 +274,20 @@ fn service() -> impl Strategy<Value = (Service, Owned)> {
                 affinity,
                 publish_not_ready: flags[1],
                 ports,
+                subject_alt_names: declared.1,
                 ..Service::named(name)
+            };
+            let service = match declared.0 {
+                None => service,
+                Some((host, external, networks, resolution)) => Service {
+                    id: ServiceId::of_service(&service.name.namespace, host),
+                    name: Name::new(Arc::clone(&service.name.namespace), host),
+                    hostname: Some(host.into()),
+                    external,
+                    networks,
+                    resolution,
+                    ..service
+                },
             };
             (service, owned)
         })
