@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::str::FromStr as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ use crate::world::{NAMESERVER4, Node};
 /// The longest answer that goes by UDP; longer ones are truncated, as without EDNS.
 const UDP_BYTES: usize = 512;
 
+/// How long answers are good for, in seconds, where a test says nothing else.
+const TTL_S: u32 = 5;
+
 /// How often the loops look whether they shall end.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -30,7 +33,8 @@ pub struct NameServer {
 
 #[derive(Debug)]
 struct Shared {
-    records: BTreeMap<Name, Vec<IpAddr>>,
+    records: Mutex<BTreeMap<Name, Vec<IpAddr>>>,
+    ttl_s: AtomicU32,
     asked: Mutex<Vec<Question>>,
     stopped: AtomicBool,
 }
@@ -75,8 +79,12 @@ impl NameServer {
         let made =
             place.run(|| UdpSocket::bind(address).and_then(|udp| Ok((udp, TcpListener::bind(address)?))));
         let (datagrams, listener) = made.map_err(io::Error::other)??;
-        let shared =
-            Arc::new(Shared { records: known, asked: Mutex::default(), stopped: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            records: Mutex::new(known),
+            ttl_s: AtomicU32::new(TTL_S),
+            asked: Mutex::default(),
+            stopped: AtomicBool::new(false),
+        });
         datagrams.set_read_timeout(Some(POLL))?;
         listener.set_nonblocking(true)?;
         let (by_udp, by_tcp) = (Arc::clone(&shared), Arc::clone(&shared));
@@ -89,6 +97,30 @@ impl NameServer {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Let a name have these addresses from now on.
+    ///
+    /// # Errors
+    /// When it is no name.
+    pub fn set(&self, name: &str, addresses: Vec<IpAddr>) -> io::Result<()> {
+        let name = Name::from_str(name).map_err(io::Error::other)?.to_lowercase();
+        lock(&self.shared.records).insert(name, addresses);
+        Ok(())
+    }
+
+    /// Let a name not exist from now on.
+    ///
+    /// # Errors
+    /// When it is no name.
+    pub fn forget(&self, name: &str) -> io::Result<()> {
+        lock(&self.shared.records).remove(&Name::from_str(name).map_err(io::Error::other)?.to_lowercase());
+        Ok(())
+    }
+
+    /// Let answers be good for so many seconds from now on.
+    pub fn set_ttl(&self, seconds: u32) {
+        self.shared.ttl_s.store(seconds, Ordering::Relaxed);
     }
 
     /// What it was asked so far, oldest first.
@@ -153,7 +185,8 @@ impl Shared {
         message.metadata.message_type = MessageType::Response;
         message.metadata.recursion_available = true;
         message.additionals.clear();
-        match self.records.get(&name) {
+        let ttl_s = self.ttl_s.load(Ordering::Relaxed);
+        match lock(&self.records).get(&name) {
             None => message.metadata.response_code = ResponseCode::NXDomain,
             Some(addresses) => {
                 let data = addresses.iter().filter_map(|address| match address {
@@ -162,7 +195,7 @@ impl Shared {
                     _ => None,
                 });
                 message.answers =
-                    data.map(|data| Record::from_rdata(question.name().clone(), 5, data)).collect();
+                    data.map(|data| Record::from_rdata(question.name().clone(), ttl_s, data)).collect();
             }
         }
         let bytes = message.to_vec().ok()?;

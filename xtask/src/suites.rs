@@ -34,7 +34,7 @@ pub(crate) enum Place {
 /// there. What their worlds need of a kernel (redirection, arrivals, tickets, tunnels between nodes, connections that a
 /// policy ends) is tested there by `arrivals`, `connect_shapes`, `crash`, `original_destination`, `policy_changes`, `trust`
 /// and others.
-const AGENT_SUITES: [&str; 21] = [
+const AGENT_SUITES: [&str; 22] = [
     "authorization_policy",
     "balance",
     "bookinfo",
@@ -55,6 +55,7 @@ const AGENT_SUITES: [&str; 21] = [
     "relay",
     "rotation",
     "scale",
+    "service_entry",
     "streams",
 ];
 

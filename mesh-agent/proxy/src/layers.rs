@@ -5,6 +5,7 @@
 //! - All of it is there before a byte of an app is sent; what cannot be had is an error, never left out.
 //! - Time for it is part of the time for the connection.
 
+mod chunked;
 mod connect;
 pub(crate) mod io;
 mod proxy_protocol;
@@ -186,8 +187,8 @@ async fn lay_over(
         }
     };
     if let Some(tunnel) = &layers.policy.tunnel {
-        let early = connect::open(&mut io, tunnel).await?;
-        io.set_early(early);
+        let opened = connect::open(&mut io, tunnel).await?;
+        io = io.through(opened);
     }
     Ok(io)
 }

@@ -1,10 +1,12 @@
-//! A tunnel through an HTTP proxy: one request by HTTP/1.1, then bytes.
+//! A tunnel through an HTTP proxy: one request by HTTP/1.1, then bytes; or bytes as its body and that of the answer.
 //!
 //! Invariant: of the proxy's answer at most [`HEAD_MAX`] bytes are held, and what follows its head belongs to the server.
 
 use bytes::{Bytes, BytesMut};
 use mesh_core::route::cluster::ConnectTunnel;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::chunked::Framing;
 
 /// Bytes of an answer's head.
 const HEAD_MAX: usize = 16 << 10;
@@ -26,28 +28,35 @@ pub(crate) enum TunnelError {
     /// It said no.
     #[error("the proxy refused with {0}")]
     Refused(u16),
-    /// A tunnel by POST.
-    #[error("a tunnel by POST is not supported")]
-    Post,
 }
 
-/// Asks for a tunnel; what came behind the answer is the server's already.
+/// A tunnel that the proxy has agreed to.
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// What came behind its answer: the server's already.
+    pub(super) early: Bytes,
+    /// How the answer's body ends, if bytes are sent as bodies.
+    pub(super) framing: Option<Framing>,
+}
+
+/// Asks for a tunnel.
 ///
 /// # Errors
 /// The proxy did not agree.
 pub(super) async fn open<T: AsyncRead + AsyncWrite + Unpin>(
     io: &mut T,
     tunnel: &ConnectTunnel,
-) -> Result<Bytes, TunnelError> {
-    if tunnel.post {
-        return Err(TunnelError::Post);
-    }
-    let ConnectTunnel { host, port, .. } = tunnel;
+) -> Result<Opened, TunnelError> {
+    let ConnectTunnel { host, port, post } = tunnel;
     let target = match host.parse::<std::net::Ipv6Addr>() {
         Ok(addr) => format!("[{addr}]:{port}"),
         Err(_) => format!("{host}:{port}"),
     };
-    let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
+    let request = if *post {
+        format!("POST / HTTP/1.1\r\nHost: {target}\r\nTransfer-Encoding: chunked\r\n\r\n")
+    } else {
+        format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")
+    };
     io.write_all(request.as_bytes()).await?;
     io.flush().await?;
     let mut held = BytesMut::with_capacity(1024);
@@ -66,7 +75,10 @@ pub(super) async fn open<T: AsyncRead + AsyncWrite + Unpin>(
         let head = held.split_to(end);
         match status(&head).ok_or(TunnelError::Malformed)? {
             100..=199 => {}
-            200..=299 => return Ok(held.freeze()),
+            200..=299 => {
+                let framing = if *post { Some(framing(&head).ok_or(TunnelError::Malformed)?) } else { None };
+                return Ok(Opened { early: held.freeze(), framing });
+            }
             other => return Err(TunnelError::Refused(other)),
         }
     }
@@ -86,6 +98,24 @@ fn status(head: &[u8]) -> Option<u16> {
     (is_over && (100..600).contains(&code)).then_some(code)
 }
 
+/// How the body behind a head ends; `None` where two parsers could read it differently.
+fn framing(head: &[u8]) -> Option<Framing> {
+    let head = std::str::from_utf8(head).ok()?;
+    let fields = head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
+    let of = |name: &'static str| {
+        fields.clone().filter(move |(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    };
+    let (mut codings, mut lengths) = (of("transfer-encoding"), of("content-length"));
+    match (codings.next(), codings.next(), lengths.next(), lengths.next()) {
+        (None, _, None, _) => Some(Framing::Open),
+        (Some(coding), None, None, _) if coding.eq_ignore_ascii_case("chunked") => Some(Framing::Chunked),
+        (None, _, Some(length), None) if length.bytes().all(|byte| byte.is_ascii_digit()) => {
+            length.parse().ok().map(Framing::Length)
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -98,7 +128,7 @@ mod tests {
     }
 
     /// What came of an answer, and what the proxy read.
-    fn ask(host: &str, answer: &[u8]) -> (Result<Bytes, TunnelError>, String) {
+    fn ask(host: &str, answer: &[u8]) -> (Result<Opened, TunnelError>, String) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let (mut ours, mut theirs) = duplex(64 << 10);
@@ -115,11 +145,28 @@ mod tests {
     #[test]
     fn what_follows_the_answer_is_the_servers() {
         let (outcome, asked) = ask("example.com", b"HTTP/1.1 200 OK\r\nvia: x\r\n\r\nhello");
-        assert_eq!(&outcome.unwrap()[..], b"hello");
+        assert_eq!(&outcome.unwrap().early[..], b"hello");
         assert_eq!(asked, "CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n");
         let (outcome, asked) = ask("fd00::1", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 204\r\n\r\n");
-        assert!(outcome.unwrap().is_empty());
+        assert!(outcome.unwrap().early.is_empty());
         assert!(asked.starts_with("CONNECT [fd00::1]:443 "), "{asked}");
+    }
+
+    #[test]
+    fn an_answers_body_ends_in_one_way_only() {
+        let of = |fields: &str| framing(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes());
+        assert_eq!(of("server: x\r\n"), Some(Framing::Open));
+        assert_eq!(of("Transfer-Encoding: Chunked\r\n"), Some(Framing::Chunked));
+        assert_eq!(of("content-length: 12\r\n"), Some(Framing::Length(12)));
+        for unclear in [
+            "transfer-encoding: chunked\r\ncontent-length: 1\r\n",
+            "transfer-encoding: gzip, chunked\r\n",
+            "content-length: 1\r\ncontent-length: 2\r\n",
+            "content-length: +1\r\n",
+            "content-length: 99999999999999999999\r\n",
+        ] {
+            assert_eq!(of(unclear), None, "{unclear}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
 
+use super::{chunked::Chunked, connect::Opened};
 use crate::{
     connections::Live, hbone::tunnel::TunnelIo, outbound::Transport, stream::Stream, worker::Worker,
 };
@@ -30,9 +31,16 @@ pub(crate) enum Raw {
 }
 
 #[derive(Debug)]
-enum Way {
+enum Base {
     Raw(Raw),
     Tls(Box<TlsStream<Raw>>),
+}
+
+#[derive(Debug)]
+enum Way {
+    Plain(Base),
+    /// As bodies of an exchange with an HTTP proxy.
+    Posted(Box<Chunked<Base>>),
 }
 
 /// The bytes of a connection to an endpoint.
@@ -55,7 +63,7 @@ impl UpstreamIo {
     pub(super) fn new(worker: &Rc<Worker>, live: &Rc<Live>, raw: Raw) -> Self {
         let is_tunnel = matches!(raw, Raw::Tunnel(_));
         Self {
-            way: Way::Raw(raw),
+            way: Way::Plain(Base::Raw(raw)),
             early: Bytes::new(),
             is_tunnel,
             live: Rc::clone(live),
@@ -67,7 +75,7 @@ impl UpstreamIo {
     pub(super) fn over_tls(worker: &Rc<Worker>, live: &Rc<Live>, tls: TlsStream<Raw>) -> Self {
         let is_tunnel = matches!(tls.get_ref().0, Raw::Tunnel(_));
         Self {
-            way: Way::Tls(Box::new(tls)),
+            way: Way::Plain(Base::Tls(Box::new(tls))),
             early: Bytes::new(),
             is_tunnel,
             live: Rc::clone(live),
@@ -75,9 +83,15 @@ impl UpstreamIo {
         }
     }
 
-    /// These are read first.
-    pub(super) fn set_early(&mut self, early: Bytes) {
-        self.early = early;
+    /// Through the tunnel that was opened over it.
+    pub(super) fn through(self, opened: Opened) -> Self {
+        match (self.way, opened) {
+            (Way::Plain(base), Opened { early, framing: Some(framing) }) => {
+                let way = Way::Posted(Box::new(Chunked::new(base, framing, &early)));
+                Self { way, ..self }
+            }
+            (way, Opened { early, .. }) => Self { way, early, ..self },
+        }
     }
 
     /// Whether it goes through a tunnel of the mesh.
@@ -88,16 +102,22 @@ impl UpstreamIo {
     /// As a transport: the socket alone, if there is nothing else to it.
     pub(crate) fn into_transport(self) -> Transport {
         match self {
-            Self { way: Way::Raw(Raw::Tcp(stream)), early, .. } if early.is_empty() => Transport::Tcp(stream),
+            Self { way: Way::Plain(Base::Raw(Raw::Tcp(stream))), early, .. } if early.is_empty() => {
+                Transport::Tcp(stream)
+            }
             other => Transport::Layered(Box::new(other)),
         }
     }
 
     /// Ends it with a reset.
     pub(super) fn reset(self) {
-        let raw = match self.way {
-            Way::Raw(raw) => raw,
-            Way::Tls(tls) => tls.into_inner().0,
+        let base = match self.way {
+            Way::Plain(base) => base,
+            Way::Posted(posted) => posted.into_inner(),
+        };
+        let raw = match base {
+            Base::Raw(raw) => raw,
+            Base::Tls(tls) => tls.into_inner().0,
         };
         // A stream of a tunnel is reset when it is dropped.
         if let Raw::Tcp(stream) = raw {
@@ -116,8 +136,8 @@ impl AsyncRead for UpstreamIo {
         let before = buf.filled().len();
         let outcome = if io.early.is_empty() {
             match &mut io.way {
-                Way::Raw(raw) => Pin::new(raw).poll_read(cx, buf),
-                Way::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+                Way::Plain(base) => Pin::new(base).poll_read(cx, buf),
+                Way::Posted(posted) => Pin::new(posted).poll_read(cx, buf),
             }
         } else {
             let piece = io.early.split_to(io.early.len().min(buf.remaining()));
@@ -136,8 +156,8 @@ impl AsyncWrite for UpstreamIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let io = self.get_mut();
         let outcome = match &mut io.way {
-            Way::Raw(raw) => Pin::new(raw).poll_write(cx, buf),
-            Way::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Way::Plain(base) => Pin::new(base).poll_write(cx, buf),
+            Way::Posted(posted) => Pin::new(posted).poll_write(cx, buf),
         };
         if let Poll::Ready(Ok(sent)) = &outcome
             && io.counts()
@@ -149,15 +169,47 @@ impl AsyncWrite for UpstreamIo {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().way {
-            Way::Raw(raw) => Pin::new(raw).poll_flush(cx),
-            Way::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Way::Plain(base) => Pin::new(base).poll_flush(cx),
+            Way::Posted(posted) => Pin::new(posted).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().way {
-            Way::Raw(raw) => Pin::new(raw).poll_shutdown(cx),
-            Way::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Way::Plain(base) => Pin::new(base).poll_shutdown(cx),
+            Way::Posted(posted) => Pin::new(posted).poll_shutdown(cx),
+        }
+    }
+}
+
+impl AsyncRead for Base {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Raw(raw) => Pin::new(raw).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Base {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Raw(raw) => Pin::new(raw).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Raw(raw) => Pin::new(raw).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Raw(raw) => Pin::new(raw).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 }

@@ -278,6 +278,40 @@ fn connections_go_through_an_http_proxy() {
 }
 
 #[test]
+fn connections_go_through_an_http_proxy_as_bodies_of_one_exchange() {
+    test(|world| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let asked = Rc::new(RefCell::new(Vec::new()));
+        let noted = Rc::clone(&asked);
+        spawn_local(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let noted = Rc::clone(&noted);
+                // By other hands: what comes as a body goes back as one.
+                let echo =
+                    hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                        noted.borrow_mut().push(format!(
+                            "{} {:?}",
+                            request.method(),
+                            request.headers()["host"]
+                        ));
+                        std::future::ready(Ok::<_, std::convert::Infallible>(hyper::Response::new(
+                            request.into_body(),
+                        )))
+                    });
+                let io = hyper_util::rt::TokioIo::new(socket);
+                spawn_local(hyper::server::conn::http1::Builder::new().serve_connection(io, echo));
+            }
+        });
+        let post = Some(ConnectTunnel { post: true, host: "far.example.com".into(), port: 443 });
+        publish(&world, "tcp", addr, |policy| policy.tunnel = post);
+        assert!(is_carried(&mut connect(&world).await).await);
+        assert_eq!(*asked.borrow(), [r#"POST "far.example.com:443""#]);
+        world.ended(CloseReason::Finished, 1).await;
+    });
+}
+
+#[test]
 fn a_connection_over_tls_ends_when_its_time_is_over_or_its_server_breaks_off() {
     test(|world| async move {
         let tls = Tls::new();

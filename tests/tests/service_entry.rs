@@ -1,0 +1,200 @@
+//! Services that Kubernetes does not know: by address, by name and behind WorkloadEntries; real apps, the real agent, a real name
+//! server.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use mesh_tests::nameserver::NameServer;
+use mesh_tests::protocol::{DnsBy, Serve};
+use mesh_tests::tool::ServerOptions;
+use mesh_tests::{
+    Agent, Failure, Pod, Server, Shop, TestResult, eventually, hbone::everywhere, require_agent, test_name,
+};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(20);
+const PORT: u16 = 8080;
+
+/// A meshed client on node a, two servers and a name server outside.
+struct Scene {
+    shop: Shop,
+    client: Pod,
+    one: Ipv4Addr,
+    two: Ipv4Addr,
+    names: NameServer,
+    agent: Agent,
+    _servers: Vec<Server>,
+}
+
+impl Scene {
+    fn set(
+        test: &str,
+        records: impl Fn(Ipv4Addr) -> Vec<(&'static str, Vec<IpAddr>)>,
+    ) -> Result<Self, Failure> {
+        let shop = Shop::open(test, &["a"])?;
+        let client = shop.pod("a", "client")?;
+        let mut servers = Vec::new();
+        let mut at = Vec::new();
+        for name in ["one", "two"] {
+            let place = shop.world().outsider(name)?;
+            let options = ServerOptions::named(name).serving(Serve::Http);
+            servers.push(place.tool()?.serve(everywhere(PORT), options)?);
+            at.push(place.ip4());
+        }
+        let names = NameServer::start(&shop.world().outsider("names")?, &records(at[0]))?;
+        names.set_ttl(1);
+        let upstream = names.address().to_string();
+        let agent = shop.world().node("a")?.agent().args(&["--dns-upstream", &upstream]).start()?;
+        Ok(Self { shop, client, one: at[0], two: at[1], names, agent, _servers: servers })
+    }
+
+    /// A ServiceEntry for port 80 of `host`, with these fields besides.
+    fn entry(&self, host: &str, fields: &str) -> TestResult {
+        let text = format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {host}, namespace: shop}}
+spec:
+  hosts: [{host}]
+  ports: [{{name: http, number: 80, protocol: HTTP, targetPort: {PORT}}}]
+{fields}"
+        );
+        self.shop.world().manifests().apply_text(&format!("{host}.yaml"), &text)?;
+        Ok(())
+    }
+
+    /// Where the mesh's DNS says a host is, as soon as it says a virtual address.
+    fn virtual_address(&self, host: &str) -> Result<SocketAddr, Failure> {
+        let ask = || {
+            let answer = self.client.tool().map_err(|error| error.to_string()).and_then(|tool| {
+                let asked = tool.dns(self.names.address(), &format!("{host}."), "A", DnsBy::ConnectedUdp);
+                asked.map_err(|error| error.to_string())
+            });
+            answer.map(|answer| answer.addresses)
+        };
+        let is_virtual = |found: &Result<Vec<IpAddr>, String>| {
+            found.as_ref().is_ok_and(
+                |found| matches!(found[..], [IpAddr::V4(addr)] if addr.octets()[..2] == [240, 240]),
+            )
+        };
+        let found = eventually(SOON, ask, is_virtual)?;
+        Ok(SocketAddr::new(found.map_err(anyhow::Error::msg)?[0], 80))
+    }
+
+    /// What a GET gets: status and the name of the server, or why there is nothing.
+    fn get(&self, to: SocketAddr, host: &str, path: &str) -> (u16, String) {
+        let answer = self.client.tool().and_then(|tool| tool.http_get(to, host, path));
+        match answer {
+            Ok(answer) => {
+                let by = ["one", "two"].into_iter().find(|name| answer.body.contains(&format!("\"{name}\"")));
+                (answer.status, by.unwrap_or_default().to_owned())
+            }
+            Err(error) => (0, error.to_string()),
+        }
+    }
+
+    fn settles(&self, to: SocketAddr, host: &str, path: &str, wanted: (u16, &str)) -> TestResult {
+        eventually(SOON, || self.get(to, host, path), |(status, by)| (*status, by.as_str()) == wanted)?;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_host_with_addresses_is_reached_by_its_name_and_routed_by_its_rules() -> TestResult {
+    require_agent!();
+    let scene = Scene::set(test_name!(), |_| Vec::new())?;
+    let host = "static.ext.test";
+    scene.entry(host, &format!("  resolution: STATIC\n  endpoints: [{{address: {}}}]\n", scene.one))?;
+    let vip = scene.virtual_address(host)?;
+    scene.settles(vip, host, "/", (200, "one"))?;
+
+    // A rule of the same shape as for any service.
+    scene.shop.world().manifests().apply_text(
+        "rule.yaml",
+        &format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: static, namespace: shop}}
+spec:
+  hosts: [{host}]
+  http:
+  - match: [{{uri: {{prefix: /gone}}}}]
+    directResponse: {{status: 410}}
+  - route: [{{destination: {{host: {host}}}}}]
+"
+        ),
+    )?;
+    scene.settles(vip, host, "/gone", (410, ""))?;
+    scene.settles(vip, host, "/", (200, "one"))?;
+    // Earlier questions may have been older than the entry.
+    let asked = || scene.names.asked().iter().filter(|question| question.name == format!("{host}.")).count();
+    let before = asked();
+    assert_eq!(scene.virtual_address(host)?, vip);
+    assert_eq!(asked(), before, "the mesh knows the name by itself");
+    Ok(())
+}
+
+#[test]
+fn a_workload_entry_is_an_endpoint_of_what_selects_it_until_it_goes() -> TestResult {
+    require_agent!();
+    let scene = Scene::set(test_name!(), |_| Vec::new())?;
+    let host = "vm.ext.test";
+    let fields = "  location: MESH_INTERNAL\n  resolution: STATIC\n  workloadSelector: {labels: {app: vm}}\n";
+    scene.entry(host, fields)?;
+    let workload = |address: Ipv4Addr| {
+        let text = format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: vm, namespace: shop}}
+spec: {{address: {address}, labels: {{app: vm}}}}
+"
+        );
+        scene.shop.world().manifests().apply_text("vm.yaml", &text)
+    };
+    workload(scene.one)?;
+    let vip = scene.virtual_address(host)?;
+    scene.settles(vip, host, "/", (200, "one"))?;
+    workload(scene.two)?;
+    scene.settles(vip, host, "/", (200, "two"))?;
+    scene.shop.world().manifests().delete_file("vm.yaml")?;
+    eventually(SOON, || scene.get(vip, host, "/"), |(status, _)| *status == 0)?;
+    Ok(())
+}
+
+#[test]
+fn a_host_by_name_follows_its_name_and_a_name_that_fails_takes_nothing_away() -> TestResult {
+    require_agent!();
+    let (moving, missing) = ("moving.ext.test", "missing.ext.test");
+    let scene = Scene::set(test_name!(), |one| vec![("moving.ext.test.", vec![one.into()])])?;
+    scene.entry(moving, "  resolution: DNS\n")?;
+    scene.entry(missing, "  resolution: DNS\n")?;
+    let vip = scene.virtual_address(moving)?;
+    scene.settles(vip, moving, "/", (200, "one"))?;
+
+    scene.names.set("moving.ext.test.", vec![scene.two.into()])?;
+    scene.settles(vip, moving, "/", (200, "two"))?;
+
+    // Gone from DNS: what was known stays, and the failure has its name.
+    scene.names.forget("moving.ext.test.")?;
+    let failing = || {
+        let status = scene.agent.meshctl(&["status"]).unwrap_or(Value::Null);
+        let rows = status["names"]["failing"].as_array().cloned().unwrap_or_default();
+        rows.iter()
+            .map(|row| (row["name"].as_str().unwrap_or_default().to_owned(), row["reason"].to_string()))
+            .collect::<Vec<_>>()
+    };
+    let both = |rows: &Vec<(String, String)>| {
+        rows.len() == 2 && rows.iter().all(|(_, reason)| reason == "\"no_such_name\"")
+    };
+    eventually(SOON, failing, both)?;
+    assert_eq!(scene.get(vip, moving, "/"), (200, "two".to_owned()));
+    let lookups = scene.agent.metric(&["mesh_name_lookups_total", "outcome=\"no_such_name\""])?;
+    assert!(lookups >= 2.0, "{lookups}");
+
+    let nowhere = scene.virtual_address(missing)?;
+    assert_eq!(scene.get(nowhere, missing, "/").0, 0, "nothing is known of it");
+    Ok(())
+}
