@@ -593,6 +593,10 @@ fn whatever_apps_do_nothing_is_left_and_the_windows_are_whole() {
             }
             rig.is_empty().await;
             assert!(!rig.ended.borrow().contains(&CloseReason::Bug));
+            // On a busy machine some come later than was waited for above. Now nobody dials any more: what is left is here.
+            while let Ok(Ok((socket, _))) = timeout(Duration::from_millis(1), listener.accept()).await {
+                drop(socket);
+            }
 
             let (app, task) = rig.connect().await;
             let (server, _) = listener.accept().await.unwrap();
