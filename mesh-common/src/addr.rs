@@ -52,6 +52,15 @@ impl Addr {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0 && u32::from_be(self.words[3]) == 1
     }
 
+    /// Whether this is in 169.254.0.0/16 or fe80::/10: of this node's link alone.
+    #[inline(always)]
+    pub const fn is_link_local(&self) -> bool {
+        if self.is_v4() {
+            return u32::from_be(self.words[3]) >> 16 == 0xa9fe;
+        }
+        u32::from_be(self.words[0]) >> 22 == 0xfe80 >> 6
+    }
+
     /// Compares word by word, which compiles to four loads and no call on the BPF target.
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {

@@ -11,13 +11,13 @@ use crate::{
     Addr,
     pod::{
         DIR_INBOUND, DIR_OUTBOUND, INBOUND_FAIL_CLOSED, INBOUND_PORTS, InboundCfg, POD_EXCLUDED,
-        POD_FAIL_CLOSED, POD_PORTS, POD_PROXY_UNKNOWN, PORT_EXCLUDED, PORT_FAIL_CLOSED, PORT_FAIL_OPEN,
-        PodCfg, PortKey,
+        POD_FAIL_CLOSED, POD_PORTS, POD_PROXY_UNKNOWN, POD_SIGHT_SHIFT, PORT_EXCLUDED, PORT_FAIL_CLOSED,
+        PORT_FAIL_OPEN, PodCfg, PortKey,
     },
     ports,
     service::{
         Affinity, AffinityKey, Backend, BackendIndexKey, BackendKey, PEER_LOCAL, PEER_MESHED, PEER_PLAIN,
-        SERVICE_L7, ServiceKey, ServiceVal, WorkloadVal,
+        SERVICE_HIDDEN_SHIFT, SERVICE_L7, ServiceKey, ServiceVal, WorkloadVal,
     },
     stats::{Outcome, Reason},
     ticket::Ticket,
@@ -122,12 +122,21 @@ pub fn connect<T: Tables>(tables: &T, pod: &PodCfg, dial: &Dial) -> Decision {
         refused.service = service.service;
         return refused;
     };
-    let mut decision = to_backend(tables, pod, dial, backend, service.flags & SERVICE_L7 != 0);
+    let asks_agent = service.flags & SERVICE_L7 != 0 || is_perhaps_hidden(pod, &service);
+    let mut decision = to_backend(tables, pod, dial, backend, asks_agent);
     decision.service = service.service;
     if service.affinity_s != 0 {
         decision.affinity_slots = service.slots;
     }
     decision
+}
+
+/// Whether the pod is among those of which some do not see the service: the agent knows which.
+#[inline(always)]
+const fn is_perhaps_hidden(pod: &PodCfg, service: &ServiceVal) -> bool {
+    // Five bits: the verifier wants to see that no shift is too large.
+    let kind = (pod.flags >> POD_SIGHT_SHIFT) & 31;
+    (service.flags >> SERVICE_HIDDEN_SHIFT) >> kind & 1 != 0
 }
 
 /// Decides a UDP connect or datagram of a meshed pod: balanced (Direct), or left alone.
@@ -211,7 +220,8 @@ fn choose<T: Tables>(tables: &T, service: &ServiceVal, dial: &Dial) -> Option<Ba
 #[inline(always)]
 fn to_address<T: Tables>(tables: &T, pod: &PodCfg, dial: &Dial) -> Decision {
     let Some(peer) = tables.workload(&dial.dst) else {
-        if pod.flags & POD_PROXY_UNKNOWN == 0 {
+        // Metadata and agents of the node itself are no part of any registry.
+        if pod.flags & POD_PROXY_UNKNOWN == 0 || dial.dst.is_link_local() {
             return Decision::new(Outcome::Bypass, Reason::UnknownDestination);
         }
         return proxied(tables, pod, dial, Decision::new(Outcome::Proxy, Reason::UnknownDestination));

@@ -34,6 +34,8 @@ pub const POD_FAIL_CLOSED: u32 = 1 << 3;
 pub const POD_PROXY_UNKNOWN: u32 = 1 << 4;
 /// The entry is the node's own namespace: nothing is redirected, only probes get tickets.
 pub const POD_NODE: u32 = 1 << 5;
+/// First of the bits of the flags that hold the kind of the pod's sight, see [`crate::service::SERVICE_HIDDEN_SHIFT`].
+pub const POD_SIGHT_SHIFT: u32 = 24;
 
 shared! {
     /// Value of `INBOUND`: what `sk_lookup` needs of the pod it guards.

@@ -39,6 +39,8 @@ shared! {
 
 /// The service needs the proxy for every connection (L7 routes or protocol).
 pub const SERVICE_L7: u32 = 1;
+/// First of the bits of the flags that say, by the kind of a pod's sight, that the agent has to decide whether the pod sees the service.
+pub const SERVICE_HIDDEN_SHIFT: u32 = 8;
 
 shared! {
     /// Key of `BACKENDS`.

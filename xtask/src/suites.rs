@@ -34,7 +34,7 @@ pub(crate) enum Place {
 /// there. What their worlds need of a kernel (redirection, arrivals, tickets, tunnels between nodes, connections that a
 /// policy ends) is tested there by `arrivals`, `connect_shapes`, `crash`, `original_destination`, `policy_changes`, `trust`
 /// and others.
-const AGENT_SUITES: [&str; 22] = [
+const AGENT_SUITES: [&str; 23] = [
     "authorization_policy",
     "balance",
     "bookinfo",
@@ -57,6 +57,7 @@ const AGENT_SUITES: [&str; 22] = [
     "scale",
     "service_entry",
     "streams",
+    "visibility",
 ];
 
 /// One test program.

@@ -55,7 +55,8 @@ pub fn analyze(
             | Resource::Service(_)
             | Resource::EndpointSlice(_)
             | Resource::MeshConfig(_)
-            | Resource::ReferenceGrant(_) => {}
+            | Resource::ReferenceGrant(_)
+            | Resource::Node(_) => {}
         }
     }
     istio::conflicts(&mut findings);

@@ -9,6 +9,7 @@ mod entries;
 mod modes;
 mod policies;
 mod routes;
+mod sidecars;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -18,14 +19,15 @@ use std::{
 
 use mesh_core::{
     policy::AuthorizationPolicy,
+    route::scope::Audience,
     snapshot::{Mesh, Name, Parts, Protocol, Service, Snapshot, Tunnel, Workload},
 };
 
-use self::{entries::Entries, routes::RouteCompiler};
+use self::{entries::Entries, routes::RouteCompiler, sidecars::NamespaceSidecars};
 use crate::{
     index::{Index, Origin, located},
     problem::{Level, SourceError},
-    resource::{Key, Kind, PeerAuthentication, Pod},
+    resource::{ExportTo, Key, Kind, PeerAuthentication, Pod, place_of},
 };
 
 /// Settings of the mesh.
@@ -72,6 +74,8 @@ impl MeshSettings {
 pub struct Compiler {
     settings: MeshSettings,
     mesh: Arc<Mesh>,
+    /// Who sees a service that does not say.
+    service_audience: ExportTo,
     namespaces: BTreeMap<Arc<str>, CompiledNamespace>,
     entries: Entries,
     routes: RouteCompiler,
@@ -125,6 +129,7 @@ impl Compiler {
         Self {
             settings,
             mesh,
+            service_audience: ExportTo::everyone(),
             namespaces: BTreeMap::new(),
             entries: Entries::default(),
             routes: RouteCompiler::default(),
@@ -140,8 +145,11 @@ impl Compiler {
         let hosts_changed = changes.iter().any(|key| matches!(key.kind, Kind::ServiceEntry | Kind::Service));
         let mut stale = self.stale(index, changes);
         let mesh = self.settings.mesh(index);
+        let routing = index.mesh_config(&self.settings.root_namespace).map(|config| &config.routing);
+        let audience = routing.and_then(|r| r.service_export_to.clone()).unwrap_or_else(ExportTo::everyone);
         let mesh_changed = mesh != *self.mesh;
-        if mesh_changed {
+        if mesh_changed || audience != self.service_audience {
+            self.service_audience = audience;
             self.mesh = Arc::new(mesh);
             stale.extend(self.namespaces.keys().cloned());
         }
@@ -153,7 +161,13 @@ impl Compiler {
         let mesh_wide = modes::widest(index, &self.mesh.root_namespace, &mut problems);
         for namespace in stale {
             let before = self.namespaces.remove(&namespace).unwrap_or_default();
-            let cx = Context { index, mesh: &self.mesh, mesh_wide, entries: &self.entries };
+            let cx = World {
+                index,
+                mesh: &self.mesh,
+                mesh_wide,
+                audience: &self.service_audience,
+                entries: &self.entries,
+            };
             let now = compile_namespace(&cx, &namespace, &before);
             if !now.is_empty() {
                 self.namespaces.insert(namespace, now);
@@ -194,7 +208,13 @@ impl Compiler {
                 Kind::Namespace => {
                     stale.insert(key.name.name);
                 }
-                Kind::PeerAuthentication | Kind::AuthorizationPolicy
+                Kind::Node => {
+                    let has_pod =
+                        |of: &CompiledNamespace| of.workloads.iter().any(|w| w.node == key.name.name);
+                    let of = self.namespaces.iter().filter(|(_, of)| has_pod(of));
+                    stale.extend(of.map(|(namespace, _)| Arc::clone(namespace)));
+                }
+                Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::Sidecar
                     if key.name.namespace == self.mesh.root_namespace =>
                 {
                     stale.extend(index.namespaces());
@@ -280,20 +300,32 @@ impl Placed {
 }
 
 /// What all namespaces are compiled with.
-struct Context<'a> {
+struct World<'a> {
     index: &'a Index,
     mesh: &'a Mesh,
     mesh_wide: Option<&'a PeerAuthentication>,
+    /// Who sees a service that does not say.
+    audience: &'a ExportTo,
     entries: &'a Entries,
 }
 
-fn compile_namespace(cx: &Context<'_>, namespace: &str, before: &CompiledNamespace) -> CompiledNamespace {
-    let Context { index, mesh, mesh_wide, entries } = *cx;
+/// The namespaces that `exportTo` of something in `own` means.
+fn audience(export_to: &ExportTo, own: &str) -> Audience {
+    if export_to.everyone {
+        return Audience::Everyone;
+    }
+    let own = export_to.own.then(|| own.into());
+    Audience::Only(export_to.namespaces.iter().cloned().chain(own).collect())
+}
+
+fn compile_namespace(cx: &World<'_>, namespace: &str, before: &CompiledNamespace) -> CompiledNamespace {
+    let World { index, mesh, mesh_wide, entries, .. } = *cx;
     let mut problems = Vec::new();
     let opt_in = index.namespace(namespace).and_then(|n| n.opt_in).unwrap_or(false);
     let modes_of =
         modes::NamespacePolicies::of(index, namespace, &mesh.root_namespace, mesh_wide, &mut problems);
     let mut rules = policies::NamespaceRules::of(index, namespace, mesh);
+    let sidecars = NamespaceSidecars::of(index, namespace, &mesh.root_namespace);
     let pods: Vec<&Pod> = index.pods(namespace).collect();
 
     let mut workloads = Vec::with_capacity(pods.len());
@@ -307,6 +339,8 @@ fn compile_namespace(cx: &Context<'_>, namespace: &str, before: &CompiledNamespa
             skipped: (wanted && pod.host_network).then(|| "it runs on the host network".into()),
             tunnel: if meshed && !pod.tunnel_off { Tunnel::Hbone } else { Tunnel::None },
             trust_domain: Arc::clone(&mesh.trust_domain),
+            place: place_of(&pod.workload.place, &pod.workload.node, index.node(&pod.workload.node)),
+            sidecar: sidecars.of_workload(&pod.workload.labels),
             policies,
             policy_hash,
             modes,
@@ -327,10 +361,13 @@ fn compile_namespace(cx: &Context<'_>, namespace: &str, before: &CompiledNamespa
     for (origin, declared) in index.services(namespace) {
         let mut service = sources.fill(declared, origin, &mut problems);
         service.subject_alt_names = entries.subject_alt_names(&service.name).to_vec();
+        service.audience = audience(declared.export_to.as_ref().unwrap_or(cx.audience), namespace);
         place(declared.created, Kind::Service, &declared.service.name, origin, service);
     }
     for (origin, entry) in index.service_entries(namespace) {
-        for service in entries.services(entry, origin, &sources, &mut problems) {
+        let seen_by = audience(entry.export_to.as_ref().unwrap_or(cx.audience), namespace);
+        for mut service in entries.services(entry, origin, &sources, &mut problems) {
+            service.audience = seen_by.clone();
             place(entry.created, Kind::ServiceEntry, &entry.name, origin, service);
         }
     }

@@ -16,8 +16,8 @@ use mesh_core::snapshot::Name;
 use crate::{
     problem::{Level, SourceError},
     resource::{
-        AuthorizationPolicy, CONFIG_MAP, EndpointSlice, Key, Kind, MeshConfig, Namespace, PeerAuthentication,
-        Pod, Resource, Service, ServiceEntry, WorkloadEntry,
+        AuthorizationPolicy, CONFIG_MAP, EndpointSlice, Key, Kind, MeshConfig, Namespace, Node,
+        PeerAuthentication, Pod, Resource, Service, ServiceEntry, Sidecar, WorkloadEntry,
     },
     source::document::Placed,
 };
@@ -245,6 +245,23 @@ impl Index {
     ) -> impl Iterator<Item = (&'a Origin, &'a AuthorizationPolicy)> {
         self.of_kind(Kind::AuthorizationPolicy, namespace).filter_map(|(origin, resource)| match resource {
             Resource::AuthorizationPolicy(policy) => Some((origin, policy)),
+            _ => None,
+        })
+    }
+
+    /// A node.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        let key = Key { kind: Kind::Node, name: Name::new("", name) };
+        match &*self.resources.get(&key)?.first()?.1 {
+            Resource::Node(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// The Sidecars of a namespace, by name.
+    pub fn sidecars<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Sidecar> {
+        self.of_kind(Kind::Sidecar, namespace).filter_map(|(_, resource)| match resource {
+            Resource::Sidecar(sidecar) => Some(&**sidecar),
             _ => None,
         })
     }

@@ -15,6 +15,7 @@ mod gateway_api;
 mod host;
 mod mesh_config;
 mod metadata;
+mod node;
 mod parts;
 mod peer_authentication;
 mod pod;
@@ -39,6 +40,7 @@ pub use self::{
     },
     host::{RuleHost, by_specificity, is_within, overlap},
     mesh_config::{MeshConfig, RoutingDefaults},
+    node::Node,
     parts::ExportTo,
     peer_authentication::PeerAuthentication,
     pod::{ContainerPort, Pod},
@@ -58,6 +60,7 @@ pub(crate) use self::{
     },
     mesh_config::{CONFIG_MAP, read as mesh_config},
     metadata::{Scope, namespace, service_account},
+    node::{place as place_of, read as node},
     peer_authentication::{read as peer_authentication, wire},
     pod::read as pod,
     service::read as service,
@@ -113,6 +116,8 @@ pub enum Kind {
     TcpRoute,
     /// gateway.networking.k8s.io/v1beta1 ReferenceGrant.
     ReferenceGrant,
+    /// v1 Node.
+    Node,
 }
 
 impl Kind {
@@ -136,6 +141,7 @@ impl Kind {
         Self::TlsRoute,
         Self::TcpRoute,
         Self::ReferenceGrant,
+        Self::Node,
     ];
 
     /// `kind` in a manifest.
@@ -159,13 +165,19 @@ impl Kind {
             Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::Node => "Node",
         }
     }
 
     /// API group, empty for the core group.
     pub const fn group(self) -> &'static str {
         match self {
-            Self::Namespace | Self::ServiceAccount | Self::Pod | Self::Service | Self::ConfigMap => "",
+            Self::Namespace
+            | Self::ServiceAccount
+            | Self::Pod
+            | Self::Service
+            | Self::ConfigMap
+            | Self::Node => "",
             Self::EndpointSlice => "discovery.k8s.io",
             Self::PeerAuthentication | Self::AuthorizationPolicy => "security.istio.io",
             Self::VirtualService
@@ -182,7 +194,12 @@ impl Kind {
     /// `apiVersion`s that are understood, the preferred one first.
     pub const fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Self::Namespace | Self::ServiceAccount | Self::Pod | Self::Service | Self::ConfigMap => &["v1"],
+            Self::Namespace
+            | Self::ServiceAccount
+            | Self::Pod
+            | Self::Service
+            | Self::ConfigMap
+            | Self::Node => &["v1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
             Self::PeerAuthentication | Self::AuthorizationPolicy => {
                 &["security.istio.io/v1", "security.istio.io/v1beta1"]
@@ -267,6 +284,8 @@ pub enum Resource {
     TcpRoute(Box<StreamRoute>),
     /// Permissions to refer to objects of a namespace.
     ReferenceGrant(ReferenceGrant),
+    /// A node.
+    Node(Node),
 }
 
 impl Resource {
@@ -291,6 +310,7 @@ impl Resource {
             Self::TlsRoute(route) => (Kind::TlsRoute, route.name.clone()),
             Self::TcpRoute(route) => (Kind::TcpRoute, route.name.clone()),
             Self::ReferenceGrant(grant) => (Kind::ReferenceGrant, grant.name.clone()),
+            Self::Node(node) => (Kind::Node, Name::new("", Arc::clone(&node.name))),
         };
         Key { kind, name }
     }

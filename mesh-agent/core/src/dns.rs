@@ -11,7 +11,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use crate::snapshot::{Endpoint, Protocol, Service, ServicePort, Snapshot};
+use crate::{
+    route::sight::Sight,
+    snapshot::{Endpoint, Protocol, Service, ServicePort, Snapshot},
+};
 
 /// Seconds a client may keep our answers: short, because headless answers follow endpoints.
 pub const TTL_S: u32 = 30;
@@ -92,11 +95,11 @@ pub enum RecordData {
     },
 }
 
-/// Answers one question of a pod in `client_namespace`.
+/// Answers one question of a pod; services that it does not see are none of ours.
 ///
 /// `qname` may be of any case and end with a dot. Besides full names the short forms `svc`, `svc.ns` and
 /// `svc.ns.svc` are understood, for clients without search domains.
-pub fn answer(snapshot: &Snapshot, client_namespace: &str, qname: &str, qtype: QType) -> DnsAnswer {
+pub fn answer(snapshot: &Snapshot, sight: &Sight<'_>, qname: &str, qtype: QType) -> DnsAnswer {
     if qtype == QType::Ptr {
         return DnsAnswer::Forward;
     }
@@ -104,9 +107,9 @@ pub fn answer(snapshot: &Snapshot, client_namespace: &str, qname: &str, qtype: Q
     let mut chain = Vec::new();
     for _ in 0..ALIAS_DEPTH_MAX {
         // Only the client's own question may be short; targets of aliases are full names.
-        let short = chain.is_empty().then_some(client_namespace);
-        let Some(found) = find(snapshot, short, &qname) else {
-            if let Some(answer) = declared(snapshot, client_namespace, &qname, qtype) {
+        let short = chain.is_empty().then_some(sight.namespace());
+        let Some(found) = find(snapshot, short, &qname).filter(|found| sight.sees_name(found.service)) else {
+            if let Some(answer) = declared(sight, &qname, qtype) {
                 return after(chain, answer);
             }
             return match chain.is_empty() {
@@ -131,11 +134,12 @@ pub fn answer(snapshot: &Snapshot, client_namespace: &str, qname: &str, qtype: Q
 }
 
 /// The answer about a host that Kubernetes does not know; `None` if others know better.
-fn declared(snapshot: &Snapshot, client_namespace: &str, qname: &str, qtype: QType) -> Option<DnsAnswer> {
+fn declared(sight: &Sight<'_>, qname: &str, qtype: QType) -> Option<DnsAnswer> {
     if !matches!(qtype, QType::A | QType::Aaaa) {
         return None;
     }
-    let service = snapshot.service_covering(client_namespace, qname)?;
+    // A service of Kubernetes is found by its name whether it is seen or not.
+    let service = sight.service_covering(qname).filter(|service| sight.sees_name(service))?;
     let endpoints = || service.ports.iter().flat_map(|port| &port.endpoints);
     // A client that tries an address of a family nobody serves would only learn that it is refused.
     let serves = |v4: bool| endpoints().any(|e| e.addr.is_ipv4() == v4) || endpoints().next().is_none();

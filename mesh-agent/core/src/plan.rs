@@ -14,6 +14,7 @@ use std::{
 use crate::{
     id::{WorkloadId, hash},
     policy,
+    route::{scope::OutboundPolicy, sight::sight_kind},
     snapshot::{Name, Snapshot, Workload},
 };
 
@@ -43,6 +44,10 @@ pub struct PodConfig {
     pub outbound_ports: BTreeMap<u16, PortRule>,
     /// Destinations that are left alone.
     pub excluded: Vec<ipnet::IpNet>,
+    /// Destinations that nothing describes are the agent's to decide on (REGISTRY_ONLY).
+    pub proxy_unknown: bool,
+    /// The kind of its sight ([`sight_kind`]).
+    pub sight: u32,
     /// Ports the kubelet may probe.
     pub probe_ports: BTreeSet<u16>,
     /// Moves the pod's policy generation: of its policy, and of its addresses, which rules may name.
@@ -100,6 +105,8 @@ impl PodConfig {
             inbound_ports,
             outbound_ports: workload.settings.exclude_outbound_ports.iter().map(excluded_port).collect(),
             excluded: workload.settings.exclude_outbound_cidrs.clone(),
+            proxy_unknown: snapshot.sight_of(workload).outbound() == OutboundPolicy::RegistryOnly,
+            sight: sight_kind(workload),
             probe_ports: workload.probe_ports.clone(),
             policy_hash,
             identity_hash,

@@ -26,6 +26,7 @@ pub mod request;
 pub mod retry;
 pub mod rewrite;
 pub mod scope;
+pub mod sight;
 pub mod stream;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};

@@ -10,15 +10,20 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use crate::{
+    balance::locality::{Nearest, Place},
     id::{ServiceId, WorkloadId, hash},
     mode::Mode,
-    route::cluster::ClusterKey,
+    route::{
+        cluster::ClusterKey,
+        defaults::Distribution,
+        sight::{Sight, sight_kind},
+    },
     snapshot::{Endpoint, Protocol, Resolution, Service, ServicePort, Snapshot, Workload},
 };
 
@@ -85,6 +90,8 @@ pub struct ServiceEntry {
     pub affinity_s: u32,
     /// Every connection needs the proxy.
     pub l7: bool,
+    /// Those of clients whose sight is of these kinds do ([`sight_kind`]), as bits: some of them do not see it.
+    pub hidden: u32,
 }
 
 /// What the kernel must know of a peer.
@@ -132,6 +139,10 @@ pub fn tables(snapshot: &Snapshot, view: &NodeView, previous: &Tables) -> Tables
         backends: HashMap::with_capacity(previous.backends.len()),
         workloads: HashMap::with_capacity(previous.workloads.len()),
     };
+    let clients: Vec<&Workload> =
+        view.enrolled.keys().filter_map(|id| Some(&**snapshot.workload(*id)?)).collect();
+    let sights = sights(snapshot, &clients);
+    let here = clients.iter().find(|client| !client.place.is_unknown()).map(|client| &client.place);
     for (addr, service, port) in snapshot.frontends() {
         let slots = slots_id(service, port, addr);
         let count = match tables.backends.get(&slots) {
@@ -141,7 +152,8 @@ pub fn tables(snapshot: &Snapshot, view: &NodeView, previous: &Tables) -> Tables
                 let filled = match service.resolution {
                     Resolution::Dialled => itself(snapshot, view, SocketAddr::new(addr, port.port), before),
                     Resolution::Listed | Resolution::Dns(_) => {
-                        fill(snapshot, view, port, addr.is_ipv4(), before)
+                        let near = (service.distribution, here);
+                        fill(snapshot, view, near, port, addr.is_ipv4(), before)
                     }
                 };
                 let count = filled.len();
@@ -156,6 +168,10 @@ pub fn tables(snapshot: &Snapshot, view: &NodeView, previous: &Tables) -> Tables
             count: u32::try_from(count).unwrap_or(u32::MAX),
             affinity_s: service.affinity.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX)),
             l7: port.protocol == Protocol::Tcp && is_routed(snapshot, service, port.port),
+            hidden: sights
+                .iter()
+                .filter(|(_, sight)| port.protocol == Protocol::Tcp && !sight.sees(service, port.port))
+                .fold(0, |hidden, (kind, _)| hidden | 1 << kind),
         };
         tables.services.insert(frontend, entry);
     }
@@ -163,6 +179,16 @@ pub fn tables(snapshot: &Snapshot, view: &NodeView, previous: &Tables) -> Tables
         tables.workloads.insert(addr, address_entry(workload, view));
     }
     tables
+}
+
+/// The different sights of clients with their kinds, if anything is hidden from anybody.
+fn sights<'a>(snapshot: &'a Snapshot, clients: &[&'a Workload]) -> Vec<(u32, Sight<'a>)> {
+    if !snapshot.hides_anything() {
+        return Vec::new();
+    }
+    let mut known = BTreeSet::new();
+    let different = clients.iter().filter(|client| known.insert((&client.name.namespace, &client.sidecar)));
+    different.map(|client| (sight_kind(client), snapshot.sight_of(client))).collect()
 }
 
 /// Whether something is said about connections to a port of a service, so that the agent must see them.
@@ -184,21 +210,31 @@ pub fn is_routed(snapshot: &Snapshot, service: &Service, port: u16) -> bool {
 }
 
 /// Fills one slot table, or returns the previous one when nothing in it changed.
+///
+/// With a preference the nearest endpoints alone are in it: everybody on this node is where the node is.
 fn fill(
     snapshot: &Snapshot,
     view: &NodeView,
+    (distribution, here): (Option<Distribution>, Option<&Place>),
     port: &ServicePort,
     v4: bool,
     previous: Option<&Arc<[BackendEntry]>>,
 ) -> Arc<[BackendEntry]> {
-    let ready = port.endpoints.iter().filter(|e| e.ready && e.addr.is_ipv4() == v4);
+    let usable = |endpoint: &Endpoint| endpoint.ready && endpoint.addr.is_ipv4() == v4;
+    let nearest = distribution.zip(here).map(|(distribution, here)| {
+        Nearest::of(snapshot, distribution, here, port.endpoints.iter().filter(|e| usable(e)))
+    });
+    let is_near = |endpoint: &Endpoint| nearest.as_ref().is_none_or(|near| near.has(snapshot, endpoint));
+    let ready = port.endpoints.iter().filter(|e| usable(e) && is_near(e));
     // The common case, without an allocation: nothing happened to this port.
     if let Some(previous) = previous
         && previous.len() == ready.clone().count()
         && previous.iter().all(|backend| {
             let at = port.endpoints.binary_search_by_key(&backend.addr, Endpoint::socket_addr);
             at.is_ok_and(|at| {
-                port.endpoints[at].ready && backend_entry(snapshot, view, &port.endpoints[at]) == *backend
+                port.endpoints[at].ready
+                    && is_near(&port.endpoints[at])
+                    && backend_entry(snapshot, view, &port.endpoints[at]) == *backend
             })
         })
     {

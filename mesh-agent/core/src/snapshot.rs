@@ -15,11 +15,16 @@ use ipnet::IpNet;
 
 pub use self::resolution::{DnsEndpoint, DnsResolution, Resolution, Traits};
 use crate::{
+    balance::locality::Place,
     id::{ServiceId, WorkloadId},
     identity::Identity,
     mode::{ModeSources, PortModes},
     policy::AuthorizationPolicy,
-    route::{Routes, defaults::MeshDefaults},
+    route::{
+        Routes,
+        defaults::{Distribution, MeshDefaults},
+        scope::Audience,
+    },
 };
 
 /// Namespace and name of a resource.
@@ -57,6 +62,10 @@ pub struct Workload {
     pub service_account: Arc<str>,
     /// `spec.nodeName`; empty while unscheduled.
     pub node: Arc<str>,
+    /// Region, zone and subzone, its own or its node's, and its network.
+    pub place: Place,
+    /// The Sidecar that limits what it sees; one of [`Routes::sidecars`].
+    pub sidecar: Option<Name>,
     /// `status.podIPs` (or podIP): at most one per family; empty on the host network, whose address is the node's.
     pub addrs: Vec<IpAddr>,
     /// Opted in by namespace or pod, and not host-network.
@@ -99,6 +108,8 @@ impl Workload {
             trust_domain: Mesh::default().trust_domain,
             service_account: "default".into(),
             node: "".into(),
+            place: Place::default(),
+            sidecar: None,
             addrs: Vec::new(),
             meshed: false,
             skipped: None,
@@ -193,6 +204,10 @@ pub struct Service {
     pub affinity: Option<Duration>,
     /// Endpoints that are not ready are published in DNS (and only there).
     pub publish_not_ready: bool,
+    /// Who sees it.
+    pub audience: Audience,
+    /// Which endpoints are preferred (`trafficDistribution`).
+    pub distribution: Option<Distribution>,
     /// Ports in the order of the manifest.
     pub ports: Vec<ServicePort>,
 }
@@ -214,6 +229,8 @@ impl Service {
             external_name: None,
             affinity: None,
             publish_not_ready: false,
+            audience: Audience::Everyone,
+            distribution: None,
             ports: Vec::new(),
         }
     }
@@ -332,6 +349,8 @@ pub struct Snapshot {
     by_vip: Arc<Frontends>,
     /// Services by the hosts that Kubernetes does not know, those of precedence first.
     by_host: Arc<HashMap<Arc<str>, Vec<Name>>>,
+    /// Services by the networks that lead to them.
+    by_network: Arc<[(IpNet, Name)]>,
     routes: Arc<Routes>,
     /// Ports at which some host has an HTTP table.
     http_ports: BTreeSet<u16>,
@@ -368,10 +387,12 @@ impl Snapshot {
         }
         let mut by_vip = HashMap::new();
         let mut by_host: HashMap<Arc<str>, Vec<Name>> = HashMap::new();
+        let mut by_network = Vec::new();
         for service in &services {
             if let Some(host) = &service.hostname {
                 by_host.entry(Arc::clone(host)).or_default().push(service.name.clone());
             }
+            by_network.extend(service.networks.iter().map(|net| (*net, service.name.clone())));
             for vip in service.frontend_addrs() {
                 for (index, port) in service.ports.iter().enumerate() {
                     by_vip
@@ -388,6 +409,7 @@ impl Snapshot {
             by_addr: Arc::new(by_addr),
             by_vip: Arc::new(by_vip),
             by_host: Arc::new(by_host),
+            by_network: by_network.into(),
             http_ports: routes.http.keys().map(|at| at.port).collect(),
             stream_ports: routes.streams.keys().map(|at| at.port).collect(),
             routes,

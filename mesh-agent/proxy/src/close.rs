@@ -40,6 +40,8 @@ pub enum Side {
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseReason {
+    /// Nothing that the pod sees describes what it dialled, and its outbound policy is REGISTRY_ONLY.
+    BlackHole,
     /// The task that carried it failed; a defect of the agent.
     Bug,
     /// The pod has no certificate yet, or none that is still valid.
@@ -108,7 +110,8 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// The reasons without those of TLS handshakes.
-    const PLAIN: [Self; 31] = [
+    const PLAIN: [Self; 32] = [
+        Self::BlackHole,
         Self::Bug,
         Self::CertificateMissing,
         Self::ClientLost,
@@ -167,6 +170,7 @@ impl CloseReason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Tls(reason) => reason.as_str(),
+            Self::BlackHole => "black_hole",
             Self::Bug => "bug",
             Self::CertificateMissing => "certificate_missing",
             Self::ClientLost => "client_lost",
@@ -219,7 +223,8 @@ impl CloseReason {
             | Self::UpstreamReset
             | Self::UpstreamTimeout
             | Self::UpstreamUnreachable => Side::Upstream,
-            Self::Bug
+            Self::BlackHole
+            | Self::Bug
             | Self::CertificateMissing
             | Self::Drained
             | Self::IdleTimeout
@@ -257,7 +262,7 @@ impl CloseReason {
             Self::IdleTimeout => "SI",
             Self::MaxDuration => "DT",
             Self::NoCluster => "NC",
-            Self::NoEndpoint => "UH",
+            Self::BlackHole | Self::NoEndpoint => "UH",
             Self::Overflow | Self::Overloaded | Self::TooManyHandshakes => "UO",
             Self::PolicyDenied => "UAEX",
             Self::ProxyRefused

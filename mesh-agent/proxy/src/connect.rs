@@ -56,6 +56,12 @@ pub(crate) enum ConnectError {
         /// What is missing.
         reason: Arc<str>,
     },
+    /// Nothing that the pod sees describes it, and its outbound policy is REGISTRY_ONLY.
+    #[error("nothing describes {addr}, and the outbound policy is REGISTRY_ONLY")]
+    Unknown {
+        /// What was dialled.
+        addr: SocketAddr,
+    },
     /// No socket could be made in the pod's namespace.
     #[error("make a socket for upstream {addr}")]
     Socket {
@@ -98,6 +104,7 @@ impl ConnectError {
             Self::Limit => CloseReason::Overflow,
             Self::NoEndpoint => CloseReason::NoEndpoint,
             Self::Nowhere { .. } => CloseReason::NoCluster,
+            Self::Unknown { .. } => CloseReason::BlackHole,
             Self::Socket { .. } => CloseReason::SocketFailed,
             Self::TimedOut { .. } => CloseReason::UpstreamTimeout,
             Self::Tunnel { failure, .. } => failure.reason,
@@ -117,6 +124,7 @@ impl ConnectError {
             | Self::Limit
             | Self::NoEndpoint
             | Self::Nowhere { .. }
+            | Self::Unknown { .. }
             | Self::Socket { .. } => false,
         }
     }

@@ -64,8 +64,12 @@ impl Destination {
         namespace: &str,
     ) -> Option<Self> {
         let service = Arc::clone(snapshot.service(&key.service)?);
+        // Rules of others do not show what is hidden; what a Sidecar leaves out comes with the rules that it lets in (S66).
+        if !service.audience.includes(namespace) {
+            return None;
+        }
         let policy = seen_by(snapshot.routes().clusters.get(key), client, namespace);
-        let of_mesh = || Arc::clone(snapshot.mesh().defaults.clusters.get(None));
+        let of_mesh = || Arc::clone(snapshot.mesh().defaults.clusters.get(service.distribution));
         let policy = if key.subset.is_none() { Some(policy.unwrap_or_else(of_mesh)) } else { policy };
         // A subset that no DestinationRule names is no destination (S41).
         if !service.ports.iter().any(|port| port.port == key.port)

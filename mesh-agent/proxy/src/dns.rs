@@ -68,7 +68,8 @@ fn plan_inner(worker: &Worker, pod: &Arc<Pod>, bytes: &[u8], transport: Transpor
     };
     let snapshot = worker.snapshot();
     let ttl = u32::try_from(worker.settings().dns.ttl.as_secs()).unwrap_or(u32::MAX);
-    let (outcome, reply) = match answer(&snapshot, &pod.handle.name.namespace, query.name(), query.qtype()) {
+    let sight = snapshot.sight(pod.handle.workload, &pod.handle.name.namespace);
+    let (outcome, reply) = match answer(&snapshot, &sight, query.name(), query.qtype()) {
         DnsAnswer::Forward => return Plan::Forward(forward::Question::whole(bytes)),
         DnsAnswer::Alias { records, target } => {
             return match forward::Question::alias(&query, &records, &target, ttl) {

@@ -30,4 +30,7 @@ mod switch;
 mod tables;
 pub(crate) mod upstream;
 
-pub(crate) use self::{claim::claim, serve::serve};
+pub(crate) use self::{
+    claim::{claim, may_claim},
+    serve::serve,
+};

@@ -103,8 +103,14 @@ pub(crate) async fn open<'a>(
     live.set_original_dst(dst);
     let way = streams::route(worker, live, dst, accepted, since).await;
     let snapshot = worker.snapshot();
+    let client = snapshot.workload(live.pod.workload).map(|client| &**client);
+    let sight = snapshot.sight(live.pod.workload, &live.pod.name.namespace);
     let opened = match way {
-        Way::AsDialled => connect(worker, live, &snapshot, &Target::of(&snapshot, &dialled), accepted).await,
+        Way::AsDialled if sight.refuses(dst) => Err(ConnectError::Unknown { addr: dst }),
+        Way::AsDialled => {
+            let target = Target::of(&snapshot, &sight, client, &dialled);
+            connect(worker, live, &snapshot, &target, accepted).await
+        }
         Way::To(destination) => {
             Box::pin(routed::connect(worker, live, &snapshot, &destination, accepted)).await
         }

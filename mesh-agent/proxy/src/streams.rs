@@ -16,6 +16,7 @@ use mesh_core::{
         http::Backend,
         protocol::AppProtocol,
         request::ClientView,
+        sight::Sight,
         stream::StreamTable,
     },
     snapshot::{Protocol, Snapshot, Workload},
@@ -55,7 +56,8 @@ pub(crate) async fn route(
 ) -> Way {
     let snapshot = worker.snapshot();
     let routes = snapshot.routes();
-    if routes.streams.is_empty() && routes.clusters.is_empty() {
+    let is_refused = || snapshot.sight(live.pod.workload, &live.pod.name.namespace).refuses(dialled);
+    if routes.streams.is_empty() && routes.clusters.is_empty() && !is_refused() {
         return Way::AsDialled;
     }
     let hello = match patience(worker, live, &snapshot, dialled) {
@@ -73,15 +75,20 @@ pub(crate) async fn route(
 fn patience(worker: &Worker, live: &Live, snapshot: &Snapshot, dialled: SocketAddr) -> Option<Duration> {
     let settings = worker.settings();
     let detection = snapshot.mesh().defaults.detection_timeout.unwrap_or(settings.http.sniff_timeout);
-    match snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp) {
+    let sight = snapshot.sight(live.pod.workload, &live.pod.name.namespace);
+    match sight.service_at(dialled, Protocol::Tcp) {
         Some((_, port)) => {
-            let client = client_of(snapshot, live);
-            let needs_name = table_of(snapshot, client, &live.pod.name.namespace, dialled, None)?.needs_sni();
+            let needs_name =
+                table_of(snapshot, &sight, client_of(snapshot, live), dialled, None)?.needs_sni();
             let is_tls = AppProtocol::of(port) == AppProtocol::Tls;
             needs_name.then_some(if is_tls { settings.hello_timeout } else { detection })
         }
         // Of an address that is no service's, only the name that is asked for can say it.
-        None => snapshot.has_stream_at(dialled.port()).then_some(detection),
+        None => {
+            let is_refused =
+                || AppProtocol::of_number(dialled.port()) != AppProtocol::Tcp && sight.refuses(dialled);
+            (snapshot.has_stream_at(dialled.port()) || is_refused()).then_some(detection)
+        }
     }
 }
 
@@ -92,18 +99,18 @@ fn client_of<'s>(snapshot: &'s Snapshot, live: &Live) -> Option<&'s Workload> {
 /// The table of the service that was dialled; where none was, of the server that is asked for by name.
 pub(crate) fn table_of(
     snapshot: &Snapshot,
+    sight: &Sight<'_>,
     client: Option<&Workload>,
-    namespace: &str,
     dialled: SocketAddr,
     sni: Option<&str>,
 ) -> Option<Arc<StreamTable>> {
     let routes = snapshot.routes();
     let port = dialled.port();
-    let table = match snapshot.service_at(dialled.ip(), port, Protocol::Tcp) {
+    let table = match sight.service_at(dialled, Protocol::Tcp) {
         Some((service, port)) => routes.stream(&snapshot.host_of(service), port.port),
         None => routes.stream(sni?.trim_end_matches('.'), port),
     };
-    seen_by(table, client, namespace)
+    seen_by(table, client, sight.namespace())
 }
 
 fn decide(snapshot: &Snapshot, live: &Live, dialled: SocketAddr, hello: &Hello, draw: u64) -> Way {
@@ -113,7 +120,8 @@ fn decide(snapshot: &Snapshot, live: &Live, dialled: SocketAddr, hello: &Hello, 
         Hello::Tls { sni } => (true, sni.as_deref()),
         Hello::NotTls | Hello::Partial => (false, None),
     };
-    let table = table_of(snapshot, client, namespace, dialled, sni);
+    let sight = snapshot.sight(live.pod.workload, namespace);
+    let table = table_of(snapshot, &sight, client, dialled, sni);
     let view = StreamView { tls, sni, dialled: dialled.ip() };
     static NO_LABELS: std::collections::BTreeMap<Arc<str>, Arc<str>> = std::collections::BTreeMap::new();
     let of = ClientView { namespace, labels: client.map_or(&NO_LABELS, |client| &client.labels) };
@@ -128,22 +136,30 @@ fn decide(snapshot: &Snapshot, live: &Live, dialled: SocketAddr, hello: &Hello, 
             },
         };
     }
-    by_policy(snapshot, client, namespace, dialled).map_or(Way::AsDialled, Way::To)
+    by_policy(snapshot, &sight, client, dialled, sni).map_or(Way::AsDialled, Way::To)
 }
 
-/// Where a connection goes that no rule is about: to the service as it is, if something is said about that.
+/// Where a connection goes that no rule is about: to the service as it is, if something is said about that. What would be refused
+/// goes to the service of the server that is asked for by name.
 pub(crate) fn by_policy(
     snapshot: &Snapshot,
+    sight: &Sight<'_>,
     client: Option<&Workload>,
-    namespace: &str,
     dialled: SocketAddr,
+    sni: Option<&str>,
 ) -> Option<Destination> {
-    let (service, port) = snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp)?;
-    let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
-    if !snapshot.routes().clusters.contains_key(&key) {
-        return None;
-    }
-    Destination::of(snapshot, &key, client, namespace)
+    let key = match sight.service_at(dialled, Protocol::Tcp) {
+        Some((service, port)) => {
+            let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
+            snapshot.routes().clusters.contains_key(&key).then_some(key)?
+        }
+        None => {
+            let name = sni.filter(|_| sight.refuses(dialled))?.trim_end_matches('.').to_ascii_lowercase();
+            let service = sight.service_of_server(&name, dialled.port())?;
+            ClusterKey { service: service.name.clone(), port: dialled.port(), subset: None }
+        }
+    };
+    Destination::of(snapshot, &key, client, sight.namespace())
 }
 
 /// What consistent hashing goes by: of a connection only its source is known (S42).

@@ -10,8 +10,12 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use mesh_core::{
-    balance,
+    balance::{
+        self,
+        locality::{Nearest, Place},
+    },
     mode::Mode,
+    route::sight::Sight,
     snapshot::{Endpoint, Protocol, Resolution, Service, ServicePort, Snapshot, Workload},
 };
 
@@ -27,6 +31,8 @@ pub(crate) enum Target<'a> {
         /// The endpoint the kernel drew.
         hint: Option<SocketAddr>,
         dialled: SocketAddr,
+        /// Where the client is.
+        place: Option<&'a Place>,
     },
     /// One address: a pod, or something outside the mesh.
     Address { addr: SocketAddr, workload: Option<&'a Arc<Workload>> },
@@ -41,12 +47,23 @@ pub(crate) struct Choice<'a> {
 
 impl<'a> Target<'a> {
     /// Finds what was dialled in the snapshot.
-    pub(crate) fn of(snapshot: &'a Snapshot, dialled: &Dialled) -> Self {
+    ///
+    /// A service that the client does not see is an address as any other.
+    pub(crate) fn of(
+        snapshot: &'a Snapshot,
+        sight: &Sight<'a>,
+        client: Option<&'a Workload>,
+        dialled: &Dialled,
+    ) -> Self {
         let dst = canonical(dialled.dst);
-        match snapshot.service_at(dst.ip(), dst.port(), Protocol::Tcp) {
-            Some((service, port)) => {
-                Self::Service { service, port, hint: dialled.backend.map(canonical), dialled: dst }
-            }
+        match sight.service_at(dst, Protocol::Tcp) {
+            Some((service, port)) => Self::Service {
+                service,
+                port,
+                hint: dialled.backend.map(canonical),
+                dialled: dst,
+                place: client.map(|client| &client.place),
+            },
             None => Self::Address { addr: dst, workload: snapshot.workload_at(dst.ip()) },
         }
     }
@@ -70,7 +87,7 @@ impl<'a> Target<'a> {
         draw: u64,
         load: impl Fn(SocketAddr) -> u32,
     ) -> Option<Choice<'a>> {
-        let (service, port, hint, v4) = match *self {
+        let (service, port, hint, v4, place) = match *self {
             Self::Address { addr, workload } => {
                 return (!tried.contains(&addr)).then_some(Choice { addr, workload });
             }
@@ -78,7 +95,9 @@ impl<'a> Target<'a> {
                 let workload = snapshot.workload_at(dialled.ip());
                 return (!tried.contains(&dialled)).then_some(Choice { addr: dialled, workload });
             }
-            Self::Service { service, port, hint, dialled } => (service, port, hint, dialled.is_ipv4()),
+            Self::Service { service, port, hint, dialled, place } => {
+                (service, port, hint, dialled.is_ipv4(), place)
+            }
         };
         let workload_of = |endpoint: &Endpoint| snapshot.workload_of(endpoint);
         let chosen =
@@ -98,6 +117,17 @@ impl<'a> Target<'a> {
         }
         let load = |endpoint: &Endpoint| load(endpoint.socket_addr());
         let fresh = |picked: &&Endpoint| !tried.contains(&picked.socket_addr());
+        // Of those that were not tried: farther ones when the near ones have failed.
+        let nearest = service.distribution.zip(place).and_then(|(distribution, place)| {
+            let untried = |e: &&Endpoint| e.ready && usable(e) && !tried.contains(&e.socket_addr());
+            let mut fresh = port.endpoints.iter().filter(untried).peekable();
+            fresh.peek()?;
+            Some(Nearest::of(snapshot, distribution, place, fresh))
+        });
+        let is_near =
+            |endpoint: &Endpoint| nearest.as_ref().is_none_or(|nearest| nearest.has(snapshot, endpoint));
+        let usable = |endpoint: &Endpoint| usable(endpoint) && is_near(endpoint);
+        let agents_only = |endpoint: &Endpoint| agents_only(endpoint) && is_near(endpoint);
         drawn
             .and_then(|_| balance::pick(&port.endpoints, draw, tried, agents_only, load).endpoint())
             .filter(fresh)
@@ -167,7 +197,7 @@ mod tests {
     /// Every address that 200 draws choose.
     fn choices(snapshot: &Snapshot, dialled: &Dialled, tried: &[&str]) -> HashSet<String> {
         let tried: Vec<SocketAddr> = tried.iter().map(|t| t.parse().unwrap()).collect();
-        let target = Target::of(snapshot, dialled);
+        let target = Target::of(snapshot, &snapshot.sight_from("default"), None, dialled);
         (0..200_u64)
             .filter_map(|i| {
                 target.choose(snapshot, "a", &tried, i.wrapping_mul(0x9e37_79b9_7f4a_7c15), |_| 0)
@@ -243,7 +273,11 @@ mod tests {
         for dst in ["10.0.1.1:5432", "[::ffff:10.0.1.1]:5432"] {
             assert_eq!(choices(&world, &dialled(dst, None), &[]), set(&["10.0.1.1:5432"]));
             assert_eq!(choices(&world, &dialled(dst, None), &["10.0.1.1:5432"]), set(&[]));
-            let Target::Address { workload, .. } = Target::of(&world, &dialled(dst, None)) else { panic!() };
+            let Target::Address { workload, .. } =
+                Target::of(&world, &world.sight_from("default"), None, &dialled(dst, None))
+            else {
+                panic!()
+            };
             assert_eq!(&*workload.unwrap().name.name, "r");
         }
     }

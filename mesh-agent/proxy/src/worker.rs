@@ -259,7 +259,7 @@ impl Worker {
         let Ok(open) = opened else { return stream::reset(socket) };
         let live = Rc::clone(open.live());
         let Ok(mut downstream) = Stream::new(socket) else { return open.close(CloseReason::Overloaded) };
-        if direction == Direction::Outbound && !self.snapshot().routes().is_empty() {
+        if direction == Direction::Outbound && http::may_claim(&self.snapshot()) {
             let look =
                 Box::pin(async { Ok::<_, CloseReason>(http::claim(self, &live, &mut downstream).await) });
             match self.unless_stopped(&live, look).await {

@@ -12,8 +12,8 @@ use mesh_common::{
     Addr,
     pod::{
         DIR_INBOUND, DIR_OUTBOUND, ExcludedKey, INBOUND_FAIL_CLOSED, INBOUND_PORTS, InboundCfg, POD_DNS,
-        POD_EXCLUDED, POD_FAIL_CLOSED, POD_PORTS, PORT_EXCLUDED, PORT_FAIL_CLOSED, PORT_FAIL_OPEN, PodCfg,
-        PortKey, ProbeKey,
+        POD_EXCLUDED, POD_FAIL_CLOSED, POD_PORTS, POD_PROXY_UNKNOWN, POD_SIGHT_SHIFT, PORT_EXCLUDED,
+        PORT_FAIL_CLOSED, PORT_FAIL_OPEN, PodCfg, PortKey, ProbeKey,
     },
 };
 use mesh_core::plan::{PodConfig, PortRule};
@@ -36,7 +36,9 @@ pub(crate) fn pod_cfg(pod: u32, config: &PodConfig) -> PodCfg {
         flags: flag(config.dns_capture, POD_DNS)
             | flag(!config.outbound_ports.is_empty(), POD_PORTS)
             | flag(!config.excluded.is_empty(), POD_EXCLUDED)
-            | flag(config.outbound_fail_closed, POD_FAIL_CLOSED),
+            | flag(config.outbound_fail_closed, POD_FAIL_CLOSED)
+            | flag(config.proxy_unknown, POD_PROXY_UNKNOWN)
+            | config.sight << POD_SIGHT_SHIFT,
     }
 }
 

@@ -125,7 +125,7 @@ fn resolve(snapshot: &Snapshot, from: &Workload, host: &str) -> ResolutionView {
     let (mut name, mut alias) = (None, None);
     let mut nothing = ResolutionKind::NxDomain;
     for qtype in [QType::A, QType::Aaaa] {
-        match dns::answer(snapshot, &from.name.namespace, host, qtype) {
+        match dns::answer(snapshot, &snapshot.sight_of(from), host, qtype) {
             DnsAnswer::Answer { records, .. } => {
                 for record in records {
                     match record.data {

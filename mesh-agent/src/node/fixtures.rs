@@ -15,6 +15,8 @@ pub(super) fn pod_config(namespace: &str, name: &str) -> PodConfig {
         inbound_ports: Default::default(),
         outbound_ports: Default::default(),
         excluded: Vec::new(),
+        proxy_unknown: false,
+        sight: 0,
         probe_ports: Default::default(),
         identity_hash: 0,
         policy_hash: 1,

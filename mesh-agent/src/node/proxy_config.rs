@@ -353,7 +353,7 @@ pub(super) fn listeners<T: Tables>(
                 Some(entry) if entry.count == 0 => "refuse",
                 Some(_) if !is_routed(snapshot, service, port.port) => "direct",
                 Some(_) => {
-                    let treatment = preview::treatment(snapshot, (addr, port.port).into());
+                    let treatment = preview::treatment(snapshot, None, (addr, port.port).into());
                     let looks = protocol.is_http() || protocol == AppProtocol::Sniffed;
                     if treatment.concerned && looks { "http" } else { "proxy" }
                 }

@@ -216,6 +216,33 @@ fn a_pod_that_draws_itself_goes_over_loopback() {
 }
 
 #[test]
+fn only_pods_of_a_kind_that_may_not_see_a_service_ask_the_agent() {
+    let mut world = World::new(0);
+    world.service_flags = (1 << 5 | 1 << 23) << SERVICE_HIDDEN_SHIFT;
+    for kind in 0..24 {
+        let want = if kind == 5 || kind == 23 {
+            (Outcome::Proxy, Reason::L7)
+        } else {
+            (Outcome::Direct, Reason::Unmeshed)
+        };
+        check(&world, kind << POD_SIGHT_SHIFT, "10.96.0.1", 80, want);
+    }
+}
+
+#[test]
+fn under_registry_only_the_agent_decides_on_what_is_unknown_but_not_on_the_nodes_own_link() {
+    let world = World::new(0);
+    check(&world, POD_PROXY_UNKNOWN, "192.0.2.1", 80, (Outcome::Proxy, Reason::UnknownDestination));
+    check(&world, POD_PROXY_UNKNOWN, "2001:db8::1", 80, (Outcome::Proxy, Reason::UnknownDestination));
+    for link in ["169.254.169.254", "fe80::1", "febf::1"] {
+        check(&world, POD_PROXY_UNKNOWN, link, 80, (Outcome::Bypass, Reason::UnknownDestination));
+    }
+    for wide in ["169.253.0.1", "169.255.0.1", "fec0::1"] {
+        check(&world, POD_PROXY_UNKNOWN, wide, 80, (Outcome::Proxy, Reason::UnknownDestination));
+    }
+}
+
+#[test]
 fn an_l7_service_is_always_proxied_and_an_empty_one_refused() {
     let mut world = World::new(0);
     world.service_flags = SERVICE_L7;

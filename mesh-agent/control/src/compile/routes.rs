@@ -7,7 +7,7 @@
 //!   out as before keep their allocation, so that little is sent and applied.
 //!
 //! Not here: how resources are read and checked (`resource`), what the model means for a request (`mesh-core`), the endpoints of
-//! services, what ServiceEntries become (`compile/entries.rs`) and the scopes of Sidecars.
+//! services and what ServiceEntries become (`compile/entries.rs`).
 
 mod destination_rule;
 mod gateway_api;
@@ -38,10 +38,11 @@ use self::{
     destination_rule::DestinationRules, gateway_api::GatewayRoutes, registry::Registry, view::scoped,
     virtual_service::VirtualServices,
 };
+use super::sidecars;
 use crate::{
     index::{Index, located},
     problem::{Level, SourceError},
-    resource::{ExportTo, Key, Kind, MeshConfig, virtual_service::Retries},
+    resource::{ExportTo, Key, Kind, MeshConfig, Resource, virtual_service::Retries},
 };
 
 impl Kind {
@@ -260,6 +261,11 @@ fn compile(cx: &Context<'_>) -> (Routes, Vec<SourceError>) {
         let table = http_tables(cx, &virtual_services, &nothing, host, UNKNOWN_HOST_PORT, &mut problems);
         if let Some(table) = table {
             routes.http.insert(HostPort { host: Arc::clone(host), port: UNKNOWN_HOST_PORT }, table);
+        }
+    }
+    for (_, resource) in cx.index.each(Kind::Sidecar) {
+        if let Resource::Sidecar(sidecar) = resource {
+            routes.sidecars.insert(sidecar.name.clone(), sidecars::scope(sidecar));
         }
     }
     alias_tables(cx, &mut routes);

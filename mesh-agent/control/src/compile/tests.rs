@@ -1,6 +1,7 @@
 //! Tests of compilation: from manifests to the snapshot.
 
 mod policies;
+mod sight;
 
 use std::{path::Path, time::Duration};
 

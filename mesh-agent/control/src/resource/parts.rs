@@ -47,7 +47,16 @@ pub(super) fn export_to(
     name: &'static str,
     problems: &mut Problems,
 ) -> Option<ExportTo> {
-    let texts = object.texts(name, problems);
+    export_to_of(object.texts(name, problems), problems)
+}
+
+/// Reads an annotation with names of namespaces and commas between; `None` when it is empty.
+pub(super) fn export_to_text(text: &str, field: &str, problems: &mut Problems) -> Option<ExportTo> {
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    export_to_of(items.map(|item| (field.to_owned(), item)).collect(), problems)
+}
+
+fn export_to_of(texts: Vec<(String, &str)>, problems: &mut Problems) -> Option<ExportTo> {
     if texts.is_empty() {
         return None;
     }

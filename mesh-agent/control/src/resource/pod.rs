@@ -22,7 +22,8 @@ use crate::problem::Problems;
 /// A pod before policy and its namespace are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// Everything the pod itself says. `meshed`, `modes` and `policy_hash` are filled in by the compiler.
+    /// Everything the pod itself says. `meshed`, `modes`, `policy_hash`, `sidecar` and what the node says of `place` are filled in by the
+    /// compiler.
     pub workload: Workload,
     /// Whether it is in the mesh, if it says so itself.
     pub opt_in: Option<bool>,
@@ -95,6 +96,7 @@ pub(crate) fn read(object: &v1::Pod, problems: &mut Problems) -> Pod {
             format!("is {account:?}, wanted lower-case letters, digits, '-' and '.', at most 253"),
         );
     }
+    let labels = metadata::labels(&object.metadata);
     let workload = Workload {
         id: WorkloadId::of_pod(&name.namespace, &name.name, uid),
         service_account: if account.is_empty() { "default" } else { account }.into(),
@@ -104,7 +106,8 @@ pub(crate) fn read(object: &v1::Pod, problems: &mut Problems) -> Pod {
         ready: is_ready(object),
         terminated: is_terminated(object),
         netns,
-        labels: metadata::labels(&object.metadata),
+        place: super::node::place_of_pod(&labels),
+        labels,
         named_ports,
         settings: settings(&annotation, problems),
         probe_ports,

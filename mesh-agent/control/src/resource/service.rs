@@ -3,11 +3,15 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_openapi::{api::core::v1, apimachinery::pkg::util::intstr::IntOrString};
-use mesh_core::snapshot::{self, Protocol, ServicePort};
+use mesh_core::{
+    route::defaults::Distribution,
+    snapshot::{self, Protocol, ServicePort},
+};
 
 use super::{
-    Labels,
+    ExportTo, Labels,
     metadata::{self, Scope},
+    parts,
 };
 use crate::problem::Problems;
 
@@ -20,9 +24,14 @@ pub struct Service {
     pub targets: Vec<TargetPort>,
     /// Selects pods; empty when endpoints come from slices alone.
     pub selector: Labels,
+    /// Who sees it, if it says so.
+    pub export_to: Option<ExportTo>,
     /// Seconds since 1970, if known.
     pub created: Option<i64>,
 }
+
+const EXPORT_TO: &str = "networking.istio.io/exportTo";
+const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 
 /// The port of the pods behind a service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,11 +78,40 @@ pub(crate) fn read(object: &v1::Service, problems: &mut Problems) -> Service {
         ),
     }
     let targets = ports(&spec, &mut service, problems);
+    let annotation = |key: &str| object.metadata.annotations.as_ref()?.get(key).map(String::as_str);
+    let export_to = annotation(EXPORT_TO)
+        .and_then(|text| parts::export_to_text(text, &format!("metadata.annotations.{EXPORT_TO}"), problems));
+    // The annotation is for clusters whose API does not know the field.
+    service.distribution = match annotation(DISTRIBUTION) {
+        Some(text) => distribution(text, &format!("metadata.annotations.{DISTRIBUTION}"), problems),
+        None => spec
+            .traffic_distribution
+            .as_deref()
+            .and_then(|text| distribution(text, "spec.trafficDistribution", problems)),
+    };
     Service {
         service,
+        export_to,
         targets,
         selector: metadata::shared(spec.selector.iter().flatten()),
         created: metadata::created(&object.metadata),
+    }
+}
+
+/// Which endpoints are preferred (B9).
+pub(super) fn distribution(text: &str, field: &str, problems: &mut Problems) -> Option<Distribution> {
+    match text {
+        "PreferClose" | "PreferSameZone" => Some(Distribution::SameZone),
+        "PreferSameNode" => Some(Distribution::SameNode),
+        "" | "Any" => None,
+        other => {
+            // Kubernetes lets others have their own words.
+            let message = format!(
+                "is {other:?}, wanted \"PreferSameZone\", \"PreferSameNode\" or \"PreferClose\"; it has no effect"
+            );
+            problems.warning(field, message);
+            None
+        }
     }
 }
 

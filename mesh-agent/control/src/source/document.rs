@@ -319,6 +319,7 @@ impl Reader<'_> {
                     Resource::AuthorizationPolicy(resource::authorization_policy(&o, root, p))
                 })
             }
+            Kind::Node => typed(&value, p).map(|o: v1::Node| Resource::Node(resource::node(&o, p))),
             Kind::ConfigMap => {
                 typed(&value, p).map(|o: v1::ConfigMap| Resource::MeshConfig(resource::mesh_config(&o, p)))
             }

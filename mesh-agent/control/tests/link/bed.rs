@@ -22,6 +22,7 @@ use mesh_control::{
     subscribe::{self, SubscribeOptions, Subscription, channel::ControllerUrl},
 };
 use mesh_core::{
+    balance::locality::Place,
     id::WorkloadId,
     snapshot::{Endpoint, Name, Parts, Protocol, Service, ServicePort, Snapshot, Workload},
 };
@@ -220,6 +221,8 @@ pub(crate) fn pod(name: &str, node: &str, addr: &str) -> Workload {
         id: WorkloadId::of_pod("shop", name, ""),
         service_account: name.into(),
         node: node.into(),
+        // As the compiler has it.
+        place: Place { node: node.into(), ..Place::default() },
         addrs: vec![addr.parse().unwrap()],
         meshed: true,
         ready: true,

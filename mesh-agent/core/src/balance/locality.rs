@@ -1,8 +1,14 @@
 //! Where clients and endpoints are, and which endpoints a client prefers for it (C6–C9, S48, S49).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
-use crate::route::cluster::{Distribution, Locality};
+use crate::{
+    route::{
+        cluster::{Distribution, Locality},
+        defaults,
+    },
+    snapshot::{Endpoint, Snapshot, Traits, Workload},
+};
 
 /// Where something runs; what is not known is empty.
 #[derive(
@@ -27,6 +33,29 @@ impl Place {
         let mut parts = text.splitn(3, '/');
         let mut part = || parts.next().unwrap_or_default().into();
         Self { region: part(), zone: part(), subzone: part(), ..Self::default() }
+    }
+
+    /// Where an endpoint is: what a resource says of it comes before where its workload is.
+    pub fn of_endpoint<'a>(workload: Option<&'a Workload>, traits: Option<&Traits>) -> Cow<'a, Self> {
+        let own = workload.map_or_else(Cow::default, |workload| Cow::Borrowed(&workload.place));
+        let Some(traits) = traits.filter(|traits| traits.locality.is_some() || traits.network.is_some())
+        else {
+            return own;
+        };
+        let mut place = own.into_owned();
+        if let Some(locality) = &traits.locality {
+            let Self { region, zone, subzone, .. } = Self::parse(locality);
+            place = Self { region, zone, subzone, ..place };
+        }
+        if let Some(network) = &traits.network {
+            place.network = Arc::clone(network);
+        }
+        Cow::Owned(place)
+    }
+
+    /// Whether nothing is known of it.
+    pub fn is_unknown(&self) -> bool {
+        *self == Self::default()
     }
 
     /// What a topology label says of the place, for one that its workload does not carry itself.
@@ -61,6 +90,44 @@ pub struct Located<'a> {
 impl<'a> Located<'a> {
     fn label(&self, key: &str) -> Option<&'a Arc<str>> {
         self.labels.get(key).or_else(|| self.place.label(key))
+    }
+}
+
+/// The nearest of a service's endpoints, for a service that says what near is.
+#[derive(Clone, Debug)]
+pub struct Nearest {
+    locality: Locality,
+    here: Place,
+    rank: u32,
+}
+
+impl Nearest {
+    /// Those of `endpoints` that are nearest to `here`.
+    pub fn of<'e>(
+        snapshot: &Snapshot,
+        distribution: defaults::Distribution,
+        here: &Place,
+        endpoints: impl Iterator<Item = &'e Endpoint>,
+    ) -> Self {
+        let mut nearest = Self { locality: distribution.locality(), here: here.clone(), rank: u32::MAX };
+        nearest.rank =
+            endpoints.map(|endpoint| nearest.rank_of(snapshot, endpoint)).min().unwrap_or(u32::MAX);
+        nearest
+    }
+
+    /// Whether an endpoint is as near as those are.
+    pub fn has(&self, snapshot: &Snapshot, endpoint: &Endpoint) -> bool {
+        self.rank_of(snapshot, endpoint) <= self.rank
+    }
+
+    fn rank_of(&self, snapshot: &Snapshot, endpoint: &Endpoint) -> u32 {
+        // Labels of pods play no part: the places say it all, and the client may be any of the node's.
+        static NO_LABELS: BTreeMap<Arc<str>, Arc<str>> = BTreeMap::new();
+        let Locality::Failover { labels, .. } = &self.locality else { return 0 };
+        let workload = snapshot.workload_of(endpoint).map(|workload| &**workload);
+        let place = Place::of_endpoint(workload, endpoint.traits.as_deref());
+        let located = |place| Located { place, labels: &NO_LABELS };
+        rank_by_labels(labels, &located(&self.here), &located(&place))
     }
 }
 

@@ -68,7 +68,8 @@ fn world() -> Snapshot {
 }
 
 fn ask(qname: &str, qtype: QType) -> DnsAnswer {
-    answer(&world(), "default", qname, qtype)
+    let world = world();
+    answer(&world, &world.sight_from("default"), qname, qtype)
 }
 
 /// The answer as text: `name data` per record, or the kind of nothing.
@@ -213,7 +214,8 @@ fn aliases_in_a_circle_end() {
 #[test]
 fn an_empty_snapshot_forwards_everything() {
     for qname in ["web", "web.default.svc.cluster.local", "", "svc", "a.svc."] {
-        assert_eq!(answer(&Snapshot::default(), "default", qname, QType::A), DnsAnswer::Forward);
+        let empty = Snapshot::default();
+        assert_eq!(answer(&empty, &empty.sight_from("default"), qname, QType::A), DnsAnswer::Forward);
     }
 }
 
@@ -262,7 +264,7 @@ fn declared_hosts_lead_to_the_addresses_that_the_mesh_has_for_them() {
     ];
     let services = services.map(Arc::new).to_vec();
     let snapshot = Snapshot::new(1, Parts { services, ..Parts::default() });
-    let ask = |namespace, name, qtype| match answer(&snapshot, namespace, name, qtype) {
+    let ask = |namespace, name, qtype| match answer(&snapshot, &snapshot.sight_from(namespace), name, qtype) {
         DnsAnswer::Answer { records, .. } => {
             let data = records.into_iter().map(|record| match record.data {
                 RecordData::A(addr) => addr.to_string(),

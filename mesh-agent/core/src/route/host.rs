@@ -6,7 +6,10 @@
 
 use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
-use crate::snapshot::{Protocol, Service, Snapshot};
+use crate::{
+    route::sight::Sight,
+    snapshot::{Protocol, Service},
+};
 
 /// An authority in its parts. Total: what is no host and port is a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,31 +71,27 @@ pub struct ResolvedHost<'a, 's> {
     pub service: Option<&'s Arc<Service>>,
 }
 
-/// What the authority of a request means to a client of `namespace` that dialled `port`.
+/// What the authority of a request means to a client that dialled `port`.
 ///
 /// A service without an entry in `Routes` is found too. Neither a service nor an entry: the caller decides by what was dialled.
-pub fn resolve<'a, 's>(
-    snapshot: &'s Snapshot,
-    namespace: &str,
-    authority: &'a str,
-    port: u16,
-) -> ResolvedHost<'a, 's> {
+pub fn resolve<'a, 's>(sight: &Sight<'s>, authority: &'a str, port: u16) -> ResolvedHost<'a, 's> {
     let authority = Authority::parse(authority);
     let name = authority.name();
-    if let Some(service) = snapshot.service_by_host(namespace, &name) {
-        return full_name(snapshot, namespace, service, Some(name));
+    let snapshot = sight.snapshot();
+    if let Some(service) = sight.service_by_host(&name) {
+        return full_name(sight, service, Some(name));
     }
     if snapshot.routes().has_http(&name, port) {
-        let service = snapshot.service_covering(namespace, &name);
+        let service = sight.service_covering(&name);
         return ResolvedHost { host: name, service };
     }
-    let service = alias(snapshot, namespace, &name)
-        .or_else(|| Some(snapshot.service_at(authority.ip()?, port, Protocol::Tcp)?.0));
+    let service =
+        alias(sight, &name).or_else(|| Some(snapshot.service_at(authority.ip()?, port, Protocol::Tcp)?.0));
     match service {
-        Some(service) => full_name(snapshot, namespace, service, None),
+        Some(service) => full_name(sight, service, None),
         // A wildcard's tables are found by what was asked for.
         None => {
-            let service = snapshot.service_covering(namespace, &name);
+            let service = sight.service_covering(&name);
             ResolvedHost { host: name, service }
         }
     }
@@ -100,28 +99,27 @@ pub fn resolve<'a, 's>(
 
 /// A service by its full name; one that is only another name (ExternalName) is what it stands for (B2).
 fn full_name<'a, 's>(
-    snapshot: &'s Snapshot,
-    namespace: &str,
+    sight: &Sight<'s>,
     service: &'s Arc<Service>,
     known: Option<Cow<'a, str>>,
 ) -> ResolvedHost<'a, 's> {
     if let Some(target) = &service.external_name {
         let target = Authority::parse(target).name().into_owned();
-        let service = snapshot.service_by_host(namespace, &target);
+        let service = sight.service_by_host(&target);
         return ResolvedHost { host: Cow::Owned(target), service };
     }
-    let host = known.unwrap_or_else(|| Cow::Owned(snapshot.host_of(service).into_owned()));
+    let host = known.unwrap_or_else(|| Cow::Owned(sight.snapshot().host_of(service).into_owned()));
     ResolvedHost { host, service: Some(service) }
 }
 
 /// The service that `foo`, `foo.ns` and `foo.ns.svc` mean.
-fn alias<'s>(snapshot: &'s Snapshot, own_namespace: &str, name: &str) -> Option<&'s Arc<Service>> {
+fn alias<'s>(sight: &Sight<'s>, name: &str) -> Option<&'s Arc<Service>> {
     let mut labels = name.split('.');
-    let (service, namespace) = (labels.next()?, labels.next().unwrap_or(own_namespace));
+    let (service, namespace) = (labels.next()?, labels.next().unwrap_or(sight.namespace()));
     if labels.next().is_some_and(|label| label != "svc") || labels.next().is_some() {
         return None;
     }
-    snapshot.service_named(namespace, service).filter(|service| service.hostname.is_none())
+    sight.snapshot().service_named(namespace, service).filter(|service| service.hostname.is_none())
 }
 
 #[cfg(test)]

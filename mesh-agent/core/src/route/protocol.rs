@@ -42,9 +42,13 @@ impl AppProtocol {
         };
         match named {
             Some(protocol) => protocol,
-            None if SERVER_SPEAKS_FIRST.contains(&port.port) => Self::Tcp,
-            None => Self::Sniffed,
+            None => Self::of_number(port.port),
         }
+    }
+
+    /// By a port's number alone.
+    pub fn of_number(port: u16) -> Self {
+        if SERVER_SPEAKS_FIRST.contains(&port) { Self::Tcp } else { Self::Sniffed }
     }
 
     /// By a name like `http` or `http-admin`; `None` for one that says nothing.

@@ -1,6 +1,9 @@
 //! Who sees what: the same host can mean different things to clients of different namespaces.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Something that depends on the client's namespace, and on its labels where a resource selects workloads.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -35,6 +38,32 @@ impl<T> Scoped<T> {
         let selects = |selector: &Labels| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
         let selected = own.selected.iter().find(|(selector, _)| selects(selector));
         selected.map(|(_, value)| value).or(own.all.as_ref())
+    }
+}
+
+/// The namespaces that see something (`exportTo`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Audience {
+    /// All.
+    #[default]
+    Everyone,
+    /// These; perhaps none.
+    Only(BTreeSet<Arc<str>>),
+}
+
+impl Audience {
+    /// Whether there is nobody who does not see it.
+    pub fn is_everyone(&self) -> bool {
+        *self == Self::Everyone
+    }
+
+    /// Whether clients of a namespace see it.
+    pub fn includes(&self, namespace: &str) -> bool {
+        match self {
+            Self::Everyone => true,
+            Self::Only(namespaces) => namespaces.contains(namespace),
+        }
     }
 }
 

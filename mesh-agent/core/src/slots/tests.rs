@@ -10,7 +10,7 @@ use crate::{
     route::{
         HostPort, Routes,
         cluster::{Cluster, TrafficPolicy},
-        scope::Scoped,
+        scope::{Audience, Scoped},
         stream::StreamTable,
     },
     snapshot::{Name, Parts},
@@ -254,4 +254,81 @@ fn an_address_that_is_kept_leads_to_itself_and_to_whoever_is_there() {
     }
     let second = tables(&snapshot, &NodeView::default(), &first);
     assert!(second.backends.iter().all(|(id, slots)| Arc::ptr_eq(slots, &first.backends[id])));
+}
+
+#[test]
+fn a_service_that_some_local_pod_does_not_see_is_marked_for_pods_of_its_kind() {
+    let of = |namespace: &str| {
+        let addr = IpAddr::from([10, 0, 1, namespace.as_bytes()[0]]);
+        Arc::new(Workload {
+            meshed: true,
+            addrs: vec![addr],
+            ..Workload::named(Name::new(namespace.to_owned(), "pod"))
+        })
+    };
+    let (own, other) = (of("default"), of("other"));
+    let hidden_from = |enrolled: &[&Arc<Workload>], audience: Audience| {
+        let view = NodeView { enrolled: enrolled.iter().map(|pod| (pod.id, 1)).collect() };
+        let service = Service { audience, ..service(&["10.96.0.1"], vec![endpoint("10.0.0.1", true, None)]) };
+        let tables = compute(&[Arc::clone(&own), Arc::clone(&other)], service, &view, &Tables::default());
+        let at = |port, protocol| {
+            tables.services[&Frontend { addr: [10, 96, 0, 1].into(), port, protocol }].hidden
+        };
+        assert_eq!(at(53, Protocol::Udp), 0, "datagrams know no sight");
+        at(80, Protocol::Tcp)
+    };
+    let limited = || Audience::Only(["default".into()].into());
+    assert_eq!(hidden_from(&[&own, &other], Audience::Everyone), 0);
+    assert_eq!(hidden_from(&[&own], limited()), 0, "nobody here does not see it");
+    assert_eq!(hidden_from(&[&own, &other], limited()), 1 << sight_kind(&other));
+}
+
+#[test]
+fn b9_a_preference_leaves_the_nearest_ready_endpoints() {
+    let at = |name: &str, last: u8, zone: &str, node: &str| {
+        let place = Place { region: "r".into(), zone: zone.into(), node: node.into(), ..Place::default() };
+        Arc::new(Workload {
+            place,
+            addrs: vec![[10, 0, 0, last].into()],
+            ready: true,
+            meshed: true,
+            ..Workload::named(Name::new("default", name))
+        })
+    };
+    let pods =
+        [at("client", 9, "z1", "n1"), at("a", 1, "z1", "n1"), at("b", 2, "z1", "n2"), at("c", 3, "z2", "n3")];
+    let view = NodeView { enrolled: [(pods[0].id, 1)].into() };
+    let slots = |distribution, ready: [bool; 3], previous: &Tables| {
+        let endpoints: Vec<Endpoint> = pods[1..]
+            .iter()
+            .zip(ready)
+            .map(|(pod, ready)| endpoint(&pod.addrs[0].to_string(), ready, Some(pod)))
+            .collect();
+        let service = Service { distribution, ..service(&["10.96.0.1"], endpoints) };
+        compute(&pods, service, &view, previous)
+    };
+    let shown = |tables: &Tables| -> Vec<u8> {
+        let mut lasts: Vec<u8> = backends(tables, "10.96.0.1", 80, Protocol::Tcp)
+            .iter()
+            .map(|backend| match backend.addr.ip() {
+                IpAddr::V4(v4) => v4.octets()[3],
+                IpAddr::V6(_) => 0,
+            })
+            .collect();
+        lasts.sort_unstable();
+        lasts
+    };
+    let none = Tables::default();
+    let (zone, node) = (Some(Distribution::SameZone), Some(Distribution::SameNode));
+    assert_eq!(shown(&slots(None, [true; 3], &none)), [1, 2, 3]);
+    let near = slots(zone, [true; 3], &none);
+    assert_eq!(shown(&near), [1, 2]);
+    assert_eq!(shown(&slots(node, [true; 3], &near)), [1]);
+    assert_eq!(shown(&slots(node, [false, true, true], &near)), [2], "the zone comes next");
+    assert_eq!(shown(&slots(zone, [false, false, true], &near)), [3], "better far than not at all");
+    assert_eq!(shown(&slots(None, [true; 3], &near)), [1, 2, 3]);
+    let again = slots(zone, [true; 3], &near);
+    let key = Frontend { addr: [10, 96, 0, 1].into(), port: 80, protocol: Protocol::Tcp };
+    let of = |tables: &Tables| Arc::clone(&tables.backends[&tables.services[&key].slots]);
+    assert!(Arc::ptr_eq(&of(&near), &of(&again)), "nothing changed");
 }

@@ -1,8 +1,11 @@
 //! Services by the names that requests have, without allocating.
 
-use std::{borrow::Borrow, borrow::Cow, cmp::Ordering, sync::Arc};
+use std::{borrow::Borrow, borrow::Cow, cmp::Ordering, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
 
 use super::{Name, Service, Snapshot};
+use crate::route::sight::Sight;
 
 /// Namespace and name, owned or borrowed; ordered as [`Name`] is.
 trait NameParts {
@@ -54,33 +57,15 @@ impl Snapshot {
         self.services.get::<dyn NameParts + '_>(&parts)
     }
 
-    /// The service that clients of `namespace` mean by a full name (lower case, without trailing dot): that of Kubernetes, else of those
-    /// that declare the host the one of their own namespace, else the one of precedence (S57).
-    pub fn service_by_host(&self, namespace: &str, host: &str) -> Option<&Arc<Service>> {
-        self.service_of_kubernetes(host).or_else(|| self.declared(namespace, host))
-    }
-
-    /// The same, and where no service has the name, the one with the longest wildcard that covers it (S4).
-    pub fn service_covering(&self, namespace: &str, host: &str) -> Option<&Arc<Service>> {
-        if let Some(service) = self.service_by_host(namespace, host) {
-            return Some(service);
-        }
-        if self.by_host.is_empty() {
-            return None;
-        }
-        let mut rest = host;
-        while let Some((_, parent)) = rest.split_once('.') {
-            if let Some(service) = self.declared(namespace, &format!("*.{parent}")) {
-                return Some(service);
-            }
-            rest = parent;
-        }
-        None
-    }
-
     /// The services that declare a host which Kubernetes does not know, those of precedence first.
     pub fn services_declaring(&self, host: &str) -> &[Name] {
         self.by_host.get(host).map_or(&[], Vec::as_slice)
+    }
+
+    /// The services that have a network which an address is in.
+    pub fn services_with_network_of(&self, addr: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
+        let of = move |(net, _): &&(IpNet, Name)| net.contains(&addr);
+        self.by_network.iter().filter(of).filter_map(|(_, name)| self.service(name))
     }
 
     fn service_of_kubernetes(&self, host: &str) -> Option<&Arc<Service>> {
@@ -89,15 +74,46 @@ impl Snapshot {
         self.service_named(namespace, name).filter(|service| service.hostname.is_none())
     }
 
-    fn declared(&self, namespace: &str, host: &str) -> Option<&Arc<Service>> {
-        let names = self.services_declaring(host);
-        let own = names.iter().find(|name| &*name.namespace == namespace);
-        self.service(own.or(names.first())?)
-    }
-
     /// The full name of a service.
     pub fn host_of<'s>(&self, service: &'s Service) -> Cow<'s, str> {
         service.host(self.cluster_domain())
+    }
+}
+
+impl<'a> Sight<'a> {
+    /// The service that the client means by a full name (lower case, without trailing dot): that of Kubernetes, seen or not, else of
+    /// those that declare the host and that it sees, the one of its own namespace, else the one of precedence (S57).
+    pub fn service_by_host(&self, host: &str) -> Option<&'a Arc<Service>> {
+        self.snapshot().service_of_kubernetes(host).or_else(|| self.declared(host))
+    }
+
+    /// The same, and where no service has the name, the one with the longest wildcard that covers it (S4).
+    pub fn service_covering(&self, host: &str) -> Option<&'a Arc<Service>> {
+        if let Some(service) = self.service_by_host(host) {
+            return Some(service);
+        }
+        if self.snapshot().by_host.is_empty() {
+            return None;
+        }
+        let mut rest = host;
+        while let Some((_, parent)) = rest.split_once('.') {
+            if let Some(service) = self.declared(&format!("*.{parent}")) {
+                return Some(service);
+            }
+            rest = parent;
+        }
+        None
+    }
+
+    fn declared(&self, host: &str) -> Option<&'a Arc<Service>> {
+        let all = self.snapshot().services_declaring(host).iter();
+        let mut seen =
+            all.filter_map(|name| self.snapshot().service(name)).filter(|service| self.sees_name(service));
+        let first = seen.next()?;
+        if &*first.name.namespace == self.namespace() {
+            return Some(first);
+        }
+        Some(seen.find(|service| &*service.name.namespace == self.namespace()).unwrap_or(first))
     }
 }
 
@@ -117,7 +133,7 @@ mod tests {
             assert_eq!(found.name, Name::new(namespace, name));
             let host = snapshot.host_of(found).into_owned();
             assert_eq!(host, format!("{name}.{namespace}.svc.cluster.local"));
-            assert_eq!(snapshot.service_by_host("a", &host), Some(found));
+            assert_eq!(snapshot.sight_from("a").service_by_host(&host), Some(found));
         }
         for host in [
             "web.a",
@@ -126,7 +142,7 @@ mod tests {
             "x.web.a.svc.cluster.local",
             "svc.cluster.local",
         ] {
-            assert_eq!(snapshot.service_by_host("a", host), None, "{host}");
+            assert_eq!(snapshot.sight_from("a").service_by_host(host), None, "{host}");
         }
     }
 
@@ -139,7 +155,8 @@ mod tests {
     fn s57_a_host_is_the_clients_own_namespaces_else_that_of_precedence() {
         let services = vec![declaring("b", "api.x"), declaring("a", "api.x"), declaring("c", "other.x")];
         let snapshot = Snapshot::new(1, Parts { services, ..Parts::default() });
-        let of = |namespace, host| Some(&*snapshot.service_by_host(namespace, host)?.name.namespace);
+        let of =
+            |namespace, host| Some(&*snapshot.sight_from(namespace).service_by_host(host)?.name.namespace);
         assert_eq!(of("a", "api.x"), Some("a"));
         assert_eq!(of("b", "api.x"), Some("b"));
         assert_eq!(of("z", "api.x"), Some("b"), "the first of the parts");
@@ -154,19 +171,19 @@ mod tests {
         let host = "web.a.svc.cluster.local";
         let services = vec![declaring("a", host), Arc::new(Service::named(Name::new("a", "web")))];
         let snapshot = Snapshot::new(1, Parts { services, ..Parts::default() });
-        assert_eq!(&*snapshot.service_by_host("a", host).unwrap().name.name, "web");
+        assert_eq!(&*snapshot.sight_from("a").service_by_host(host).unwrap().name.name, "web");
     }
 
     #[test]
     fn s4_a_wildcard_covers_what_no_name_is_and_the_longest_counts() {
         let services = vec![declaring("a", "*.x"), declaring("a", "*.b.x"), declaring("a", "own.b.x")];
         let snapshot = Snapshot::new(1, Parts { services, ..Parts::default() });
-        let covering = |host| Some(&*snapshot.service_covering("a", host)?.name.name);
+        let covering = |host| Some(&*snapshot.sight_from("a").service_covering(host)?.name.name);
         assert_eq!(covering("own.b.x"), Some("own.b.x"));
         assert_eq!(covering("c.b.x"), Some("*.b.x"));
         assert_eq!(covering("d.c.b.x"), Some("*.b.x"));
         assert_eq!(covering("b.x"), Some("*.x"));
         assert_eq!(covering("x"), None);
-        assert_eq!(snapshot.service_by_host("a", "c.b.x"), None);
+        assert_eq!(snapshot.sight_from("a").service_by_host("c.b.x"), None);
     }
 }

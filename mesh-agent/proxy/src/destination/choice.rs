@@ -77,6 +77,9 @@ impl Arrangement {
         let default = Balancing::default();
         let balancing = policy.map_or(&default, |policy| &policy.balancing);
         let outlier = policy.and_then(|policy| policy.outlier.as_ref());
+        let place_of = |member: &'_ Member| {
+            Place::of_endpoint(member.workload.as_deref(), member.traits.as_deref()).into_owned()
+        };
         let places: Vec<Place> = members.iter().map(place_of).collect();
         let candidates: Vec<Candidate<'_>> = members
             .iter()
@@ -132,22 +135,7 @@ impl Arrangement {
 }
 
 fn place(workload: Option<&Workload>) -> Place {
-    Place {
-        node: workload.map_or_else(|| "".into(), |workload| Arc::clone(&workload.node)),
-        ..Place::default()
-    }
-}
-
-/// Where an endpoint is: where a resource says, else where its workload is.
-fn place_of(member: &Member) -> Place {
-    let own = place(member.workload.as_deref());
-    match member.traits.as_ref().and_then(|traits| traits.locality.as_deref()) {
-        Some(locality) => {
-            let Place { region, zone, subzone, .. } = Place::parse(locality);
-            Place { region, zone, subzone, ..own }
-        }
-        None => own,
-    }
+    workload.map_or_else(Place::default, |workload| workload.place.clone())
 }
 
 fn located<'a>(place: &'a Place, member: &'a Member) -> Located<'a> {

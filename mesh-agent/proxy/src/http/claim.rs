@@ -7,7 +7,7 @@
 use std::{future::poll_fn, io, net::SocketAddr, os::fd::AsFd, task::Poll};
 
 use mesh_core::{
-    route::protocol::AppProtocol,
+    route::{protocol::AppProtocol, scope::OutboundPolicy, sight::Sight},
     snapshot::{Protocol, Snapshot},
 };
 use tokio::time::timeout;
@@ -40,18 +40,21 @@ const PREFACE: &[u8; LOOK] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Methods that a request without a declared protocol may begin with.
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
+/// Whether anything is said that makes connections worth a look.
+pub(crate) fn may_claim(snapshot: &Snapshot) -> bool {
+    !snapshot.routes().is_empty() || snapshot.mesh().defaults.outbound == OutboundPolicy::RegistryOnly
+}
+
 /// Decides whether an accepted outbound connection is HTTP that something is said about.
 pub(crate) async fn claim(worker: &Worker, live: &Live, accepted: &mut Stream) -> Option<Claim> {
     let snapshot = worker.snapshot();
-    if snapshot.routes().is_empty() {
-        return None;
-    }
+    let sight = snapshot.sight(live.pod.workload, &live.pod.name.namespace);
     // One that is not known is refused where all others are dialled.
     let dialled = canonical(worker.kernel().dialled(accepted.as_fd())?.dst);
-    if !tables::concerns(&snapshot, dialled) {
+    if !tables::concerns(&snapshot, &sight, dialled) {
         return None;
     }
-    let declared = declared(&snapshot, dialled);
+    let declared = declared(&sight, dialled);
     let detection_timeout = snapshot.mesh().defaults.detection_timeout;
     drop(snapshot);
     let first = if declared.is_http() {
@@ -73,10 +76,11 @@ pub(crate) async fn claim(worker: &Worker, live: &Live, accepted: &mut Stream) -
 }
 
 /// What is said of the protocol at an address.
-pub(super) fn declared(snapshot: &Snapshot, dialled: SocketAddr) -> AppProtocol {
-    match snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp) {
+pub(super) fn declared(sight: &Sight<'_>, dialled: SocketAddr) -> AppProtocol {
+    match sight.service_at(dialled, Protocol::Tcp) {
         Some((_, port)) => AppProtocol::of(port),
-        None => AppProtocol::Sniffed,
+        // Where servers speak first nobody would say anything.
+        None => AppProtocol::of_number(dialled.port()),
     }
 }
 

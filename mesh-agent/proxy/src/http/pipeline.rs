@@ -34,6 +34,7 @@ use super::{
     replies,
     session::{Routing, Session},
     switch::Http2Switch,
+    tables,
 };
 use crate::metrics::http::Refusal;
 
@@ -204,6 +205,10 @@ impl Exchange<'_> {
             }
             Action::Respond { status, body, reason } => {
                 let flag = flag_of(reason);
+                if &**reason == tables::BLOCK_ALL {
+                    session.worker.metrics().http.refused(Refusal::BlackHole).inc();
+                    record.note(|line| line.route = tables::BLOCK_ALL.to_owned());
+                }
                 if let Some(flag) = flag {
                     record.flag(flag);
                 }

@@ -172,9 +172,13 @@ impl DestinationPreview {
     }
 }
 
-/// How connections of anybody to an address are treated.
-pub fn treatment(snapshot: &Snapshot, dialled: SocketAddr) -> Treatment {
-    Treatment { concerned: tables::concerns(snapshot, dialled), protocol: claim::declared(snapshot, dialled) }
+/// How connections to an address are treated; without a client: those of anybody.
+pub fn treatment(snapshot: &Snapshot, client: Option<&Workload>, dialled: SocketAddr) -> Treatment {
+    let sight = client.map_or_else(|| snapshot.sight_of_all(), |client| snapshot.sight_of(client));
+    Treatment {
+        concerned: tables::concerns(snapshot, &sight, dialled),
+        protocol: claim::declared(&sight, dialled),
+    }
 }
 
 /// What is said about a destination as a client sees it.
@@ -226,7 +230,7 @@ pub fn preview(
     let request = Request::builder().method(method).uri(asked.target.as_str()).body(());
     let (mut parts, ()) = request.map_err(|_| no("path", &asked.target))?.into_parts();
     parts.headers = headers;
-    let treatment = treatment(snapshot, dialled);
+    let treatment = treatment(snapshot, Some(client), dialled);
     let authority = match check(dialled, snapshot.mesh().defaults.path_normalization, &mut parts) {
         Ok(authority) => authority,
         Err(refusal) => {
@@ -308,7 +312,8 @@ pub fn preview_tls(
     sni: Option<&str>,
 ) -> StreamPreview {
     let namespace = &*client.name.namespace;
-    let table = streams::table_of(snapshot, Some(client), namespace, dialled, sni);
+    let sight = snapshot.sight_of(client);
+    let table = streams::table_of(snapshot, &sight, Some(client), dialled, sni);
     let view = StreamView { tls: true, sni, dialled: dialled.ip() };
     let of = ClientView { namespace, labels: &client.labels };
     let rule = table.as_ref().and_then(|table| table.route(&view, &of));
@@ -319,7 +324,7 @@ pub fn preview_tls(
         Some(rule) => {
             rule.backends.iter().map(|one| (one.weight, of_backend(&one.backend, &place))).collect()
         }
-        None => streams::by_policy(snapshot, Some(client), namespace, dialled)
+        None => streams::by_policy(snapshot, &sight, Some(client), dialled, sni)
             .and_then(|destination| shown(snapshot, client, dialled, &destination))
             .map(|destination| (1, Ok(destination)))
             .into_iter()
@@ -327,7 +332,7 @@ pub fn preview_tls(
     };
     let matched = |rule: &StreamRule| rule.matches.iter().position(|one| one.holds(&view, &of));
     StreamPreview {
-        treatment: treatment(snapshot, dialled),
+        treatment: treatment(snapshot, Some(client), dialled),
         rule: rule.map(|rule| (rule.clone(), matched(rule))),
         backends,
     }

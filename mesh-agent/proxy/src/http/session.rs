@@ -290,7 +290,11 @@ impl Routing {
     ) -> Self {
         let client = snapshot.workload(client).cloned();
         let port = dialled.port();
-        let table = tables::table_of(&snapshot, client.as_deref(), namespace, dialled, authority);
+        let sight = match &client {
+            Some(client) => snapshot.sight_of(client),
+            None => snapshot.sight_from(namespace),
+        };
+        let table = tables::table_of(&snapshot, client.as_deref(), &sight, dialled, authority);
         Self { client, authority: authority.to_owned(), table, port, policy: RefCell::default(), snapshot }
     }
 

@@ -8,22 +8,26 @@ use mesh_core::{
         cluster::ClusterKey,
         host::resolve,
         http::{Action, Backend, HeaderOps, HttpRule, HttpTable, Rewrite, WeightedBackend},
+        sight::Sight,
     },
     snapshot::{Name, Protocol, Service, Snapshot, Workload},
 };
 
-use crate::destination::seen_by;
+use crate::{destination::seen_by, metrics::http::Refusal};
+
+/// Why a request is refused that nothing describes, and the name of its route.
+pub(super) const BLOCK_ALL: &str = "block_all";
 
 /// Whether anything is said about HTTP at a port of a service, or of a host that may be asked for there.
-pub(super) fn concerns(snapshot: &Snapshot, dialled: SocketAddr) -> bool {
+pub(super) fn concerns(snapshot: &Snapshot, sight: &Sight<'_>, dialled: SocketAddr) -> bool {
     let routes = snapshot.routes();
-    match snapshot.service_at(dialled.ip(), dialled.port(), Protocol::Tcp) {
+    match sight.service_at(dialled, Protocol::Tcp) {
         Some((service, port)) => {
             routes.http(&snapshot.host_of(service), port.port).is_some()
                 || has_policy(routes, &service.name, port.port)
         }
         // Of an address that is no service's, only the host that is asked for can say it.
-        None => snapshot.has_http_at(dialled.port()),
+        None => snapshot.has_http_at(dialled.port()) || sight.refuses(dialled),
     }
 }
 
@@ -36,22 +40,36 @@ fn has_policy(routes: &Routes, service: &Name, port: u16) -> bool {
 pub(super) fn table_of(
     snapshot: &Snapshot,
     client: Option<&Workload>,
-    namespace: &str,
+    sight: &Sight<'_>,
     dialled: SocketAddr,
     authority: &str,
 ) -> Option<Arc<HttpTable>> {
     let port = dialled.port();
-    let named = resolve(snapshot, namespace, authority, port);
-    let of_host = |host: &str| seen_by(snapshot.routes().http(host, port), client, namespace);
-    if let Some(table) = of_host(&named.host) {
+    let named = resolve(sight, authority, port);
+    let of_host = |host: &str, service| {
+        let table = seen_by(snapshot.routes().http(host, port), client, sight.namespace());
+        table.filter(|table| sight.sees_rules(table, host, service, port))
+    };
+    if let Some(table) = of_host(&named.host, named.service) {
         return Some(table);
     }
-    let serves = |service: &&Arc<Service>| service.ports.iter().any(|p| p.port == port);
+    let serves =
+        |service: &&Arc<Service>| service.ports.iter().any(|p| p.port == port) && sight.sees(service, port);
     if let Some(service) = named.service.filter(serves) {
         return Some(default_table(snapshot, &service.name, port));
     }
-    let (service, _) = snapshot.service_at(dialled.ip(), port, Protocol::Tcp)?;
-    of_host(&snapshot.host_of(service)).or_else(|| Some(default_table(snapshot, &service.name, port)))
+    let Some((service, _)) = sight.service_at(dialled, Protocol::Tcp) else {
+        return sight.refuses(dialled).then(block_all);
+    };
+    of_host(&snapshot.host_of(service), Some(service))
+        .or_else(|| Some(default_table(snapshot, &service.name, port)))
+}
+
+/// What requests get that nothing describes, under REGISTRY_ONLY (F10).
+fn block_all() -> Arc<HttpTable> {
+    let body = Arc::default();
+    let unmatched = Action::Respond { status: Refusal::BlackHole.status(), body, reason: BLOCK_ALL.into() };
+    Arc::new(HttpTable { rules: Vec::new(), unmatched })
 }
 
 /// What holds for a service without rules: all of its endpoints, and the mesh's retries.

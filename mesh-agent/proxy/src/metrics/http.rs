@@ -62,6 +62,8 @@ pub(crate) enum Refusal {
     BareCr,
     /// A line feed without a carriage return.
     BareLf,
+    /// For what nothing describes that the client sees, under REGISTRY_ONLY.
+    BlackHole,
     /// A chunk whose size is none, or is absurd, or is not that of its data.
     ChunkSize,
     /// A header line that continues the one before it.
@@ -104,9 +106,10 @@ pub(crate) enum Refusal {
 
 impl Refusal {
     /// Every reason.
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::BareCr,
         Self::BareLf,
+        Self::BlackHole,
         Self::ChunkSize,
         Self::Folding,
         Self::H2FlowControl,
@@ -133,6 +136,7 @@ impl Refusal {
         match self {
             Self::BareCr => "bare_cr",
             Self::BareLf => "bare_lf",
+            Self::BlackHole => "black_hole",
             Self::ChunkSize => "chunk_size",
             Self::Folding => "folding",
             Self::H2FlowControl => "h2_flow_control",
@@ -158,6 +162,7 @@ impl Refusal {
     /// Status that says so.
     pub(crate) const fn status(self) -> u16 {
         match self {
+            Self::BlackHole => 502,
             Self::HeadTimeout => 408,
             Self::HeadTooLarge => 431,
             Self::TransferEncoding => 501,

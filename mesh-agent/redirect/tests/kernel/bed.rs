@@ -208,6 +208,8 @@ impl Pod {
             inbound_ports: Default::default(),
             outbound_ports: Default::default(),
             excluded: Vec::new(),
+            proxy_unknown: false,
+            sight: 0,
             probe_ports: Default::default(),
             policy_hash: 1,
             identity_hash: 1,

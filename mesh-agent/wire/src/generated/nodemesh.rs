@@ -78,6 +78,9 @@ pub struct NodePod {
         ::prost::alloc::string::String,
         u32,
     >,
+    /// The Sidecar that limits what it sees.
+    #[prost(message, optional, tag = "8")]
+    pub sidecar: ::core::option::Option<Name>,
 }
 /// One entry of what connections and requests are routed by. Its xDS name is `http/HOST:PORT`, `stream/HOST:PORT`,
 /// `cluster/NAMESPACE/NAME/PORT/SUBSET` or `sidecar/NAMESPACE/NAME`.
@@ -282,6 +285,12 @@ pub struct ServiceFacts {
     /// What DNS says are endpoints besides.
     #[prost(message, optional, tag = "14")]
     pub dns: ::core::option::Option<DnsResolution>,
+    /// Who sees it, if not everyone.
+    #[prost(message, optional, tag = "20")]
+    pub audience: ::core::option::Option<Audience>,
+    /// Which endpoints are preferred.
+    #[prost(enumeration = "Distribution", tag = "21")]
+    pub distribution: i32,
 }
 /// Names that lead to a service's endpoints.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -324,6 +333,13 @@ pub struct Traits {
     /// Network, if not the mesh's own.
     #[prost(string, optional, tag = "4")]
     pub network: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// The namespaces that see something.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Audience {
+    /// Their names; without any, nobody does.
+    #[prost(string, repeated, tag = "1")]
+    pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Session affinity by client address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -548,6 +564,39 @@ impl Protocol {
         match value {
             "TCP" => Some(Self::Tcp),
             "UDP" => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+/// Which endpoints of a service are preferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Distribution {
+    /// None.
+    Any = 0,
+    /// Those of the client's zone.
+    SameZone = 1,
+    /// Those of the client's node.
+    SameNode = 2,
+}
+impl Distribution {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Any => "ANY",
+            Self::SameZone => "SAME_ZONE",
+            Self::SameNode => "SAME_NODE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ANY" => Some(Self::Any),
+            "SAME_ZONE" => Some(Self::SameZone),
+            "SAME_NODE" => Some(Self::SameNode),
             _ => None,
         }
     }

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use mesh_core::{
     id::ServiceId,
+    route::{defaults::Distribution, scope::Audience},
     snapshot::{
         DnsEndpoint, DnsResolution, Mesh, Name, Protocol, Resolution, Service, ServicePort, Snapshot, Traits,
     },
@@ -15,7 +16,10 @@ use super::{
 };
 use crate::proto::{
     nodemesh,
-    workload::{self, load_balancing},
+    workload::{
+        self,
+        load_balancing::{self, Scope},
+    },
 };
 
 /// Most ports of one service.
@@ -81,13 +85,12 @@ pub(super) fn encode(service: &Service, snapshot: &Snapshot) -> (workload::Servi
             Resolution::Dns(dns) => Some(dns_value(dns)),
             Resolution::Listed | Resolution::Dialled => None,
         },
+        audience: audience_value(&service.audience),
+        distribution: distribution_value(service.distribution).into(),
     };
     let network_address =
         |addr| workload::NetworkAddress { network: String::new(), address: value::address_bytes(addr) };
-    let load_balancing = service.publish_not_ready.then(|| workload::LoadBalancing {
-        health_policy: load_balancing::HealthPolicy::AllowAll.into(),
-        ..Default::default()
-    });
+    let load_balancing = foreign_balancing(service);
     let tcp = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp && port.port != 0);
     let message = workload::Service {
         name: service.name.name.to_string(),
@@ -156,6 +159,71 @@ pub(super) fn traits(message: Option<&nodemesh::Traits>) -> Result<Option<Arc<Tr
     })))
 }
 
+/// What Istio's own clients are told of the choice of an endpoint.
+fn foreign_balancing(service: &Service) -> Option<workload::LoadBalancing> {
+    let near = [Scope::Network, Scope::Region, Scope::Zone];
+    let nearer = [Scope::Subzone, Scope::Node];
+    let preference: Vec<Scope> = match service.distribution {
+        None => Vec::new(),
+        Some(Distribution::SameZone) => near.to_vec(),
+        Some(Distribution::SameNode) => near.into_iter().chain(nearer).collect(),
+    };
+    let mode = if preference.is_empty() {
+        load_balancing::Mode::UnspecifiedMode
+    } else {
+        load_balancing::Mode::Failover
+    };
+    let mut balancing = workload::LoadBalancing {
+        routing_preference: preference.into_iter().map(Into::into).collect(),
+        mode: mode.into(),
+        ..Default::default()
+    };
+    if service.publish_not_ready {
+        balancing.health_policy = load_balancing::HealthPolicy::AllowAll.into();
+    }
+    (balancing != workload::LoadBalancing::default()).then_some(balancing)
+}
+
+/// What a foreign server says of the choice of an endpoint, as far as it is a preference for near ones.
+fn distribution_of_foreign(message: &workload::Service) -> Option<Distribution> {
+    let balancing = message.load_balancing.as_ref()?;
+    let prefers = |scope: Scope| balancing.routing_preference.contains(&scope.into());
+    if balancing.mode != i32::from(load_balancing::Mode::Failover) {
+        return None;
+    }
+    match (prefers(Scope::Node), prefers(Scope::Zone)) {
+        (true, _) => Some(Distribution::SameNode),
+        (false, true) => Some(Distribution::SameZone),
+        (false, false) => None,
+    }
+}
+
+fn audience_value(audience: &Audience) -> Option<nodemesh::Audience> {
+    match audience {
+        Audience::Everyone => None,
+        Audience::Only(names) => {
+            Some(nodemesh::Audience { namespaces: names.iter().map(|name| name.to_string()).collect() })
+        }
+    }
+}
+
+fn distribution_value(distribution: Option<Distribution>) -> nodemesh::Distribution {
+    match distribution {
+        None => nodemesh::Distribution::Any,
+        Some(Distribution::SameZone) => nodemesh::Distribution::SameZone,
+        Some(Distribution::SameNode) => nodemesh::Distribution::SameNode,
+    }
+}
+
+fn distribution(value: i32) -> Option<Distribution> {
+    match nodemesh::Distribution::try_from(value) {
+        Ok(nodemesh::Distribution::SameZone) => Some(Distribution::SameZone),
+        Ok(nodemesh::Distribution::SameNode) => Some(Distribution::SameNode),
+        // A word that is not known here is no preference.
+        Ok(nodemesh::Distribution::Any) | Err(_) => None,
+    }
+}
+
 fn port_value(port: &ServicePort) -> nodemesh::ServicePort {
     nodemesh::ServicePort {
         name: port.name.to_string(),
@@ -218,6 +286,11 @@ fn decode_facts(name: Name, facts: &nodemesh::ServiceFacts) -> Result<Decoded, L
             .transpose()?,
         affinity,
         publish_not_ready: facts.publish_not_ready,
+        audience: match &facts.audience {
+            None => Audience::Everyone,
+            Some(only) => Audience::Only(each("audience", &only.namespaces, |name| value::text(name))?),
+        },
+        distribution: distribution(facts.distribution),
         ports: each("ports", few(&facts.ports)?, port)?,
     };
     let yields_to = each("yields_to", &facts.yields_to, value::name)?;
@@ -260,6 +333,7 @@ fn decode_foreign(namespace: Arc<str>, message: &workload::Service) -> Result<De
         headless: vips.is_empty(),
         vips,
         publish_not_ready,
+        distribution: distribution_of_foreign(message),
         ports: ports.iter().map(port).collect(),
         ..Service::named(name)
     };

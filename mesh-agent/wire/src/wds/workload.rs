@@ -7,6 +7,7 @@ use std::{
 };
 
 use mesh_core::{
+    balance::locality,
     id::WorkloadId,
     mode::{Mode, ModeSources, PortModes},
     policy::Scope,
@@ -140,6 +141,8 @@ pub(super) fn encode(
         trust_domain: unless(TRUST_DOMAIN_IMPLIED, &pod.trust_domain),
         service_account: unless(ACCOUNT_IMPLIED, &pod.service_account),
         node: pod.node.to_string(),
+        network: pod.place.network.to_string(),
+        locality: locality_value(&pod.place),
         canonical_name: canonical.service.to_owned(),
         canonical_revision: canonical.revision.to_owned(),
         workload_type: WorkloadType::Pod.into(),
@@ -342,9 +345,30 @@ fn base(message: &workload::Workload) -> Result<Workload, Located> {
         trust_domain: text_at("trust_domain", &or(TRUST_DOMAIN_IMPLIED, &message.trust_domain))?,
         service_account: text_at("service_account", &or(ACCOUNT_IMPLIED, &message.service_account))?,
         node: text_at("node", &message.node)?,
+        place: place(message)?,
         policies: selected_policies(message)?,
         policy_hash: 0,
         ..Workload::named(name)
+    })
+}
+
+fn locality_value(place: &locality::Place) -> Option<workload::Locality> {
+    let locality = workload::Locality {
+        region: place.region.to_string(),
+        zone: place.zone.to_string(),
+        subzone: place.subzone.to_string(),
+    };
+    (locality != workload::Locality::default()).then_some(locality)
+}
+
+fn place(message: &workload::Workload) -> Result<locality::Place, Located> {
+    let locality = message.locality.clone().unwrap_or_default();
+    Ok(locality::Place {
+        region: text_at("locality.region", &locality.region)?,
+        zone: text_at("locality.zone", &locality.zone)?,
+        subzone: text_at("locality.subzone", &locality.subzone)?,
+        node: text_at("node", &message.node)?,
+        network: text_at("network", &message.network)?,
     })
 }
 
@@ -485,6 +509,7 @@ pub(super) fn encode_node_pod(pod: &Workload) -> Option<nodemesh::NodePod> {
         && pod.skipped.is_none()
         && pod.settings == nothing.settings
         && pod.probe_ports.is_empty()
+        && pod.sidecar.is_none()
         && pod.named_ports.is_empty();
     let ports = |list: &BTreeSet<u16>| list.iter().map(|port| u32::from(*port)).collect();
     (!is_nothing).then(|| nodemesh::NodePod {
@@ -510,6 +535,7 @@ pub(super) fn encode_node_pod(pod: &Workload) -> Option<nodemesh::NodePod> {
             .iter()
             .map(|(name, port)| (name.to_string(), u32::from(*port)))
             .collect(),
+        sidecar: pod.sidecar.as_ref().map(value::name_value),
     })
 }
 
@@ -521,6 +547,7 @@ pub(super) struct NodePod {
     settings: PodSettings,
     probe_ports: BTreeSet<u16>,
     named_ports: BTreeMap<Arc<str>, u16>,
+    sidecar: Option<Name>,
 }
 
 impl NodePod {
@@ -557,6 +584,12 @@ impl NodePod {
             named_ports: each("named_ports", &named, |(name, port)| {
                 Ok((value::text(name)?, value::port(**port)?))
             })?,
+            sidecar: message
+                .sidecar
+                .as_ref()
+                .map(value::name)
+                .transpose()
+                .map_err(|problem| Located::at("sidecar", problem))?,
         })
     }
 
@@ -567,5 +600,6 @@ impl NodePod {
         workload.settings.clone_from(&self.settings);
         workload.probe_ports.clone_from(&self.probe_ports);
         workload.named_ports.clone_from(&self.named_ports);
+        workload.sidecar.clone_from(&self.sidecar);
     }
 }

@@ -241,13 +241,18 @@ fn s57_of_two_namespaces_the_older_entry_counts_and_within_one_it_is_the_only_on
     };
     let compiled =
         compile(&[entry("a/young@3", &spec(1)), entry("b/old@1", &spec(2)), entry("b/second@2", &spec(3))]);
-    let of = |client| shown(compiled.snapshot.service_by_host(client, "api.x.com").unwrap(), 0);
+    let of = |client| shown(compiled.snapshot.sight_from(client).service_by_host("api.x.com").unwrap(), 0);
     assert_eq!(of("a"), "192.0.2.1:80");
     assert_eq!(of("b"), "192.0.2.2:80");
     assert_eq!(of("c"), "192.0.2.2:80");
     let message = &compiled.problems[0].message;
     assert!(message.contains("ServiceEntry b/old has already"), "{message}");
-    let ask = |client| match answer(&compiled.snapshot, client, "api.x.com", QType::A) {
+    let ask = |client| match answer(
+        &compiled.snapshot,
+        &compiled.snapshot.sight_from(client),
+        "api.x.com",
+        QType::A,
+    ) {
         DnsAnswer::Answer { records, .. } => records.into_iter().next().map(|record| record.data),
         other => panic!("{other:?}"),
     };
@@ -256,6 +261,40 @@ fn s57_of_two_namespaces_the_older_entry_counts_and_within_one_it_is_the_only_on
         IpAddr::V6(_) => None,
     };
     assert_eq!((ask("a"), ask("c")), (v4("a"), v4("b")));
+}
+
+#[test]
+fn s57_an_entry_that_is_not_exported_to_a_namespace_is_not_seen_there() {
+    let spec = |to: &str, last: u8| {
+        format!(
+            "hosts: [api.x.com], {to} resolution: STATIC, endpoints: [{{address: 192.0.2.{last}}}], {WEB}"
+        )
+    };
+    let own_only = entry("a/old@1", &spec("exportTo: ['.'],", 1));
+    let compiled = compile(std::slice::from_ref(&own_only));
+    let ask = |compiled: &Compiled, client| {
+        let sight = compiled.snapshot.sight_from(client);
+        let is_answered =
+            !matches!(answer(&compiled.snapshot, &sight, "api.x.com", QType::A), DnsAnswer::Forward);
+        let by_host = sight.service_by_host("api.x.com").map(|service| shown(service, 0));
+        assert_eq!(is_answered, by_host.is_some(), "{client}");
+        by_host
+    };
+    assert_eq!(ask(&compiled, "a").as_deref(), Some("192.0.2.1:80"));
+    assert_eq!(ask(&compiled, "c"), None);
+
+    let compiled = compile(&[own_only, entry("b/young@2", &spec("", 2))]);
+    assert_eq!(ask(&compiled, "a").as_deref(), Some("192.0.2.1:80"));
+    assert_eq!(ask(&compiled, "c").as_deref(), Some("192.0.2.2:80"), "the older one is none of its");
+
+    let config = "---\n{apiVersion: v1, kind: ConfigMap, metadata: {name: istio, namespace: istio-system}, data: {mesh: '{defaultServiceExportTo: [\".\"]}'}}\n";
+    let compiled = compile(&[
+        config.to_owned(),
+        entry("a/old@1", &spec("", 1)),
+        entry("b/all@2", &spec("exportTo: ['*'],", 2)),
+    ]);
+    assert_eq!(ask(&compiled, "a").as_deref(), Some("192.0.2.1:80"));
+    assert_eq!(ask(&compiled, "c").as_deref(), Some("192.0.2.2:80"));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::{
 use mesh_core::{
     route::{
         cluster::{self, Balancing, ClientTls, ClientTlsMode, Cluster, ClusterKey, ConnectionPool, Locality},
+        defaults::Distribution,
         matching::StringMatch,
         scope::{InNamespace, Scoped},
     },
@@ -100,13 +101,14 @@ impl<'a> DestinationRules<'a> {
             subsets.extend(rule.source.subsets.iter().map(|subset| &subset.name));
         }
         let seen = |client: Option<&str>| self.seen(cx, service, host, client);
+        let of = (port, service.distribution);
         let default = seen(None);
         let own: Vec<_> = namespaces
             .iter()
             .map(|namespace| (namespace, seen(Some(namespace)), self.selected(cx, host, namespace)))
             .collect();
         for subset in [None].into_iter().chain(subsets.into_iter().map(Some)) {
-            let cluster = |merged: &Option<Merged<'_, 'a>>| merged.as_ref()?.cluster(cx, subset, port);
+            let cluster = |merged: &Option<Merged<'_, 'a>>| merged.as_ref()?.cluster(cx, subset, of);
             let default = cluster(&default);
             let mut by_namespace = BTreeMap::new();
             for (namespace, merged, selected) in &own {
@@ -116,8 +118,8 @@ impl<'a> DestinationRules<'a> {
                     .filter_map(|rule| {
                         let merged = Merged { rules: vec![*rule] };
                         // Without a policy of its own it still takes the place of the others'.
-                        let cluster = merged.cluster(cx, subset, port);
-                        let bare = || merged.bare(cx, port);
+                        let cluster = merged.cluster(cx, subset, of);
+                        let bare = || merged.bare(cx, of);
                         let cluster = cluster.or_else(|| subset.is_none().then(bare))?;
                         Some((rule.source.selector.clone(), cluster))
                     })
@@ -207,7 +209,12 @@ impl Merged<'_, '_> {
     }
 
     /// What it says of a port, or of a subset there; `None`: nothing.
-    fn cluster(&self, cx: &Context<'_>, subset: Option<&Arc<str>>, port: u16) -> Option<Arc<Cluster>> {
+    fn cluster(
+        &self,
+        cx: &Context<'_>,
+        subset: Option<&Arc<str>>,
+        (port, distribution): (u16, Option<Distribution>),
+    ) -> Option<Arc<Cluster>> {
         let base = self.policy();
         let (labels, overlay, source) = match subset {
             None => (Labels::new(), None, base?.1),
@@ -223,17 +230,17 @@ impl Merged<'_, '_> {
         };
         let key = Key { kind: Kind::DestinationRule, name: source.clone() };
         let origin = Some(cx.origin(&key, &field));
-        Some(Arc::new(Cluster { origin, labels, policy: policy(cx.defaults, settings) }))
+        Some(Arc::new(Cluster { origin, labels, policy: policy(cx.defaults, settings, distribution) }))
     }
 
     /// The mesh's own policy, said by this rule.
-    fn bare(&self, cx: &Context<'_>, port: u16) -> Arc<Cluster> {
+    fn bare(&self, cx: &Context<'_>, (port, distribution): (u16, Option<Distribution>)) -> Arc<Cluster> {
         let rule = self.rules.first();
         let origin = rule.map(|rule| {
             let key = Key { kind: Kind::DestinationRule, name: rule.source.name.clone() };
             cx.origin(&key, "spec")
         });
-        let policy = policy(cx.defaults, effective(None, None, port));
+        let policy = policy(cx.defaults, effective(None, None, port), distribution);
         Arc::new(Cluster { origin, labels: Labels::new(), policy })
     }
 }
@@ -284,18 +291,25 @@ fn put<T: Clone>(place: &mut Option<T>, value: &Option<T>) {
 
 /// What holds for destinations that no rule is about.
 pub(super) fn policy_of_mesh(defaults: &Defaults) -> cluster::TrafficPolicy {
-    policy(defaults, Settings::default())
+    policy(defaults, Settings::default(), None)
 }
 
 /// Settings with the mesh's defaults in the place of what they do not say.
-fn policy(defaults: &Defaults, mut settings: Settings) -> cluster::TrafficPolicy {
+///
+/// Locality by the first who says something: the rule, the service, the mesh (S48).
+fn policy(
+    defaults: &Defaults,
+    mut settings: Settings,
+    distribution: Option<Distribution>,
+) -> cluster::TrafficPolicy {
     settings.outlier = settings.outlier.or_else(|| defaults.outlier.clone());
     settings.pool = settings.pool.or_else(|| defaults.own_pool.clone());
     let balancing = settings.balancing.unwrap_or_default();
-    let locality = match &balancing.locality {
-        Some(own) => own.locality(),
+    let locality = match (&balancing.locality, distribution) {
+        (Some(own), _) => own.locality(),
+        (None, Some(distribution)) => distribution.locality(),
         // Outlier detection brings failover with it (fact 5), shares need none (S49).
-        None => match &defaults.locality {
+        (None, None) => match &defaults.locality {
             Locality::Failover { forced: false, .. } if settings.outlier.is_none() => Locality::Anywhere,
             wider => wider.clone(),
         },

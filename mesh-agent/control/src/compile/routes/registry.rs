@@ -77,11 +77,17 @@ impl Registry {
     }
 
     /// The service that a rule of `namespace` means by a host; of an alias, what it stands for. One of the rule's own namespace
-    /// comes first (S57).
+    /// comes first, then those that it sees (S57).
     pub(super) fn at(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
         let names = self.by_host.get(host.strip_suffix('.').unwrap_or(host))?;
-        let own = names.iter().find(|name| &*name.namespace == namespace);
-        self.named(own.or(names.first())?)
+        let is_own = |name: &&&Name| &*name.namespace == namespace;
+        let is_seen = |name: &&Name| {
+            self.services.get(*name).is_some_and(|service| service.audience.includes(namespace))
+        };
+        let mut seen = names.iter().filter(is_seen);
+        // Whether a client sees what is left is asked for each of its requests.
+        let found = seen.clone().find(|name| is_own(&name)).or_else(|| seen.next()).or(names.first());
+        self.named(found?)
     }
 
     /// The service that an `ExternalName` stands for, if it is one of the mesh.
@@ -106,6 +112,8 @@ fn is_alike(one: &Arc<Service>, other: &Arc<Service>) -> bool {
         || (one.external_name == other.external_name
             && one.hostname == other.hostname
             && one.subject_alt_names == other.subject_alt_names
+            && one.distribution == other.distribution
+            && one.audience == other.audience
             && one.ports.len() == other.ports.len()
             && one.ports.iter().zip(&other.ports).all(|(a, b)| shape(a) == shape(b)))
 }

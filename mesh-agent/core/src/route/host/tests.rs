@@ -7,7 +7,7 @@ use crate::{
         http::{Action, HttpTable},
         scope::Scoped,
     },
-    snapshot::{Name, Parts, ServicePort},
+    snapshot::{Name, Parts, ServicePort, Snapshot},
 };
 
 #[test]
@@ -104,11 +104,11 @@ fn s7_every_alias_of_a_service_means_its_full_name() {
         ("", None),
     ];
     for (authority, expected) in cases {
-        let resolved = resolve(&snapshot, "a", authority, 80);
+        let resolved = resolve(&snapshot.sight_from("a"), authority, 80);
         match expected {
             Some(host) => {
                 assert_eq!(resolved.host, host, "{authority}");
-                assert_eq!(Some(resolved.service.unwrap()), snapshot.service_by_host("", host));
+                assert_eq!(Some(resolved.service.unwrap()), snapshot.sight_from("").service_by_host(host));
             }
             None => {
                 assert_eq!(resolved.host, Authority::parse(authority).name(), "{authority}");
@@ -121,21 +121,21 @@ fn s7_every_alias_of_a_service_means_its_full_name() {
 #[test]
 fn s7_a_known_full_name_is_never_taken_for_an_alias() {
     let snapshot = snapshot(&["web.b"]);
-    let resolved = resolve(&snapshot, "a", "web.b", 80);
+    let resolved = resolve(&snapshot.sight_from("a"), "web.b", 80);
     assert_eq!((resolved.host.as_ref(), resolved.service), ("web.b", None));
     // At another port it is an alias as before.
-    assert_eq!(resolve(&snapshot, "a", "web.b", 81).host, "web.b.svc.cluster.local");
+    assert_eq!(resolve(&snapshot.sight_from("a"), "web.b", 81).host, "web.b.svc.cluster.local");
 }
 
 #[test]
 fn b2_a_service_that_is_another_name_means_what_it_stands_for() {
     let snapshot = snapshot(&[]);
     for authority in ["other", "other.a", "other.a.svc.cluster.local"] {
-        let resolved = resolve(&snapshot, "a", authority, 80);
+        let resolved = resolve(&snapshot.sight_from("a"), authority, 80);
         assert_eq!(resolved.host, "web.b.svc.cluster.local", "{authority}");
         assert_eq!(resolved.service, snapshot.service_named("b", "web"));
     }
-    let outside = resolve(&snapshot, "a", "outside", 80);
+    let outside = resolve(&snapshot.sight_from("a"), "outside", 80);
     assert_eq!((outside.host.as_ref(), outside.service), ("example.com", None));
-    assert_eq!(resolve(&snapshot, "a", "loop", 80).host, "loop.a.svc.cluster.local");
+    assert_eq!(resolve(&snapshot.sight_from("a"), "loop", 80).host, "loop.a.svc.cluster.local");
 }

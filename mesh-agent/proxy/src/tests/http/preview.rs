@@ -154,6 +154,7 @@ fn a_port_without_rules_is_not_looked_into() {
         let at = |vip: &str| {
             crate::http::preview::treatment(
                 &world.snapshots.borrow(),
+                None,
                 SocketAddr::new(vip.parse().unwrap(), 80),
             )
         };

@@ -9,6 +9,7 @@ use std::{
 };
 
 use mesh_core::{
+    balance::locality::Place,
     id::{ServiceId, WorkloadId},
     identity::Identity,
     mode::{Mode, ModeSources, PortModes},
@@ -16,7 +17,10 @@ use mesh_core::{
         self, Action, Attempt, AuthorizationPolicy, Match, Peer, Rule, Scope, ServiceAccountMatch,
         StringMatch,
     },
-    route::{defaults::MeshDefaults, scope::OutboundPolicy},
+    route::{
+        defaults::{Distribution, MeshDefaults},
+        scope::{Audience, OutboundPolicy},
+    },
     snapshot::{
         DnsEndpoint, DnsResolution, Endpoint, Mesh, Name, Parts, PodSettings, Protocol, Resolution, Service,
         ServicePort, Snapshot, Traits, Tunnel, Workload,
@@ -186,6 +190,14 @@ fn pod() -> impl Strategy<Value = Workload> {
                 id: WorkloadId::of_pod(&name.namespace, &name.name, if about.0 { "1" } else { "" }),
                 trust_domain: trust_domain.into(),
                 service_account: if about.1 { account } else { "default".into() },
+                place: Place {
+                    region: if about.1 { "r".into() } else { "".into() },
+                    zone: if about.2 { "z".into() } else { "".into() },
+                    network: if about.3 { "net".into() } else { "".into() },
+                    node: Arc::clone(&node_name),
+                    ..Place::default()
+                },
+                sidecar: modes.2.clone().filter(|_| about.0),
                 node: node_name,
                 addrs,
                 meshed: about.2,
@@ -273,6 +285,15 @@ fn service() -> impl Strategy<Value = (Service, Owned)> {
                 external_name,
                 affinity,
                 publish_not_ready: flags[1],
+                audience: match flags {
+                    [true, own] => Audience::Only(own.then(|| "a".into()).into_iter().collect()),
+                    [false, _] => Audience::Everyone,
+                },
+                distribution: match flags {
+                    [true, true] => Some(Distribution::SameNode),
+                    [false, true] => Some(Distribution::SameZone),
+                    [_, false] => None,
+                },
                 ports,
                 subject_alt_names: declared.1,
                 ..Service::named(name)

@@ -1,0 +1,55 @@
+//! Which Sidecar limits what a workload sees (S64), and what it lets it see.
+
+use std::sync::Arc;
+
+use mesh_core::{
+    route::scope::{EgressHost, EgressListener, SidecarScope},
+    snapshot::Name,
+};
+
+use crate::{
+    index::Index,
+    resource::{Labels, Sidecar},
+};
+
+/// The Sidecars of one namespace's workloads.
+pub(super) struct NamespaceSidecars<'a> {
+    /// With selectors, the oldest first.
+    selected: Vec<&'a Sidecar>,
+    /// For the others: the namespace's, else the root's.
+    rest: Option<&'a Sidecar>,
+}
+
+impl<'a> NamespaceSidecars<'a> {
+    pub(super) fn of(index: &'a Index, namespace: &str, root: &str) -> Self {
+        let by_age = |namespace: &str| {
+            let mut all: Vec<&Sidecar> = index.sidecars(namespace).collect();
+            all.sort_by_key(|sidecar| (sidecar.created, &sidecar.name.name));
+            all
+        };
+        let own = by_age(namespace);
+        let unselective = |all: &[&'a Sidecar]| all.iter().copied().find(|s| s.selector.is_empty());
+        let rest = unselective(&own).or_else(|| unselective(&by_age(root)));
+        Self { selected: own.into_iter().filter(|sidecar| !sidecar.selector.is_empty()).collect(), rest }
+    }
+
+    /// The one that a workload with these labels has.
+    pub(super) fn of_workload(&self, labels: &Labels) -> Option<Name> {
+        let selects =
+            |sidecar: &&&Sidecar| sidecar.selector.iter().all(|(key, value)| labels.get(key) == Some(value));
+        let own = self.selected.iter().find(selects).copied();
+        own.or(self.rest).map(|sidecar| sidecar.name.clone())
+    }
+}
+
+/// What a Sidecar lets its workloads see.
+pub(super) fn scope(sidecar: &Sidecar) -> Arc<SidecarScope> {
+    let everything = || {
+        let all = EgressHost { excluded: false, namespace: None, host: "*".into() };
+        vec![EgressListener { port: None, hosts: vec![all] }]
+    };
+    Arc::new(SidecarScope {
+        egress: sidecar.egress.clone().unwrap_or_else(everything),
+        outbound: sidecar.outbound,
+    })
+}

@@ -1,0 +1,187 @@
+//! Who sees what, and where things are: from manifests to workloads and services.
+
+use mesh_core::{
+    balance::locality::Place,
+    route::{
+        cluster::{ClusterKey, Locality},
+        defaults::Distribution,
+        scope::{Audience, OutboundPolicy},
+    },
+};
+use mesh_wire::wds::{assembler, assembler::Assembler, encoder::Encoder};
+
+use super::*;
+
+fn named(kind: &str, api: &str, namespace: &str, name: &str, meta: &str, spec: &str) -> String {
+    format!(
+        "---\n{{apiVersion: {api}, kind: {kind}, metadata: {{name: {name}, namespace: {namespace}{meta}}}, spec: {{{spec}}}}}\n"
+    )
+}
+
+fn pod_in(namespace: &str, name: &str, labels: &str, node: &str) -> String {
+    named("Pod", "v1", namespace, name, &format!(", labels: {{{labels}}}"), &format!("nodeName: {node}"))
+}
+
+fn service_in(namespace: &str, name: &str, meta: &str, spec: &str) -> String {
+    let spec = format!("clusterIP: None, ports: [{{port: 80}}]{spec}");
+    named("Service", "v1", namespace, name, meta, &spec)
+}
+
+fn sidecar(namespace: &str, name: &str, second: u8, spec: &str) -> String {
+    let meta = format!(", creationTimestamp: \"2026-01-01T00:00:{second:02}Z\"");
+    named("Sidecar", "networking.istio.io/v1", namespace, name, &meta, spec)
+}
+
+fn mesh(config: &str) -> String {
+    format!(
+        "---\n{{apiVersion: v1, kind: ConfigMap, metadata: {{name: istio, namespace: istio-system}}, data: {{mesh: '{{{config}}}'}}}}\n"
+    )
+}
+
+fn node(name: &str, region: &str, zone: &str) -> String {
+    format!(
+        "---\n{{apiVersion: v1, kind: Node, metadata: {{name: {name}, labels: {{topology.kubernetes.io/region: {region}, topology.kubernetes.io/zone: {zone}}}}}}}\n"
+    )
+}
+
+/// What an agent of `node` gets over the controller link.
+fn over_the_link(snapshot: &Arc<Snapshot>) -> Snapshot {
+    let mut assembler = Assembler::default();
+    for ((kind, name), edit) in Encoder::new().update(snapshot) {
+        let body = edit.unwrap().body;
+        assembler.set(&name, assembler::decode(kind, &name, &body).unwrap());
+    }
+    Snapshot::new(snapshot.version(), assembler.parts())
+}
+
+#[test]
+fn s64_a_selected_workload_has_its_own_sidecar_then_the_namespaces_then_the_roots() {
+    let text = [
+        pod_in("a", "web", "app: web", "n1"),
+        pod_in("a", "api", "app: api", "n1"),
+        pod_in("b", "other", "app: web", "n1"),
+        sidecar("a", "later", 3, "workloadSelector: {labels: {app: web}}, egress: [{hosts: ['./*']}]"),
+        sidecar("a", "older", 1, "workloadSelector: {labels: {app: web}}, egress: [{hosts: ['~/*']}]"),
+        sidecar("a", "all", 4, "egress: [{hosts: ['*/*']}]"),
+        sidecar("a", "unheard", 5, "egress: [{hosts: ['./*']}]"),
+        sidecar("istio-system", "root", 9, "outboundTrafficPolicy: {mode: REGISTRY_ONLY}"),
+    ]
+    .concat();
+    let compiled = compile(&text);
+    for snapshot in [(*compiled.snapshot).clone(), over_the_link(&compiled.snapshot)] {
+        let of = |name| workload(&snapshot, name).sidecar.as_ref().map(ToString::to_string);
+        assert_eq!(of("web").as_deref(), Some("a/older"));
+        assert_eq!(of("api").as_deref(), Some("a/all"));
+        assert_eq!(of("other").as_deref(), Some("istio-system/root"));
+        let outbound = |name| snapshot.sight_of(workload(&snapshot, name)).outbound();
+        assert_eq!(outbound("other"), OutboundPolicy::RegistryOnly);
+        assert_eq!(outbound("web"), OutboundPolicy::AllowAny);
+        assert_eq!(snapshot.routes().sidecars.len(), 5);
+    }
+}
+
+#[test]
+fn a_sidecar_that_comes_and_goes_changes_its_workloads() {
+    let mut index = index_of(&[("a.yaml", &pod_in("a", "web", "app: web", "n1"))]);
+    let mut compiler = Compiler::new(MeshSettings::default());
+    let of = |compiled: &Compiled| {
+        workload(&compiled.snapshot, "web").sidecar.as_ref().map(|sidecar| sidecar.name.to_string())
+    };
+    assert_eq!(of(&compiler.compile(&mut index)), None);
+    put(&mut index, "root.yaml", &sidecar("istio-system", "root", 1, "egress: [{hosts: ['./*']}]"));
+    assert_eq!(of(&compiler.compile(&mut index)).as_deref(), Some("root"));
+    put(&mut index, "own.yaml", &sidecar("a", "own", 1, "egress: [{hosts: ['./*']}]"));
+    assert_eq!(of(&compiler.compile(&mut index)).as_deref(), Some("own"));
+    put(&mut index, "own.yaml", "");
+    put(&mut index, "root.yaml", "");
+    assert_eq!(of(&compiler.compile(&mut index)), None);
+}
+
+#[test]
+fn b6_services_are_exported_as_they_say_else_as_the_mesh_says() {
+    let export = |to: &str| format!(", annotations: {{networking.istio.io/exportTo: '{to}'}}");
+    let services = [
+        service_in("a", "silent", "", ""),
+        service_in("a", "all", &export("*"), ""),
+        service_in("a", "own", &export("."), ""),
+        service_in("a", "some", &export("b, c"), ""),
+        service_in("a", "none", &export("~"), ""),
+    ]
+    .concat();
+    let only = |names: &[&str]| Audience::Only(names.iter().map(|name| (*name).into()).collect());
+    let mut index = index_of(&[("a.yaml", &services)]);
+    let mut compiler = Compiler::new(MeshSettings::default());
+    let first = compiler.compile(&mut index).snapshot;
+    for snapshot in [(*first).clone(), over_the_link(&first)] {
+        let of = |name| service(&snapshot, "a", name).audience.clone();
+        assert_eq!([of("silent"), of("all")], [Audience::Everyone, Audience::Everyone]);
+        assert_eq!([of("own"), of("some"), of("none")], [only(&["a"]), only(&["b", "c"]), only(&[])]);
+    }
+    put(&mut index, "mesh.yaml", &mesh("defaultServiceExportTo: [\".\"]"));
+    let second = compiler.compile(&mut index).snapshot;
+    assert_eq!(service(&second, "a", "silent").audience, only(&["a"]));
+    assert_eq!(service(&second, "a", "all").audience, Audience::Everyone);
+}
+
+#[test]
+fn pods_are_where_their_nodes_are_and_follow_them() {
+    let pods = [
+        pod_in("a", "web", "", "n1"),
+        pod_in("a", "far", "istio-locality: r9.z9", "n1"),
+        pod_in("b", "lost", "", "n2"),
+    ]
+    .concat();
+    let mut index = index_of(&[("a.yaml", &pods), ("n1.yaml", &node("n1", "r1", "z1"))]);
+    let mut compiler = Compiler::new(MeshSettings::default());
+    let of = |snapshot: &Snapshot, name: &str| {
+        let Place { region, zone, node, .. } = workload(snapshot, name).place.clone();
+        format!("{region}/{zone}@{node}")
+    };
+    let first = compiler.compile(&mut index).snapshot;
+    for snapshot in [(*first).clone(), over_the_link(&first)] {
+        assert_eq!(["web", "far", "lost"].map(|name| of(&snapshot, name)), ["r1/z1@n1", "r9/z9@n1", "/@n2"]);
+    }
+    put(&mut index, "n1.yaml", &node("n1", "r1", "z2"));
+    let second = compiler.compile(&mut index).snapshot;
+    assert_eq!(of(&second, "web"), "r1/z2@n1");
+    assert!(
+        Arc::ptr_eq(workload(&first, "lost"), workload(&second, "lost")),
+        "another node's stay as they are"
+    );
+}
+
+#[test]
+fn b9_s48_a_services_preference_is_its_own_until_a_rule_says_another() {
+    let rule = |name: &str, spec: &str| {
+        let spec = format!("host: {name}, trafficPolicy: {{loadBalancer: {{{spec}}}}}");
+        named("DestinationRule", "networking.istio.io/v1", "a", name, "", &spec)
+    };
+    let text = [
+        service_in("a", "zone", "", ", trafficDistribution: PreferClose"),
+        service_in("a", "node", "", ", trafficDistribution: PreferSameNode"),
+        service_in(
+            "a",
+            "noted",
+            ", annotations: {networking.istio.io/traffic-distribution: PreferSameZone}",
+            "",
+        ),
+        service_in("a", "any", "", ""),
+        rule("zone", "simple: RANDOM"),
+        rule("node", "localityLbSetting: {enabled: false}"),
+        mesh("localityLbSetting: {distribute: [{from: a, to: {b: 100}}]}"),
+    ]
+    .concat();
+    let compiled = compile(&text);
+    for snapshot in [(*compiled.snapshot).clone(), over_the_link(&compiled.snapshot)] {
+        let of = |name| service(&snapshot, "a", name).distribution;
+        let (zone, node) = (Some(Distribution::SameZone), Some(Distribution::SameNode));
+        assert_eq!(["zone", "node", "noted", "any"].map(of), [zone, node, zone, None]);
+        let ruled = |name: &str| {
+            let key = ClusterKey { service: Name::new("a", name.to_owned()), port: 80, subset: None };
+            let cluster = snapshot.routes().clusters[&key].default.clone().unwrap();
+            cluster.policy.balancing.locality.clone()
+        };
+        assert_eq!(ruled("zone"), Distribution::SameZone.locality());
+        assert_eq!(ruled("node"), Locality::Anywhere);
+    }
+}

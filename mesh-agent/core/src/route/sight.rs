@@ -1,0 +1,156 @@
+//! What one client sees of the mesh: `exportTo` of services, its `Sidecar`, and what happens to destinations that nothing describes.
+//!
+//! Invariants:
+//! - Visibility is no firewall: a service that a client does not see is to it an address and a host like any outside the mesh.
+//! - What a client does not see at one port it may see at another (S67).
+
+use std::{net::SocketAddr, sync::Arc};
+
+use crate::{
+    id::{WorkloadId, hash},
+    route::{
+        http::HttpTable,
+        scope::{OutboundPolicy, SidecarScope},
+    },
+    snapshot::{Name, Protocol, Service, ServicePort, Snapshot, Workload},
+};
+
+/// Kinds of sight that the kernel tells apart; more of them share.
+pub const SIGHTS: u32 = 24;
+
+/// One client's sight.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight<'a> {
+    snapshot: &'a Snapshot,
+    namespace: &'a str,
+    scope: Option<&'a SidecarScope>,
+    /// Everything is seen, and nothing refused.
+    all: bool,
+}
+
+impl Snapshot {
+    /// What a workload sees.
+    pub fn sight_of<'a>(&'a self, client: &'a Workload) -> Sight<'a> {
+        let scope = client.sidecar.as_ref().and_then(|name| self.routes().sidecars.get(name));
+        let scope = scope.map(|scope| &**scope);
+        Sight { snapshot: self, namespace: &client.name.namespace, scope, all: false }
+    }
+
+    /// What a client sees of which nothing but the namespace is known.
+    pub fn sight_from<'a>(&'a self, namespace: &'a str) -> Sight<'a> {
+        Sight { snapshot: self, namespace, scope: None, all: false }
+    }
+
+    /// What a workload sees, or one that is gone and was in `namespace`.
+    pub fn sight<'a>(&'a self, client: WorkloadId, namespace: &'a str) -> Sight<'a> {
+        self.workload(client).map_or_else(|| self.sight_from(namespace), |client| self.sight_of(client))
+    }
+
+    /// What there is to see, for those who ask about nobody in particular.
+    pub fn sight_of_all(&self) -> Sight<'_> {
+        Sight { snapshot: self, namespace: "", scope: None, all: true }
+    }
+
+    /// Whether something is hidden from somebody.
+    pub fn hides_anything(&self) -> bool {
+        !self.routes().sidecars.is_empty() || self.services().any(|service| !service.audience.is_everyone())
+    }
+}
+
+impl<'a> Sight<'a> {
+    /// The world that is looked at.
+    pub fn snapshot(&self) -> &'a Snapshot {
+        self.snapshot
+    }
+
+    /// The client's namespace.
+    pub fn namespace(&self) -> &'a str {
+        self.namespace
+    }
+
+    /// Whether a service is seen at one of its ports.
+    pub fn sees(&self, service: &Service, port: u16) -> bool {
+        (self.all || service.audience.includes(self.namespace))
+            && self.scope.is_none_or(|scope| {
+                scope.sees(&service.name.namespace, &self.snapshot.host_of(service), port)
+            })
+    }
+
+    /// Whether a service is seen at any of its ports, as its name is.
+    pub fn sees_name(&self, service: &Service) -> bool {
+        (self.all || service.audience.includes(self.namespace))
+            && self.scope.is_none_or(|scope| {
+                let host = self.snapshot.host_of(service);
+                let sees = |port| scope.sees(&service.name.namespace, &host, port);
+                // A name that leads elsewhere has no ports; 0 is one that no listener is for.
+                service.ports.iter().any(|port| sees(port.port)) || (service.ports.is_empty() && sees(0))
+            })
+    }
+
+    /// Whether rules for a host are seen: those of VirtualServices by their own namespace (S66), others as the service itself is.
+    pub fn sees_rules(
+        &self,
+        table: &HttpTable,
+        host: &str,
+        service: Option<&Arc<Service>>,
+        port: u16,
+    ) -> bool {
+        let Some(scope) = self.scope else { return service.is_none_or(|service| self.sees(service, port)) };
+        let mut own = table.rules.iter().filter(|rule| &*rule.origin.kind == "VirtualService").peekable();
+        match own.peek() {
+            Some(_) => own.any(|rule| scope.sees(&rule.origin.name.namespace, host, port)),
+            None => service.is_none_or(|service| self.sees(service, port)),
+        }
+    }
+
+    /// The service port behind an address, if the client sees it.
+    pub fn service_at(
+        &self,
+        dialled: SocketAddr,
+        protocol: Protocol,
+    ) -> Option<(&'a Arc<Service>, &'a ServicePort)> {
+        let found = self.snapshot.service_at(dialled.ip(), dialled.port(), protocol)?;
+        self.sees(found.0, dialled.port()).then_some(found)
+    }
+
+    /// Whether an address is refused, because nothing that the client sees describes it (F10).
+    pub fn refuses(&self, dialled: SocketAddr) -> bool {
+        !self.all
+            && self.outbound() == OutboundPolicy::RegistryOnly
+            && self.service_at(dialled, Protocol::Tcp).is_none()
+            && !self.is_in_network(dialled)
+            && self.snapshot.workload_at(dialled.ip()).is_none()
+    }
+
+    /// Whether a service that the client sees has the network that an address is in.
+    fn is_in_network(&self, dialled: SocketAddr) -> bool {
+        let port = dialled.port();
+        let mut services = self.snapshot.services_with_network_of(dialled.ip());
+        services.any(|service| has_tcp(service, port) && self.sees(service, port))
+    }
+
+    /// The service that a TLS server's name means at a port (lower case, without trailing dot), if the client sees it there.
+    pub fn service_of_server(&self, name: &str, port: u16) -> Option<&'a Arc<Service>> {
+        self.service_covering(name).filter(|service| has_tcp(service, port) && self.sees(service, port))
+    }
+
+    /// What happens to destinations that nothing describes (S68).
+    pub fn outbound(&self) -> OutboundPolicy {
+        self.scope.and_then(|scope| scope.outbound).unwrap_or(self.snapshot.mesh().defaults.outbound)
+    }
+}
+
+fn has_tcp(service: &Service, number: u16) -> bool {
+    service.ports.iter().any(|port| port.port == number && port.protocol == Protocol::Tcp)
+}
+
+/// Which of [`SIGHTS`] kinds a workload's sight is. It depends on nothing but the workload, so that the tables of services and of pods
+/// need not change together.
+pub fn sight_kind(client: &Workload) -> u32 {
+    let namespace = &*client.name.namespace;
+    let sidecar = client.sidecar.as_ref().map_or(["", ""], |Name { namespace, name }| [namespace, name]);
+    (hash(&["sight", namespace, sidecar[0], sidecar[1]]) % u64::from(SIGHTS)) as u32
+}
+
+#[cfg(test)]
+mod tests;

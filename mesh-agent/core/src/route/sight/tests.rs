@@ -1,0 +1,211 @@
+//! Tests of sight.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::{
+    route::{
+        Origin, Routes,
+        defaults::MeshDefaults,
+        http::{Action, HeaderOps, HttpRule, Rewrite},
+        scope::{Audience, EgressHost, EgressListener},
+    },
+    snapshot::{Mesh, Parts, Resolution},
+};
+
+fn service(namespace: &str, name: &str, vip: &str, audience: Audience) -> Arc<Service> {
+    let port = |port| ServicePort {
+        name: "".into(),
+        port,
+        protocol: Protocol::Tcp,
+        app_protocol: None,
+        endpoints: Vec::new(),
+    };
+    Arc::new(Service {
+        vips: vec![vip.parse().unwrap()],
+        ports: vec![port(80), port(81)],
+        audience,
+        ..Service::named(Name::new(namespace, name))
+    })
+}
+
+/// Of a ServiceEntry: no address, but networks.
+fn declared(namespace: &str, host: &str, audience: Audience, networks: &[&str]) -> Arc<Service> {
+    let service = service(namespace, host, "192.0.2.99", audience);
+    Arc::new(Service {
+        hostname: Some(host.into()),
+        vips: Vec::new(),
+        networks: networks.iter().map(|net| net.parse().unwrap()).collect(),
+        resolution: Resolution::Dialled,
+        ..(*service).clone()
+    })
+}
+
+fn only(namespaces: &[&str]) -> Audience {
+    Audience::Only(namespaces.iter().map(|name| (*name).into()).collect::<BTreeSet<_>>())
+}
+
+fn host(namespace: Option<&str>, host: &str) -> EgressHost {
+    EgressHost { excluded: false, namespace: namespace.map(Into::into), host: host.into() }
+}
+
+fn client(namespace: &str, sidecar: Option<&str>) -> Workload {
+    Workload {
+        sidecar: sidecar.map(|name| Name::new(namespace, name)),
+        ..Workload::named(Name::new(namespace, "client"))
+    }
+}
+
+fn world(mesh: OutboundPolicy, sidecars: Vec<(Name, SidecarScope)>) -> Snapshot {
+    let defaults = MeshDefaults { outbound: mesh, ..MeshDefaults::default() };
+    let routes = Routes {
+        sidecars: sidecars.into_iter().map(|(name, scope)| (name, Arc::new(scope))).collect(),
+        ..Routes::default()
+    };
+    let services = vec![
+        service("a", "web", "10.96.0.1", Audience::Everyone),
+        service("b", "api", "10.96.0.2", Audience::Everyone),
+        service("b", "secret", "10.96.0.3", only(&["b", "c"])),
+        service("b", "nobody", "10.96.0.4", only(&[])),
+        declared("b", "*.net.example", Audience::Everyone, &["198.51.100.0/24"]),
+        declared("b", "*.own.example", only(&["b"]), &["203.0.113.0/24"]),
+    ];
+    let pod = Workload { addrs: vec!["10.0.0.9".parse().unwrap()], ..Workload::named(Name::new("b", "pod")) };
+    let mesh = Arc::new(Mesh { defaults: Arc::new(defaults), ..Mesh::default() });
+    let workloads = vec![Arc::new(pod)];
+    Snapshot::new(1, Parts { workloads, services, routes: Arc::new(routes), mesh, ..Parts::default() })
+}
+
+fn rule(origin: Origin) -> HttpRule {
+    HttpRule {
+        name: None,
+        origin: Arc::new(origin),
+        matches: Vec::new(),
+        action: Action::Passthrough,
+        timeout: None,
+        retries: None,
+        fault: None,
+        mirrors: Vec::new(),
+        cors: None,
+        request_headers: HeaderOps::default(),
+        response_headers: HeaderOps::default(),
+        rewrite: Rewrite::default(),
+    }
+}
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn b6_a_service_is_seen_by_the_namespaces_it_is_exported_to() {
+    let world = world(OutboundPolicy::AllowAny, Vec::new());
+    let seen = |namespace: &str, vip: &str| {
+        let client = client(namespace, None);
+        world.sight_of(&client).service_at(at(vip), Protocol::Tcp).is_some()
+    };
+    assert!(seen("z", "10.96.0.1:80"));
+    assert_eq!(["a", "b", "c"].map(|ns| seen(ns, "10.96.0.3:80")), [false, true, true]);
+    assert_eq!(["a", "b", "c"].map(|ns| seen(ns, "10.96.0.4:80")), [false; 3]);
+    assert!(world.hides_anything());
+}
+
+#[test]
+fn s65_s67_a_sidecar_limits_what_is_seen_port_by_port() {
+    let egress = vec![
+        EgressListener { port: Some(81), hosts: vec![host(Some("b"), "*")] },
+        EgressListener { port: None, hosts: vec![host(Some("a"), "*")] },
+    ];
+    let scope = SidecarScope { egress, outbound: None };
+    let world = world(OutboundPolicy::AllowAny, vec![(Name::new("a", "own"), scope)]);
+    let limited = client("a", Some("own"));
+    let sight = world.sight_of(&limited);
+    let seen = |vip: &str| sight.service_at(at(vip), Protocol::Tcp).is_some();
+    assert_eq!(["10.96.0.1:80", "10.96.0.1:81"].map(seen), [true, false]);
+    assert_eq!(["10.96.0.2:80", "10.96.0.2:81"].map(seen), [false, true]);
+    assert!(!seen("10.96.0.3:81"), "what is not exported stays hidden");
+    let named = |namespace, name| sight.sees_name(world.service(&Name::new(namespace, name)).unwrap());
+    assert!(named("a", "web") && named("b", "api") && !named("b", "secret"));
+    let other = client("a", None);
+    assert!(world.sight_of(&other).service_at(at("10.96.0.2:80"), Protocol::Tcp).is_some());
+    let gone = client("a", Some("gone"));
+    assert!(world.sight_of(&gone).sees_name(world.service(&Name::new("b", "api")).unwrap()));
+}
+
+#[test]
+fn s66_rules_of_virtual_services_are_seen_by_their_own_namespace() {
+    let scope = |namespace| SidecarScope {
+        egress: vec![EgressListener { port: None, hosts: vec![host(Some(namespace), "*")] }],
+        outbound: None,
+    };
+    let sidecars = vec![(Name::new("a", "a"), scope("a")), (Name::new("a", "b"), scope("b"))];
+    let world = world(OutboundPolicy::AllowAny, sidecars);
+    let api = world.service(&Name::new("b", "api")).unwrap();
+    let table = |kind: &str, namespace: &str| {
+        let origin = Origin {
+            kind: kind.into(),
+            name: Name::new(namespace, "rule"),
+            field: "spec".into(),
+            place: None,
+        };
+        let unmatched = Action::Passthrough;
+        HttpTable { rules: vec![rule(origin)], unmatched }
+    };
+    let sees = |sidecar: &str, table: &HttpTable| {
+        let client = client("a", Some(sidecar));
+        world.sight_of(&client).sees_rules(table, "api.b.svc.cluster.local", Some(api), 80)
+    };
+    assert!(
+        sees("a", &table("VirtualService", "a")),
+        "rules of its own namespace about what it does not see"
+    );
+    assert!(!sees("a", &table("VirtualService", "b")));
+    assert!(!sees("a", &table("HTTPRoute", "a")), "they are attached to the service");
+    assert!(sees("b", &table("HTTPRoute", "b")) && !sees("b", &table("VirtualService", "a")));
+}
+
+#[test]
+fn s68_f10_under_registry_only_what_nothing_describes_is_refused() {
+    let open = SidecarScope {
+        egress: vec![EgressListener { port: None, hosts: vec![host(None, "*")] }],
+        outbound: Some(OutboundPolicy::AllowAny),
+    };
+    let blind = SidecarScope { egress: Vec::new(), outbound: None };
+    let sidecars = vec![(Name::new("a", "open"), open), (Name::new("a", "blind"), blind)];
+    let world = world(OutboundPolicy::RegistryOnly, sidecars);
+    let refuses = |sidecar: Option<&str>, addr: &str| {
+        let client = client("a", sidecar);
+        world.sight_of(&client).refuses(at(addr))
+    };
+    assert!(refuses(None, "192.0.2.1:80"));
+    assert!(!refuses(None, "10.96.0.1:80") && refuses(None, "10.96.0.1:82"), "a port that it does not have");
+    assert!(refuses(None, "10.96.0.3:80"), "not exported to it");
+    assert!(!refuses(None, "10.0.0.9:1234"), "a pod");
+    assert!(!refuses(None, "198.51.100.7:80"), "in a network of a service");
+    assert!(refuses(None, "198.51.100.7:82"), "not at its ports");
+    assert!(refuses(None, "203.0.113.7:80"), "in a network of one that is not exported to it");
+    assert!(!refuses(Some("open"), "192.0.2.1:80"));
+    assert!(refuses(Some("blind"), "10.96.0.1:80"));
+}
+
+#[test]
+fn a_tls_servers_name_means_the_service_that_the_client_sees_at_the_port() {
+    let world = world(OutboundPolicy::RegistryOnly, Vec::new());
+    let of = |namespace: &str, name: &str, port| {
+        Some(world.sight_from(namespace).service_of_server(name, port)?.name.name.to_string())
+    };
+    assert_eq!(of("a", "x.net.example", 80).as_deref(), Some("*.net.example"));
+    assert_eq!(of("a", "x.net.example", 82), None);
+    assert_eq!(of("a", "x.own.example", 80), None);
+    assert_eq!(of("b", "x.own.example", 80).as_deref(), Some("*.own.example"));
+    assert_eq!(of("a", "elsewhere.example", 80), None);
+}
+
+#[test]
+fn kinds_of_sight_depend_on_namespace_and_sidecar_alone() {
+    let of = |namespace: &str, sidecar: Option<&str>| sight_kind(&client(namespace, sidecar));
+    assert_eq!(of("a", None), of("a", None));
+    let kinds: BTreeSet<u32> = (0..200).map(|n| of(&format!("n{n}"), None)).collect();
+    assert_eq!(kinds.len(), SIGHTS as usize, "all are used, and no others");
+    assert!((0..200).any(|n| of(&format!("n{n}"), Some("x")) != of(&format!("n{n}"), None)));
+}
