@@ -145,13 +145,14 @@ impl Cgroup {
     }
 }
 
-/// Remove groups bottom-up: rmdir refuses a group that still has children.
-fn remove_tree(path: &Path) -> Result<(), CgroupError> {
-    let entries = fs::read_dir(path).map_err(|source| CgroupError::File {
-        doing: "list",
-        path: path.to_path_buf(),
-        source,
-    })?;
+/// Remove groups bottom-up: rmdir refuses a group that still has children. None there is no error.
+pub(crate) fn remove_tree(path: &Path) -> Result<(), CgroupError> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        listed => {
+            listed.map_err(|source| CgroupError::File { doing: "list", path: path.to_path_buf(), source })?
+        }
+    };
     for entry in entries.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_tree(&entry.path())?;

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cgroup::{self, Cgroup};
+use crate::cluster::init::Hierarchy;
 use crate::netns;
 use crate::saying::say;
 
@@ -33,6 +34,17 @@ pub fn leftovers(all: bool) -> Vec<String> {
             }
         }
     }
+    for hierarchy in Hierarchy::all().unwrap_or_default() {
+        // Whoever was in them is gone with the groups of version 2.
+        let version_1 = hierarchy.options.is_some();
+        let root = hierarchy.mount_point;
+        for name in directory_names(&root).filter(|name| version_1 && dead(name, CGROUP_PREFIX)) {
+            match cgroup::remove_tree(&root.join(&name)) {
+                Ok(()) => removed.push(format!("cgroup {}", root.join(name).display())),
+                Err(error) => say(&error.to_string()),
+            }
+        }
+    }
     for name in netns::names().into_iter().filter(|name| dead(name, SHORT_PREFIX)) {
         netns::remove_name(&netns::path_of(&name));
         removed.push(format!("network namespace {name}"));
@@ -44,13 +56,22 @@ pub fn leftovers(all: bool) -> Vec<String> {
             }
         }
     }
-    let temporary = std::env::temp_dir();
-    for name in directory_names(&temporary).filter(|name| dead(name, SHORT_PREFIX)) {
-        if remove_directory(&temporary.join(&name)) {
-            removed.push(format!("directory {name}"));
+    let mut scratch = vec![std::env::temp_dir(), scratch_root()];
+    scratch.dedup();
+    for root in scratch {
+        for name in directory_names(&root).filter(|name| dead(name, SHORT_PREFIX)) {
+            if remove_directory(&root.join(&name)) {
+                removed.push(format!("directory {name}"));
+            }
         }
     }
     removed
+}
+
+/// Where scratch directories go whose files are written at every step: in memory if the machine has such a folder.
+pub(crate) fn scratch_root() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() { memory } else { std::env::temp_dir() }
 }
 
 /// Remove the pins of one node's agents from every bpffs.

@@ -11,6 +11,7 @@ pub mod bookinfo;
 mod bpf;
 pub mod cgroup;
 pub mod clean;
+pub mod cluster;
 pub mod controller;
 pub mod foreign;
 pub mod hbone;

@@ -145,6 +145,20 @@ impl Place {
         })
     }
 
+    /// The same namespaces with another cgroup.
+    pub(crate) fn in_group(&self, cgroup: Cgroup) -> Self {
+        let PlaceInner { name, netns, ip4, ip6, log, resolv_conf, cgroup: _, tool: _ } = &*self.inner;
+        Self::new(PlaceParts {
+            name: name.clone(),
+            netns: Arc::clone(netns),
+            cgroup,
+            ip4: *ip4,
+            ip6: *ip6,
+            log: log.clone(),
+            resolv_conf: resolv_conf.clone(),
+        })
+    }
+
     /// A file at the end of which the place's processes write their standard error.
     ///
     /// # Errors

@@ -57,6 +57,33 @@ macro_rules! require_nginx {
     };
 }
 
+/// Like [`require_root!`], and Kubernetes' programs must be there.
+#[macro_export]
+macro_rules! require_api_server {
+    () => {
+        $crate::require_root!();
+        if let Err(reason) = $crate::cluster::Binaries::find() {
+            assert!(!$crate::require::is_mandatory(), "MESH_TESTS_REQUIRE=1, but: {reason}");
+            eprintln!("SKIP {}: {reason}", $crate::test_name!());
+            return Ok(());
+        }
+    };
+}
+
+/// Like [`require_api_server!`] and [`require_agent!`], and the images of `cargo xtask cluster prepare` must be there.
+#[macro_export]
+macro_rules! require_cluster {
+    () => {
+        $crate::require_api_server!();
+        $crate::require_agent!();
+        if let Err(reason) = $crate::cluster::image("pause") {
+            assert!(!$crate::require::is_mandatory(), "MESH_TESTS_REQUIRE=1, but: {reason}");
+            eprintln!("SKIP {}: {reason}", $crate::test_name!());
+            return Ok(());
+        }
+    };
+}
+
 /// The path of the enclosing function without the crate, such as `connect_shapes::reconnects`.
 #[macro_export]
 macro_rules! test_name {

@@ -129,8 +129,7 @@ impl World {
 
     fn start(builder: WorldBuilder) -> Result<Self, WorldError> {
         verdict::reset();
-        let number = NEXT_WORLD.fetch_add(1, Ordering::Relaxed);
-        let suffix = format!("{}-{number}", std::process::id());
+        let suffix = next_suffix();
         let id = format!("{SHORT_PREFIX}{suffix}");
         let directory = std::env::temp_dir().join(&id);
         for part in ["config", "logs"] {
@@ -313,6 +312,11 @@ impl Drop for World {
             clean::remove_directory(&self.directory);
         }
     }
+}
+
+/// What tells one world's names from another's: the process, by which leftovers are known, and a number.
+pub(crate) fn next_suffix() -> String {
+    format!("{}-{}", std::process::id(), NEXT_WORLD.fetch_add(1, Ordering::Relaxed))
 }
 
 fn make_directory(path: &Path) -> Result<(), WorldError> {

@@ -4,10 +4,12 @@
 
 mod bench;
 mod build_ebpf;
+mod cluster;
 mod codegen;
 mod demo;
 mod ebpf;
 mod fuzz;
+mod image;
 mod libtest;
 mod process;
 mod setup;
@@ -43,6 +45,8 @@ enum Task {
     Test(test::TestArguments),
     /// Run the real-kernel tests on another kernel, under qemu.
     Vm(vm::VmArguments),
+    /// A real Kubernetes of two nodes on this machine.
+    Cluster(cluster::ClusterArguments),
     /// Measure against the same traffic without a mesh.
     Bench(bench::BenchArguments),
     /// Send a mixed load while pods come and go and rules change.
@@ -76,6 +80,7 @@ fn run() -> anyhow::Result<()> {
         Task::Demo(arguments) => demo::run(&workspace, &arguments),
         Task::Test(arguments) => test::run(&workspace, &arguments),
         Task::Vm(arguments) => vm::run(&workspace, &arguments),
+        Task::Cluster(arguments) => cluster::run(&workspace, &arguments),
         Task::Bench(arguments) => bench::run(&workspace, &arguments),
         Task::Soak(arguments) => soak::run(&workspace, &arguments),
         Task::Fuzz(arguments) => fuzz::run(&workspace, &arguments),

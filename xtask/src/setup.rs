@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-use crate::{ebpf, workspace::Workspace};
+use crate::{cluster::go, ebpf, workspace::Workspace};
 
 /// What a command is about to do; each needs its own tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +27,16 @@ pub(crate) enum Need {
     /// Run other people's servers in the pods of tests. Only the programs are used; Debian's package may start nginx as a
     /// service, as it does wherever it is installed.
     Servers,
+    /// Build and run Kubernetes. Only the programs are used; Debian's packages may start etcd and containerd as services,
+    /// as they do wherever they are installed.
+    Kubernetes,
     /// Boot other kernels.
     Vm,
 }
 
 impl Need {
-    pub(crate) const ALL: [Self; 5] = [Self::Ebpf, Self::Lint, Self::Netns, Self::Servers, Self::Vm];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Ebpf, Self::Lint, Self::Netns, Self::Servers, Self::Kubernetes, Self::Vm];
 }
 
 /// How a missing tool arrives.
@@ -57,7 +61,7 @@ struct Tool {
     check: fn(&Workspace) -> Result<(), String>,
 }
 
-const TOOLS: [Tool; 12] = [
+const TOOLS: [Tool; 18] = [
     Tool {
         name: "a C compiler",
         need: Need::Ebpf,
@@ -96,6 +100,35 @@ const TOOLS: [Tool; 12] = [
     },
     Tool { name: "ip", need: Need::Netns, source: Source::Apt("iproute2"), check: |_| on_path("ip") },
     Tool {
+        name: "Go",
+        need: Need::Kubernetes,
+        source: Source::Apt("golang-go"),
+        check: |_| go::installed().map(drop).ok_or_else(|| "no `go` runs".to_owned()),
+    },
+    Tool {
+        name: "etcd",
+        need: Need::Kubernetes,
+        source: Source::Apt("etcd-server"),
+        check: |_| on_path("etcd"),
+    },
+    Tool {
+        name: "containerd",
+        need: Need::Kubernetes,
+        source: Source::Apt("containerd"),
+        check: |_| on_path("containerd"),
+    },
+    Tool { name: "runc", need: Need::Kubernetes, source: Source::Apt("runc"), check: |_| on_path("runc") },
+    Tool {
+        name: "the CNI plugins",
+        need: Need::Kubernetes,
+        source: Source::Apt("containernetworking-plugins"),
+        check: |_| {
+            let plugin = Path::new(CNI_PLUGINS).join("ptp");
+            if plugin.is_file() { Ok(()) } else { Err(format!("there is no {}", plugin.display())) }
+        },
+    },
+    Tool { name: "nft", need: Need::Kubernetes, source: Source::Apt("nftables"), check: |_| on_path("nft") },
+    Tool {
         name: "qemu-system-x86_64",
         need: Need::Vm,
         source: Source::Apt("qemu-system-x86"),
@@ -111,6 +144,9 @@ const TOOLS: [Tool; 12] = [
     Tool { name: "depmod", need: Need::Vm, source: Source::Apt("kmod"), check: |_| on_path("depmod") },
     Tool { name: "xz", need: Need::Vm, source: Source::Apt("xz-utils"), check: |_| on_path("xz") },
 ];
+
+/// Where Debian puts CNI plugins.
+const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 /// Debian's packages for the second compiler route.
 const DEBIAN_COMPILER: [&str; 2] = ["rustc-web", "rust-web-src"];

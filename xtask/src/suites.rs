@@ -27,6 +27,8 @@ pub(crate) enum Place {
     Netns,
     /// In the same namespaces, about what the agent does on any kernel.
     Agent,
+    /// With a real API server, or a whole cluster.
+    Cluster,
 }
 
 /// Netns test programs about the agent alone: what it decides, proves and says over plain sockets. Every other one runs on
@@ -59,6 +61,9 @@ const AGENT_SUITES: [&str; 23] = [
     "streams",
     "visibility",
 ];
+
+/// How the names of test programs begin that want a real Kubernetes: `cluster_…` all of it, `kube_…` an API server.
+const CLUSTER_PREFIXES: [&str; 2] = ["cluster_", "kube_"];
 
 /// One test program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,10 +133,19 @@ pub(crate) fn build_tests(workspace: &Workspace, packages: &[&str], test: &str) 
     parse(workspace, &String::from_utf8(output.stdout).context("read cargo's messages")?)
 }
 
-/// Builds the given binaries in the release profile and returns their folder.
+/// Builds the given packages' binaries in the release profile.
 pub(crate) fn build_release(workspace: &Workspace, packages: &[&str]) -> anyhow::Result<Built> {
+    build_binaries(workspace, packages, &["--release"])
+}
+
+/// Builds the given packages' binaries in the dev profile.
+pub(crate) fn build_programs(workspace: &Workspace, packages: &[&str]) -> anyhow::Result<Built> {
+    build_binaries(workspace, packages, &[])
+}
+
+fn build_binaries(workspace: &Workspace, packages: &[&str], profile: &[&str]) -> anyhow::Result<Built> {
     let mut cargo = cargo(workspace);
-    cargo.args(["build", "--release", "--bins", "--message-format=json-render-diagnostics"]);
+    cargo.args(["build", "--bins", "--message-format=json-render-diagnostics"]).args(profile);
     cargo.args(packages.iter().flat_map(|package| ["--package", package]));
     let output = cargo.stderr(Stdio::inherit()).output().context("start cargo")?;
     ensure!(output.status.success(), "{} does not build", packages.join(", "));
@@ -209,6 +223,7 @@ fn place(package: &Path, kind: &[String], name: &str) -> Place {
     }
     match package.to_str() {
         Some("mesh-agent/redirect") => Place::Bpf,
+        Some("tests") if CLUSTER_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) => Place::Cluster,
         Some("tests") if AGENT_SUITES.contains(&name) => Place::Agent,
         Some("tests") => Place::Netns,
         _ => Place::Unit,
@@ -234,6 +249,7 @@ mod tests {
         let messages = [
             artifact("tests", "test", "connect", true),
             artifact("tests", "test", "dns", true),
+            artifact("tests", "test", "kube_source", true),
             artifact("mesh-agent/redirect", "test", "hooks", true),
             artifact("mesh-agent/redirect", "lib", "mesh_redirect", true),
             artifact("mesh-agent/proxy", "test", "copy", true),
@@ -246,6 +262,7 @@ mod tests {
         assert_eq!(names(Place::Bpf), ["redirect/hooks"]);
         assert_eq!(names(Place::Netns), ["tests/connect"]);
         assert_eq!(names(Place::Agent), ["tests/dns"]);
+        assert_eq!(names(Place::Cluster), ["tests/kube_source"]);
         assert_eq!(built.programs.keys().collect::<Vec<_>>(), ["mesh-agent"]);
     }
 

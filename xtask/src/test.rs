@@ -14,6 +14,7 @@ use std::{
 use clap::{Args, ValueEnum};
 
 use crate::{
+    cluster::{images, kubernetes},
     libtest::Tally,
     process::{self, Ended},
     setup::{self, Need},
@@ -126,7 +127,7 @@ fn run_tier(
                 let selection = vm::Selection { places: tier.places(), filter, all: false, extra: &[] };
                 vm::run_tests(workspace, kernel, built, &selection, deadline)
             }
-            None => run_here(built, tier, filter, deadline),
+            None => run_here(workspace, built, tier, filter, deadline),
         },
     };
     Outcome::Ran(ran.unwrap_or_else(|error| {
@@ -160,8 +161,19 @@ fn tidy_tier(workspace: &Workspace, deadline: Instant) -> anyhow::Result<Tally> 
 }
 
 /// Runs the tier's test programs one after another on this kernel.
-fn run_here(built: &Built, tier: Tier, filter: Option<&str>, deadline: Instant) -> anyhow::Result<Tally> {
-    let variables = built.variables(|_, path| path.into());
+fn run_here(
+    workspace: &Workspace,
+    built: &Built,
+    tier: Tier,
+    filter: Option<&str>,
+    deadline: Instant,
+) -> anyhow::Result<Tally> {
+    let mut variables = built.variables(|_, path| path.into());
+    if tier == Tier::Cluster {
+        let kubernetes = kubernetes::ensure(workspace)?;
+        let images = images::write(workspace, &kubernetes, &built.programs)?;
+        variables.extend([(kubernetes::VARIABLE, kubernetes.into()), (images::VARIABLE, images.into())]);
+    }
     let mut total = Tally::default();
     for suite in tier.places().iter().flat_map(|&place| built.at(place)) {
         let mut command = program(suite, filter);
@@ -194,7 +206,7 @@ fn list(workspace: &Workspace, tiers: &[Tier], filter: Option<&str>) -> anyhow::
     for tier in Tier::value_variants() {
         let about = tier.to_possible_value().and_then(|value| value.get_help().map(ToString::to_string));
         let lacks = match tier {
-            Tier::Bpf | Tier::Netns => own_kernel_lacks(),
+            Tier::Bpf | Tier::Netns | Tier::Cluster => own_kernel_lacks(),
             Tier::Tidy | Tier::Unit | Tier::Vm61 | Tier::Vm612 | Tier::Vm72 => None,
         };
         let state = lacks.map(|why| format!(" Cannot run here: {why}.")).unwrap_or_default();

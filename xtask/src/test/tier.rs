@@ -5,6 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use clap::ValueEnum;
 
 use crate::{
+    cluster::kubernetes,
     setup::{self, Need},
     suites::Place,
     vm::{self, Kernel},
@@ -21,6 +22,8 @@ pub(super) enum Tier {
     Bpf,
     /// Nodes and pods as network namespaces on this kernel.
     Netns,
+    /// A real Kubernetes: an API server alone, and a cluster of two nodes.
+    Cluster,
     /// `bpf`, and of `netns` what depends on the kernel, on Debian's 6.1.
     #[value(name = "vm-6.1")]
     Vm61,
@@ -48,6 +51,7 @@ impl Tier {
             Self::Tidy => 15,
             Self::Unit | Self::Bpf => 5,
             Self::Netns => 12,
+            Self::Cluster => 10,
             Self::Vm61 | Self::Vm612 | Self::Vm72 => 18,
         })
     }
@@ -59,6 +63,7 @@ impl Tier {
             Self::Unit => &[Place::Unit],
             Self::Bpf => &[Place::Bpf],
             Self::Netns => &[Place::Netns, Place::Agent],
+            Self::Cluster => &[Place::Cluster],
             Self::Vm61 | Self::Vm612 | Self::Vm72 => &[Place::Bpf, Place::Netns],
         }
     }
@@ -69,7 +74,7 @@ impl Tier {
             Self::Vm61 => Some(Kernel::V6_1),
             Self::Vm612 => Some(Kernel::V6_12),
             Self::Vm72 => Some(Kernel::V7_2),
-            Self::Tidy | Self::Unit | Self::Bpf | Self::Netns => None,
+            Self::Tidy | Self::Unit | Self::Bpf | Self::Netns | Self::Cluster => None,
         }
     }
 
@@ -79,6 +84,7 @@ impl Tier {
             Self::Tidy => &[Need::Lint],
             Self::Unit => &[],
             Self::Bpf | Self::Netns => &[Need::Netns],
+            Self::Cluster => &[Need::Netns, Need::Kubernetes],
             Self::Vm61 | Self::Vm612 | Self::Vm72 => &[Need::Vm, Need::Netns],
         };
         if let Err(error) = setup::ensure(workspace, needs) {
@@ -89,6 +95,10 @@ impl Tier {
         {
             // A few tests want them, and skip or fail by themselves.
             eprintln!("setup: {error:#}");
+        }
+        if self == Self::Cluster {
+            let lacks = own_kernel_lacks();
+            return lacks.or_else(|| kubernetes::ensure(workspace).err().map(|error| format!("{error:#}")));
         }
         match self.kernel() {
             Some(kernel) => vm::prepare(workspace, kernel).err().map(|error| format!("{error:#}")),
@@ -119,6 +129,6 @@ mod tests {
     fn the_default_run_boots_the_oldest_and_the_newest_kernel() {
         let default: Vec<String> =
             Tier::value_variants().iter().filter(|tier| tier.is_default()).map(|tier| tier.name()).collect();
-        assert_eq!(default, ["tidy", "unit", "bpf", "netns", "vm-6.1", "vm-7.2"]);
+        assert_eq!(default, ["tidy", "unit", "bpf", "netns", "cluster", "vm-6.1", "vm-7.2"]);
     }
 }

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 
 use clap::{Parser, Subcommand};
+use mesh_tests::cluster::init;
 use mesh_tests::protocol::{Answer, Call, CallFailure, Reply, Request};
 
 use objects::Objects;
@@ -47,6 +48,21 @@ enum Command {
         /// Also what living ones use.
         #[arg(long)]
         all: bool,
+    },
+    /// Be a node of a Kubernetes cluster.
+    Node {
+        /// A `NodeSpec` as a JSON file.
+        spec: PathBuf,
+    },
+    /// Be the first process of such a node.
+    NodeInit {
+        /// A `NodeSpec` as a JSON file.
+        spec: PathBuf,
+    },
+    /// Print the addresses that the C library finds for a name, one a line.
+    Resolve {
+        /// The name.
+        name: String,
     },
     /// Serve HTTP, gRPC and WebSocket.
     Web {
@@ -94,12 +110,36 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
+        Command::Resolve { name } => resolve(&name),
+        Command::Node { spec } => over(init::enter(&spec)),
+        Command::NodeInit { spec } => over(init::run(&spec)),
         Command::Web { task } => web::serve(&task),
         Command::Ask { task } => web::ask(&task),
         Command::Call { task } => web::call(&task),
         Command::Chat { task } => web::chat(&task),
         Command::WebLoad { task } => web::load(&task),
     }
+}
+
+fn resolve(name: &str) -> ExitCode {
+    match (name, 0).to_socket_addrs() {
+        Ok(found) => {
+            found.for_each(|address| println!("{}", address.ip()));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("pod-tool: {name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A node that ends has failed.
+fn over(ended: anyhow::Result<()>) -> ExitCode {
+    if let Err(error) = ended {
+        eprintln!("pod-tool: {error:#}");
+    }
+    ExitCode::FAILURE
 }
 
 /// Every request runs on a thread of its own, so that a blocking one holds up no other.

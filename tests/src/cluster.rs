@@ -1,0 +1,21 @@
+//! A real Kubernetes on this machine: an API server alone, or a whole cluster of two nodes.
+//!
+//! Nothing is imitated: etcd, kube-apiserver, kubelet and the rest are the programs of a release, found by
+//! [`Binaries`]. Dropping a value ends everything it started; what a killed test leaves, `pod-tool clean` removes.
+
+mod api_server;
+mod binaries;
+mod daemon;
+pub mod init;
+mod kubectl;
+mod node;
+mod papers;
+mod relay;
+mod whole;
+
+pub use api_server::{ApiServer, ApiServerError};
+pub use binaries::{Binaries, BinariesMissing};
+pub use daemon::DaemonError;
+pub use kubectl::{Kubectl, KubectlError};
+pub use node::ClusterNode;
+pub use whole::{Cluster, ClusterError, image};
