@@ -26,6 +26,7 @@ pub mod protocol;
 pub mod require;
 mod saying;
 pub mod shop;
+pub mod signals;
 pub mod tool;
 pub mod verdict;
 pub mod waiting;

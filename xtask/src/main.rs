@@ -7,6 +7,7 @@ mod build_ebpf;
 mod cluster;
 mod codegen;
 mod demo;
+mod dist;
 mod ebpf;
 mod fuzz;
 mod image;
@@ -31,7 +32,8 @@ use workspace::Workspace;
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
 #[command(after_help = "Start here:
   cargo xtask demo     a mesh of two nodes on this machine, with traffic
-  cargo xtask test     every test tier this machine can run")]
+  cargo xtask test     every test tier this machine can run
+  cargo xtask cluster up    a real Kubernetes of two nodes on this machine")]
 struct Arguments {
     #[command(subcommand)]
     command: Task,
@@ -57,6 +59,8 @@ enum Task {
     Tidy,
     /// Install what is missing: eBPF toolchain, iproute2, qemu, …
     Setup,
+    /// Build static programs and a container image of them, reproducibly.
+    Dist(dist::DistArguments),
     /// Generate Rust from the protobuf files; the result is checked in.
     Codegen(codegen::CodegenArguments),
     /// Build the eBPF programs alone and print the object's path and size.
@@ -86,6 +90,7 @@ fn run() -> anyhow::Result<()> {
         Task::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Task::Tidy => tidy::run(&workspace),
         Task::Setup => setup::run(&workspace),
+        Task::Dist(arguments) => dist::run(&workspace, &arguments),
         Task::Codegen(arguments) => codegen::run(&workspace, &arguments),
         Task::BuildEbpf => build_ebpf::run(&workspace),
     }

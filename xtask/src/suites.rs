@@ -118,9 +118,7 @@ pub(crate) fn programs_in(folder: &Path) -> BTreeMap<String, PathBuf> {
 pub(crate) fn build(workspace: &Workspace) -> anyhow::Result<Built> {
     let mut cargo = cargo(workspace);
     cargo.args(["build", "--workspace", "--bins", "--tests", "--message-format=json-render-diagnostics"]);
-    let output = cargo.stderr(Stdio::inherit()).output().context("start cargo")?;
-    ensure!(output.status.success(), "the workspace does not build");
-    parse(workspace, &String::from_utf8(output.stdout).context("read cargo's messages")?)
+    finish(workspace, cargo, "the workspace does not build")
 }
 
 /// Builds the given packages' binaries and one of their test programs in the dev profile.
@@ -128,9 +126,7 @@ pub(crate) fn build_tests(workspace: &Workspace, packages: &[&str], test: &str) 
     let mut cargo = cargo(workspace);
     cargo.args(["build", "--bins", "--test", test, "--message-format=json-render-diagnostics"]);
     cargo.args(packages.iter().flat_map(|package| ["--package", package]));
-    let output = cargo.stderr(Stdio::inherit()).output().context("start cargo")?;
-    ensure!(output.status.success(), "{test} does not build");
-    parse(workspace, &String::from_utf8(output.stdout).context("read cargo's messages")?)
+    finish(workspace, cargo, &format!("{test} does not build"))
 }
 
 /// Builds the given packages' binaries in the release profile.
@@ -147,8 +143,13 @@ fn build_binaries(workspace: &Workspace, packages: &[&str], profile: &[&str]) ->
     let mut cargo = cargo(workspace);
     cargo.args(["build", "--bins", "--message-format=json-render-diagnostics"]).args(profile);
     cargo.args(packages.iter().flat_map(|package| ["--package", package]));
+    finish(workspace, cargo, &format!("{} does not build", packages.join(", ")))
+}
+
+/// Runs a build that prints its messages as JSON, and returns what it made. `failure` says what a failure means.
+pub(crate) fn finish(workspace: &Workspace, mut cargo: Command, failure: &str) -> anyhow::Result<Built> {
     let output = cargo.stderr(Stdio::inherit()).output().context("start cargo")?;
-    ensure!(output.status.success(), "{} does not build", packages.join(", "));
+    ensure!(output.status.success(), "{failure}");
     parse(workspace, &String::from_utf8(output.stdout).context("read cargo's messages")?)
 }
 

@@ -14,7 +14,7 @@ use std::{
 use clap::{Args, ValueEnum};
 
 use crate::{
-    cluster::{images, kubernetes},
+    cluster::{self, kubernetes},
     libtest::Tally,
     process::{self, Ended},
     setup::{self, Need},
@@ -170,9 +170,7 @@ fn run_here(
 ) -> anyhow::Result<Tally> {
     let mut variables = built.variables(|_, path| path.into());
     if tier == Tier::Cluster {
-        let kubernetes = kubernetes::ensure(workspace)?;
-        let images = images::write(workspace, &kubernetes, &built.programs)?;
-        variables.extend([(kubernetes::VARIABLE, kubernetes.into()), (images::VARIABLE, images.into())]);
+        variables = cluster::variables(workspace, kubernetes::ensure(workspace)?, built)?;
     }
     let mut total = Tally::default();
     for suite in tier.places().iter().flat_map(|&place| built.at(place)) {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -295,15 +295,14 @@ fn copy(from: &Path, to: &Path) -> Result<(), ClusterError> {
     fs::copy(from, to).map(drop).map_err(|source| ClusterError::File { path: from.to_path_buf(), source })
 }
 
-/// Lines for the node: its own processes find a way to services, which kube-proxy turns into one to a pod. Without any way,
-/// a connect fails before it is asked. Packets of pods never take it: what kube-proxy leaves of them is unreachable.
-pub(super) fn service_lines(ip4: IpAddr, ip6: IpAddr) -> Vec<String> {
+/// Lines for the node: processes of its host find a way to services, which kube-proxy turns into one to a pod. Without any
+/// way, a connect fails before kube-proxy is asked.
+pub(super) fn service_lines(ip4: Ipv4Addr, ip6: Ipv6Addr) -> Vec<String> {
     vec![
-        "link add services type dummy".to_owned(),
+        // Nobody is at its other end: what kube-proxy does not take ends there.
+        "link add services type bridge mcast_snooping 0".to_owned(),
         "link set services up".to_owned(),
-        "rule add iif lo to 10.96.0.0/16 lookup 96 priority 96".to_owned(),
-        format!("route add default dev services src {ip4} table 96"),
-        "-6 rule add iif lo to fd00:96::/112 lookup 96 priority 96".to_owned(),
-        format!("-6 route add default dev services src {ip6} table 96"),
+        format!("route add 10.96.0.0/16 dev services src {ip4}"),
+        format!("route add fd00:96::/112 dev services src {ip6}"),
     ]
 }

@@ -144,7 +144,7 @@ impl Cluster {
         let mut cluster = Self { nodes: Vec::new(), controllers, control, _relay: relay, world };
         for node in cluster.world.nodes() {
             let host = node.host();
-            host.netns().ip(&service_lines(IpAddr::V4(host.ip4()), IpAddr::V6(host.ip6())))?;
+            host.netns().ip(&service_lines(host.ip4(), host.ip6()))?;
             let directory = cluster.world.directory().join(format!("node-{}", node.name()));
             let started = ClusterNode::start(node, &directory, &cluster.control, &binaries)?;
             cluster.nodes.push(started);

@@ -7,14 +7,14 @@ mod view;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Parser;
 use mesh_tests::bookinfo::{App, AppOptions};
+use mesh_tests::signals::stop_signals;
 use mesh_tests::{World, clean};
-use nix::sys::signal::{SigSet, Signal};
 
 use checks::Checks;
 use view::View;
@@ -67,7 +67,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<Checks> {
     if let Some(missing) = mesh_tests::require::missing() {
         anyhow::bail!("cannot run here: {missing}");
     }
-    // Before any thread starts, so that all of them leave these signals to the waiting one.
     let stop = stop_signals()?;
     for remains in clean::leftovers(false) {
         eprintln!("removed {remains} of an earlier run");
@@ -95,22 +94,4 @@ fn run(arguments: &Arguments) -> anyhow::Result<Checks> {
         app.save_logs();
     }
     Ok(checks)
-}
-
-/// SIGINT and SIGTERM as messages.
-pub(crate) fn stop_signals() -> anyhow::Result<Receiver<Signal>> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
-    }
-    signals.thread_block().context("cannot block signals")?;
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        while let Ok(signal) = signals.wait() {
-            if sender.send(signal).is_err() {
-                break;
-            }
-        }
-    });
-    Ok(receiver)
 }

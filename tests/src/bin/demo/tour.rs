@@ -9,7 +9,7 @@ use mesh_tests::bookinfo::tour::{Finding, Pace, STEPS, Step, Tour};
 use mesh_tests::bookinfo::{App, AppOptions};
 use mesh_tests::{World, clean};
 
-use crate::stop_signals;
+use mesh_tests::signals::stop_signals;
 
 /// Goes through all steps, or through one; exit status 1 when something was not as documented.
 pub(crate) fn main(step: Option<&str>) -> ExitCode {
