@@ -1,11 +1,12 @@
 //! Where clients and endpoints are, and which endpoints a client prefers for it (C6–C9, S48, S49).
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
 use crate::{
     route::{
         cluster::{Distribution, Locality},
         defaults,
+        scope::{Labels, NO_LABELS},
     },
     snapshot::{Endpoint, Snapshot, Traits, Workload},
 };
@@ -84,7 +85,7 @@ pub struct Located<'a> {
     /// Where it is.
     pub place: &'a Place,
     /// Labels of its workload.
-    pub labels: &'a BTreeMap<Arc<str>, Arc<str>>,
+    pub labels: &'a Labels,
 }
 
 impl<'a> Located<'a> {
@@ -122,7 +123,6 @@ impl Nearest {
 
     fn rank_of(&self, snapshot: &Snapshot, endpoint: &Endpoint) -> u32 {
         // Labels of pods play no part: the places say it all, and the client may be any of the node's.
-        static NO_LABELS: BTreeMap<Arc<str>, Arc<str>> = BTreeMap::new();
         let Locality::Failover { labels, .. } = &self.locality else { return 0 };
         let workload = snapshot.workload_of(endpoint).map(|workload| &**workload);
         let place = Place::of_endpoint(workload, endpoint.traits.as_deref());
@@ -219,12 +219,12 @@ fn rank_by_region(to: Option<&str>, client: &Place, endpoint: &Place) -> u32 {
 mod tests {
     use super::*;
 
-    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<Arc<str>, Arc<str>> {
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
         pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
     }
 
     fn judge(locality: &Locality, outlier: bool, client: &str, endpoint: &str) -> Preference {
-        let none = BTreeMap::new();
+        let none = Labels::new();
         let (client, endpoint) = (Place::parse(client), Place::parse(endpoint));
         let client = Located { place: &client, labels: &none };
         let endpoint = Located { place: &endpoint, labels: &none };

@@ -21,6 +21,7 @@ use mesh_core::route::{
     normalize::PathNormalization,
     request::{ClientView, RequestView},
     retry::grpc_timeout,
+    scope::NO_LABELS,
 };
 
 use super::{
@@ -255,8 +256,7 @@ impl Exchange<'_> {
         let headers = Fields(&parts.headers);
         let view = view(parts, authority, &headers);
         let namespace = &*self.session.live.pod.name.namespace;
-        let no_labels = std::collections::BTreeMap::new();
-        let labels = routing.client.as_ref().map_or(&no_labels, |client| &client.labels);
+        let labels = routing.client.as_ref().map_or(&NO_LABELS, |client| &client.labels);
         let hit = table.route(&view, &ClientView { namespace, labels });
         let path_match = hit.and_then(|hit| hit.path_match());
         let rule = hit.map(|hit| hit.rule);
