@@ -286,7 +286,7 @@ impl Exchange<'_> {
                 .and_then(|rule| rule.fault.as_ref())
                 .map_or_else(DrawnFault::default, |fault| fault.draw(self.session.worker.random())),
             path: rule.and_then(|rule| rule.rewrite.path_and_query(&view, path_match)),
-            location: match rule.map_or(&table.unmatched, |rule| &rule.action) {
+            location: match table.action(hit.as_ref()) {
                 Action::Redirect(redirect) => Some(redirect.location(&view, path_match, routing.port)),
                 _ => None,
             },
