@@ -36,6 +36,14 @@ impl Place {
         Self { region: part(), zone: part(), subzone: part(), ..Self::default() }
     }
 
+    /// `region/zone/subzone` as far as they are known; `None` if no region is.
+    pub fn locality(&self) -> Option<String> {
+        let parts = [&self.region, &self.zone, &self.subzone];
+        let known: Vec<&str> =
+            parts.into_iter().map(|part| &**part).take_while(|part| !part.is_empty()).collect();
+        (!known.is_empty()).then(|| known.join("/"))
+    }
+
     /// Where an endpoint is: what a resource says of it comes before where its workload is.
     pub fn of_endpoint<'a>(workload: Option<&'a Workload>, traits: Option<&Traits>) -> Cow<'a, Self> {
         let own = workload.map_or_else(Cow::default, |workload| Cow::Borrowed(&workload.place));
@@ -218,6 +226,15 @@ fn rank_by_region(to: Option<&str>, client: &Place, endpoint: &Place) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_locality_is_written_as_far_as_it_is_known() {
+        for (text, shown) in
+            [("eu/a/1", Some("eu/a/1")), ("eu/a", Some("eu/a")), ("eu", Some("eu")), ("", None)]
+        {
+            assert_eq!(Place::parse(text).locality().as_deref(), shown);
+        }
+    }
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
         pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
