@@ -141,8 +141,9 @@ impl Compiler {
     pub fn compile(&mut self, index: &mut Index) -> Compiled {
         let mut problems = Vec::new();
         let changes = index.take_changes();
+        let routes_changed = changes.iter().any(|key| key.kind.is_of_routes());
         let hosts_changed = changes.iter().any(|key| matches!(key.kind, Kind::ServiceEntry | Kind::Service));
-        let mut stale = self.stale(index, &changes);
+        let mut stale = self.stale(index, changes);
         let mesh = self.settings.mesh(index);
         let routing = index.mesh_config(&self.settings.root_namespace).map(|config| &config.routing);
         let audience = routing.and_then(|r| r.service_export_to.clone()).unwrap_or_else(ExportTo::everyone);
@@ -175,8 +176,9 @@ impl Compiler {
         let workloads = self.namespaces.values().flat_map(|n| &n.workloads).cloned().collect();
         let services = self.services_by_precedence(&mut problems);
         let defaults = routes::Defaults::of(index.mesh_config(&self.settings.root_namespace));
-        let routes = self.routes.update(index, &self.mesh, defaults, services.iter(), &changes);
-        problems.extend(self.routes.problems());
+        let (routes, found) =
+            self.routes.update(index, &self.mesh, defaults, services.iter(), routes_changed);
+        problems.extend_from_slice(found);
         problems.extend(self.namespaces.values().flat_map(|n| &n.problems).cloned());
 
         let version = self.snapshot.version() + 1;
@@ -191,11 +193,11 @@ impl Compiler {
     }
 
     /// The namespaces that changes reach.
-    fn stale(&self, index: &Index, changes: &BTreeSet<Key>) -> BTreeSet<Arc<str>> {
+    fn stale(&self, index: &Index, changes: BTreeSet<Key>) -> BTreeSet<Arc<str>> {
         let mut stale = BTreeSet::new();
         for key in changes {
             match key.kind {
-                // No part of a namespace: routes are compiled by host.
+                // No part of a namespace: routes are compiled as a whole.
                 Kind::VirtualService
                 | Kind::DestinationRule
                 | Kind::HttpRoute
@@ -204,7 +206,7 @@ impl Compiler {
                 | Kind::TcpRoute
                 | Kind::ReferenceGrant => {}
                 Kind::Namespace => {
-                    stale.insert(Arc::clone(&key.name.name));
+                    stale.insert(key.name.name);
                 }
                 Kind::Node => {
                     let has_pod =
@@ -219,7 +221,7 @@ impl Compiler {
                     stale.extend(self.namespaces.keys().cloned());
                 }
                 _ => {
-                    stale.insert(Arc::clone(&key.name.namespace));
+                    stale.insert(key.name.namespace);
                 }
             }
         }
@@ -328,13 +330,12 @@ fn compile_namespace(cx: &World<'_>, namespace: &str, before: &CompiledNamespace
 
     let mut workloads = Vec::with_capacity(pods.len());
     for pod in &pods {
-        let wanted = pod.opt_in.unwrap_or(opt_in);
         let (modes, mode_sources) = modes_of.modes(&pod.workload.labels);
         let (policies, policy_hash) = rules.of_workload(&pod.workload.labels, &modes);
-        let meshed = wanted && !pod.host_network;
+        let (meshed, skipped) = pod.membership(opt_in);
         let workload = Workload {
             meshed,
-            skipped: (wanted && pod.host_network).then(|| "it runs on the host network".into()),
+            skipped,
             tunnel: if meshed && !pod.tunnel_off { Tunnel::Hbone } else { Tunnel::None },
             trust_domain: Arc::clone(&mesh.trust_domain),
             place: place_of(&pod.workload.place, &pod.workload.node, index.node(&pod.workload.node)),

@@ -9,7 +9,6 @@ use mesh_core::{
     mode::Mode,
     snapshot::{Endpoint, Name},
 };
-use mesh_wire::wds::{assembler, assembler::Assembler, encoder::Encoder};
 use proptest::prelude::*;
 
 use super::*;
@@ -24,21 +23,10 @@ fn index_of(files: &[(&str, &str)]) -> Index {
     index
 }
 
-/// Puts a file, which must be good, into the place of the one before.
-pub(super) fn put(index: &mut Index, file: &str, text: &str) {
+fn put(index: &mut Index, file: &str, text: &str) {
     let parsed = parse(file.as_ref(), text, &Rules::default(), &Known::new());
-    assert!(!parsed.has_errors(), "{text}\n{:#?}", parsed.problems);
+    assert!(!parsed.has_errors(), "{:#?}", parsed.problems);
     index.replace(Path::new(file), parsed.resources);
-}
-
-/// What an agent gets over the controller link.
-pub(super) fn over_the_link(snapshot: &Arc<Snapshot>) -> Snapshot {
-    let mut assembler = Assembler::default();
-    for ((kind, name), edit) in Encoder::new().update(snapshot) {
-        let body = edit.unwrap().body;
-        assembler.set(&name, assembler::decode(kind, &name, &body).unwrap());
-    }
-    Snapshot::new(snapshot.version(), assembler.parts())
 }
 
 fn compile(text: &str) -> Compiled {
@@ -102,6 +90,10 @@ fn the_pod_wins_over_its_namespace_and_the_host_network_over_both() {
     let host = workload(&compiled.snapshot, "a");
     assert!(!host.meshed && host.addrs.is_empty());
     assert_eq!(host.skipped.as_deref(), Some("it runs on the host network"));
+    let sidecar = pod("s", "10.0.0.2", "app: s", "containers: [{name: app}, {name: istio-proxy}]");
+    let compiled_with = compile(&format!("{}{sidecar}", ns(ambient)));
+    let with = workload(&compiled_with.snapshot, "s");
+    assert!(!with.meshed && with.skipped.as_deref().is_some_and(|why| why.contains("sidecar")));
     assert!(
         compiled.snapshot.workload_at("192.0.2.1".parse().unwrap()).is_none(),
         "the address is the node's"

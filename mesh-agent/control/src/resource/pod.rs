@@ -29,6 +29,8 @@ pub struct Pod {
     pub opt_in: Option<bool>,
     /// Shares its node's network, and so can never be enrolled.
     pub host_network: bool,
+    /// Has another mesh's proxy in it, which would be redirected like an app.
+    pub sidecar: bool,
     /// `nodemesh.dev/tunnel: none`: other nodes reach it in plaintext only, as its modes allow.
     pub tunnel_off: bool,
     /// Addresses behind services; also those of a host-network pod.
@@ -50,6 +52,8 @@ pub struct ContainerPort {
     pub protocol: Protocol,
 }
 
+/// Name of the container that Istio's injection adds.
+const SIDECAR: &str = "istio-proxy";
 /// Where the network namespace is, in file mode.
 const NETNS: &str = "nodemesh.dev/netns";
 const FAIL_CLOSED: &str = "nodemesh.dev/fail-closed";
@@ -125,7 +129,21 @@ pub(crate) fn read(object: &v1::Pod, problems: &mut Problems) -> Pod {
             false
         }
     };
-    Pod { workload, opt_in, host_network, tunnel_off, addrs, ports, hostname }
+    let sidecar = long_lived(&spec).any(|(_, container)| container.name == SIDECAR);
+    Pod { workload, opt_in, host_network, sidecar, tunnel_off, addrs, ports, hostname }
+}
+
+impl Pod {
+    /// Whether it is in the mesh, in a namespace that is opted in or not; and why not, if it asks to be and cannot.
+    pub(crate) fn membership(&self, namespace_opted_in: bool) -> (bool, Option<Arc<str>>) {
+        let obstacle = match (self.host_network, self.sidecar) {
+            (true, _) => Some("it runs on the host network"),
+            (false, true) => Some("it has a sidecar of another mesh (container istio-proxy)"),
+            (false, false) => None,
+        };
+        let wanted = self.opt_in.unwrap_or(namespace_opted_in);
+        (wanted && obstacle.is_none(), obstacle.filter(|_| wanted).map(Arc::from))
+    }
 }
 
 fn annotation_field(key: &str) -> String {
