@@ -16,10 +16,16 @@ use mesh_control::{
     subscribe::channel::ControllerUrl,
 };
 
-use crate::ctl::DEFAULT_ADMIN_SOCKET;
+use crate::{cni::install::Unenrolled, ctl::DEFAULT_ADMIN_SOCKET};
 
 /// Where an agent or controller keeps what must outlive it.
 const STATE_DIR: &str = "/var/lib/nodemesh";
+/// Where the CNI plugin asks.
+const DEFAULT_CNI_SOCKET: &str = "/run/nodemesh/cni.sock";
+/// Where container runtimes look for plugins.
+const CNI_BIN_DIR: &str = "/opt/cni/bin";
+/// Where container runtimes look for configurations.
+const CNI_CONF_DIR: &str = "/etc/cni/net.d";
 
 /// The Nodemesh agent: a service mesh without sidecars, one agent per node.
 #[derive(Clone, Debug, Parser)]
@@ -70,6 +76,51 @@ pub enum Command {
     /// Act on the certificate authority in a folder, beside the agents that use it.
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Be the CNI plugin, or put it on the node and take it away.
+    #[command(after_help = "Examples:\n  \
+        CNI_COMMAND=VERSION mesh-agent cni </dev/null\n  \
+        mesh-agent cni install --cni-conf-dir /etc/cni/net.d\n  \
+        mesh-agent cni uninstall\n\n\
+        Without a command it is the plugin itself, as under the name nodemesh-cni: the container runtime calls it.\n\
+        `mesh-agent node --kubernetes` installs it and keeps it in place.")]
+    Cni(CniArgs),
+}
+
+/// Options of `cni`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CniArgs {
+    /// What to do; nothing: be the plugin.
+    #[command(subcommand)]
+    pub command: Option<CniCommand>,
+}
+
+/// What can be done with the plugin.
+#[derive(Clone, Debug, Subcommand)]
+pub enum CniCommand {
+    /// Put the plugin at the end of the chain in force, once.
+    Install(CniPlaces),
+    /// Take the plugin out of every chain, then its program, then what the agent left for it.
+    Uninstall(CniPlaces),
+}
+
+/// Where the plugin is.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CniPlaces {
+    /// Folder of CNI plugins.
+    #[arg(long, env = "MESH_CNI_BIN_DIR", value_name = "DIR", default_value = CNI_BIN_DIR)]
+    pub cni_bin_dir: PathBuf,
+    /// Folder of CNI configurations.
+    #[arg(long, env = "MESH_CNI_CONF_DIR", value_name = "DIR", default_value = CNI_CONF_DIR)]
+    pub cni_conf_dir: PathBuf,
+    /// The agent's socket for the plugin.
+    #[arg(long, env = "MESH_CNI_SOCKET", value_name = "PATH", default_value = DEFAULT_CNI_SOCKET)]
+    pub cni_socket: PathBuf,
+    /// The agent's folder for what must outlive it.
+    #[arg(long, env = "MESH_STATE_DIR", value_name = "DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// What becomes of a pod of the mesh that cannot be enrolled.
+    #[arg(long, env = "MESH_CNI_UNENROLLED", value_enum, value_name = "WHAT", default_value_t = Unenrolled::Fail)]
+    pub cni_unenrolled: Unenrolled,
 }
 
 /// What can be done to an authority.
@@ -141,6 +192,9 @@ pub struct NodeArgs {
     /// What its identities are.
     #[command(flatten)]
     pub trust: TrustArgs,
+    /// How its pods are found.
+    #[command(flatten)]
+    pub pods: PodArgs,
     /// Unix socket that meshctl talks to.
     #[arg(long, env = "MESH_ADMIN_SOCKET", value_name = "PATH", default_value = DEFAULT_ADMIN_SOCKET)]
     pub admin_socket: PathBuf,
@@ -187,6 +241,24 @@ pub struct NodeArgs {
     /// Form of the log, which goes to standard error.
     #[arg(long, env = "MESH_LOG_FORMAT", value_enum, value_name = "FORM", default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// How local pods are found, besides by the annotation `nodemesh.dev/netns`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PodArgs {
+    /// Unix socket that the CNI plugin asks at. With it, pods are found by what the container runtime says and by the
+    /// kubelet's folders below the cgroup root.
+    #[arg(long, env = "MESH_CNI_SOCKET", value_name = "PATH")]
+    pub cni_socket: Option<PathBuf>,
+    /// Folder of CNI configurations. With it, the plugin is put at the end of the chain in force and kept there.
+    #[arg(long, env = "MESH_CNI_CONF_DIR", value_name = "DIR", requires = "cni_socket")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Folder of CNI plugins.
+    #[arg(long, env = "MESH_CNI_BIN_DIR", value_name = "DIR", default_value = CNI_BIN_DIR)]
+    pub cni_bin_dir: PathBuf,
+    /// What becomes of a pod of the mesh that cannot be enrolled when its network is made.
+    #[arg(long, env = "MESH_CNI_UNENROLLED", value_enum, value_name = "WHAT", default_value_t = Unenrolled::Fail)]
+    pub cni_unenrolled: Unenrolled,
 }
 
 /// Where a node's configuration comes from: one of these.

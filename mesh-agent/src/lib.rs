@@ -10,6 +10,7 @@
 
 pub mod authority;
 pub mod cli;
+pub mod cni;
 pub mod controller;
 pub mod ctl;
 pub mod node;

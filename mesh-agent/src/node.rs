@@ -10,6 +10,7 @@
 mod admin;
 mod beat;
 mod bridge;
+mod cni;
 mod control;
 mod direct;
 mod edges;
@@ -20,6 +21,7 @@ mod failures;
 mod fixtures;
 pub(crate) mod http;
 mod identities;
+mod local;
 mod lock;
 pub(crate) mod logging;
 mod membership;
@@ -27,6 +29,7 @@ mod metrics;
 mod names;
 mod namespaces;
 mod ops;
+mod plugin;
 mod pods;
 mod profile;
 mod proxy_config;
@@ -35,6 +38,7 @@ mod reconcile;
 mod resolve;
 mod revoke;
 mod shared;
+mod socket;
 mod source;
 mod status;
 
@@ -46,7 +50,7 @@ use std::{
 use anyhow::Context as _;
 use mesh_control::compile::MeshSettings;
 use mesh_proxy::{Dependencies, Proxy, Settings};
-use mesh_redirect::{Events, Heartbeat, Node, NodeOptions, Stats};
+use mesh_redirect::{Events, Heartbeat, Node, NodeOptions, RunningPods, Stats};
 use prometheus_client::registry::Registry;
 
 use self::{
@@ -56,6 +60,7 @@ use self::{
     control::{Control, Serving},
     direct::Direct,
     identities::Identities,
+    local::{LocalKnowledge, Locator},
     lock::NodeLock,
     membership::Membership,
     metrics::AgentMetrics,
@@ -65,7 +70,10 @@ use self::{
     shared::{Parts, Shared},
     source::Source,
 };
-use crate::cli::{CleanupArgs, NodeArgs, NodeIdentity};
+use crate::{
+    cli::{CleanupArgs, NodeArgs, NodeIdentity},
+    cni::{install::Installer, known},
+};
 
 /// How long a new agent waits for one that is on its way out.
 const PREDECESSOR_WAIT: Duration = Duration::from_secs(5);
@@ -91,7 +99,9 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         root_namespace: args.trust.root_namespace.clone(),
         trust_domain: args.trust.trust_domain.clone(),
     };
+    let (local, running) = local_knowledge(args)?;
     let Source { snapshots, sources, link } = source::start(args, &node, mesh)?;
+    let (locator, snapshots) = Locator::new(&node, snapshots, local.facts());
     let (resolver, snapshots, resolved) = Resolver::new(snapshots, args.dns_upstream.clone());
     let (identities, certificates) = match &link {
         Some(link) => {
@@ -131,8 +141,8 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         .build()
         .context("start the control thread's event loop")?;
     let membership = Membership::new(&kernel, &bridge, &proxy, runtime.handle());
-    let reconciler =
-        Reconciler::new(&node, &kernel, membership).context("read the tables an earlier agent left")?;
+    let reconciler = Reconciler::new(&node, &kernel, membership, &local)
+        .context("read the tables an earlier agent left")?;
     let logger = args.kernel_log.then(|| kernel.take_logger()).flatten();
     let shared = Arc::new(Shared::new(Parts {
         node,
@@ -155,24 +165,85 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         Control { shared: Arc::clone(&shared), reconciler, events, logger, lock, drain: args.drain };
     runtime.spawn(certificates.run());
     runtime.spawn(resolver.run());
+    runtime.spawn(locator.run());
     let ended = runtime.block_on(async {
-        let serving = serving(&shared, registry, args).await?;
+        let serving = serving(&shared, registry, args, &local, running).await?;
         control.run(serving).await
     });
     runtime.shutdown_timeout(SHUTDOWN_WAIT);
+    if let Some(installer) = Installer::of_agent(&args.pods, &args.identity.state_dir) {
+        plugin::leave(&installer, &args.identity.state_dir);
+    }
     ended
 }
 
-/// Opens both servers for operators.
-async fn serving(shared: &Arc<Shared>, registry: Registry, args: &NodeArgs) -> anyhow::Result<Serving> {
-    let (admin_listener, socket_file) = admin::bind(&args.admin_socket, PREDECESSOR_WAIT).await?;
+/// Opens the servers for operators and for the container runtime.
+async fn serving(
+    shared: &Arc<Shared>,
+    registry: Registry,
+    args: &NodeArgs,
+    local: &Arc<LocalKnowledge>,
+    running: Option<RunningPods>,
+) -> anyhow::Result<Serving> {
+    let (admin_listener, socket_file) = socket::bind(&args.admin_socket, PREDECESSOR_WAIT)
+        .await
+        .context("open the admin socket; --admin-socket names another place")?;
     let ops_listener = ops::listen(args.metrics, PREDECESSOR_WAIT).await?;
     tracing::info!(admin = %args.admin_socket.display(), metrics = %args.metrics, "answering operators");
     let admin = Arc::new(Admin::new(shared));
     let ops = Arc::new(Ops::new(shared, registry));
+    let pods = local_pods(shared, args, local, running).await?;
     Ok(Box::pin(async move {
         let _socket_file = socket_file;
-        tokio::join!(http::serve(admin_listener, admin), http::serve(ops_listener, ops));
+        tokio::join!(http::serve(admin_listener, admin), http::serve(ops_listener, ops), pods);
+    }))
+}
+
+/// What an earlier agent knew of the node's pods, and what their processes show. Where pods are found by their manifests
+/// alone, nobody looks.
+fn local_knowledge(args: &NodeArgs) -> anyhow::Result<(Arc<LocalKnowledge>, Option<RunningPods>)> {
+    let local = Arc::new(LocalKnowledge::load(args.identity.state_dir.join(local::FILE)));
+    if args.pods.cni_socket.is_none() {
+        return Ok((local, None));
+    }
+    let mut running = RunningPods::new(args.identity.cgroup_root.as_deref())?;
+    local.set_running(running.scan());
+    Ok((local, Some(running)))
+}
+
+/// Everything that finds local pods; never ends by itself.
+async fn local_pods(
+    shared: &Arc<Shared>,
+    args: &NodeArgs,
+    local: &Arc<LocalKnowledge>,
+    running: Option<RunningPods>,
+) -> anyhow::Result<Serving> {
+    let (Some(socket), Some(running)) = (&args.pods.cni_socket, running) else {
+        return Ok(Box::pin(std::future::pending()));
+    };
+    let (listener, socket_file) = socket::bind(socket, PREDECESSOR_WAIT)
+        .await
+        .context("open the CNI socket; --cni-socket names another place")?;
+    let known_file = args.identity.state_dir.join(known::FILE);
+    let installer = Installer::of_agent(&args.pods, &args.identity.state_dir);
+    if installer.is_some() {
+        shared.readiness.hold(plugin::HOLD, Some("it is being put in place".to_owned()));
+    }
+    let (shared, local) = (Arc::clone(shared), Arc::clone(local));
+    Ok(Box::pin(async move {
+        let _socket_file = socket_file;
+        tokio::join!(
+            cni::serve(listener, Arc::clone(&shared), Arc::clone(&local)),
+            cni::leave_known(Arc::clone(&shared), Arc::clone(&local), known_file),
+            local::follow_missing(Arc::clone(&shared), Arc::clone(&local)),
+            local::follow_running(local, running),
+            async {
+                match installer {
+                    Some(installer) => plugin::keep(installer, Arc::clone(&shared)).await,
+                    None => std::future::pending().await,
+                }
+            },
+        );
     }))
 }
 

@@ -36,11 +36,12 @@ pub(crate) enum Place {
 /// there. What their worlds need of a kernel (redirection, arrivals, tickets, tunnels between nodes, connections that a
 /// policy ends) is tested there by `arrivals`, `connect_shapes`, `crash`, `original_destination`, `policy_changes`, `trust`
 /// and others.
-const AGENT_SUITES: [&str; 23] = [
+const AGENT_SUITES: [&str; 24] = [
     "authorization_policy",
     "balance",
     "bookinfo",
     "certificate_service",
+    "cni",
     "config",
     "controller",
     "dns",

@@ -12,6 +12,7 @@ pub mod balance;
 pub mod dns;
 pub mod id;
 pub mod identity;
+pub mod local;
 pub mod mode;
 pub mod plan;
 pub mod policy;

@@ -358,6 +358,20 @@ pub struct Snapshot {
     mesh: Arc<Mesh>,
 }
 
+/// Who owns each address.
+fn owners(workloads: &HashMap<WorkloadId, Arc<Workload>>) -> HashMap<IpAddr, WorkloadId> {
+    let mut owners: HashMap<IpAddr, &Workload> = HashMap::with_capacity(workloads.len());
+    for workload in workloads.values().filter(|workload| !workload.terminated) {
+        for addr in &workload.addrs {
+            let owner = owners.entry(*addr).or_insert(workload);
+            if (&owner.name, owner.id) < (&workload.name, workload.id) {
+                *owner = workload;
+            }
+        }
+    }
+    owners.into_iter().map(|(addr, owner)| (addr, owner.id)).collect()
+}
+
 impl Snapshot {
     /// Indexes the parts. Invariant of the result: every index entry points at an existing part.
     ///
@@ -366,25 +380,9 @@ impl Snapshot {
     /// `services` has it. Two with one host: the earlier comes first there too.
     pub fn new(version: u64, parts: Parts) -> Self {
         let Parts { workloads, services, policies, routes, mesh } = parts;
-        let mut by_addr: HashMap<IpAddr, WorkloadId> = HashMap::new();
-        let mut by_id: HashMap<WorkloadId, Arc<Workload>> = HashMap::with_capacity(workloads.len());
-        for workload in &workloads {
-            by_id.insert(workload.id, Arc::clone(workload));
-        }
-        for workload in &workloads {
-            if workload.terminated {
-                continue;
-            }
-            for addr in &workload.addrs {
-                let loses = by_addr
-                    .get(addr)
-                    .and_then(|id| by_id.get(id))
-                    .is_some_and(|other| other.name > workload.name);
-                if !loses {
-                    by_addr.insert(*addr, workload.id);
-                }
-            }
-        }
+        let by_id: HashMap<WorkloadId, Arc<Workload>> =
+            workloads.into_iter().map(|workload| (workload.id, workload)).collect();
+        let by_addr = owners(&by_id);
         let mut by_vip = HashMap::new();
         let mut by_host: HashMap<Arc<str>, Vec<Name>> = HashMap::new();
         let mut by_network = Vec::new();
@@ -426,6 +424,14 @@ impl Snapshot {
             }
         }
         next
+    }
+
+    /// The same world with these workloads, in place of those with their ids or in addition. What is not theirs is shared.
+    pub fn with_workloads(&self, version: u64, changed: impl IntoIterator<Item = Arc<Workload>>) -> Self {
+        let mut workloads = HashMap::clone(&self.workloads);
+        workloads.extend(changed.into_iter().map(|workload| (workload.id, workload)));
+        let by_addr = Arc::new(owners(&workloads));
+        Self { version, workloads: Arc::new(workloads), by_addr, ..self.clone() }
     }
 
     /// Whether both describe the same world, whatever their versions.

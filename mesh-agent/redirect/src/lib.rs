@@ -33,6 +33,7 @@ mod netns;
 mod node;
 mod precheck;
 mod removal;
+mod running;
 mod sockets;
 mod stats;
 mod status;
@@ -58,6 +59,7 @@ pub use maps::Maps;
 pub use netns::{Netns, NetnsError};
 pub use node::{Node, NodeOptions, OpenError};
 pub use precheck::{KERNEL_MIN, PrecheckError};
+pub use running::{RunningPod, RunningPods};
 pub use sockets::{Dialled, LocalPeer, LocalPeers, Origins, PodSockets, SocketTags, TcpFigures, TicketTag};
 pub use stats::{
     Counter, EventKind, Events, EventsError, Histogram, ProgramRuns, RunStats, Stats, socket_addr,

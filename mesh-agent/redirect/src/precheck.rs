@@ -54,6 +54,11 @@ pub(crate) fn check() -> Result<PathBuf, PrecheckError> {
     if !missing.is_empty() {
         return Err(PrecheckError::Rights { missing: missing.join(", ") });
     }
+    mount_of_cgroup2()
+}
+
+/// The mount point of cgroup v2.
+pub(crate) fn mount_of_cgroup2() -> Result<PathBuf, PrecheckError> {
     cgroup2_mount(&read("/proc/self/mounts")?).ok_or(PrecheckError::Cgroup2)
 }
 

@@ -1,27 +1,16 @@
-//! Owns the admin socket: its file, and the answer to each question.
+//! Owns the answer to each question at the admin socket.
 //!
 //! Invariants:
-//! - Only the owner of the socket file (root) may ask.
 //! - Questions that read kernel maps run on the blocking pool, never on the control thread.
 
 mod seen;
 
-use std::{
-    fs, io,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use hyper::StatusCode;
 use mesh_core::{id::WorkloadId, plan::ActualPod, snapshot::Workload};
 use mesh_proxy::DestinationUse;
 use mesh_redirect::{LiveTables, MapError, Stats, monotonic_ns};
-use tokio::{
-    net::{UnixListener, UnixStream},
-    time::{Instant, sleep},
-};
 
 use self::seen::{Seen, asked, of_pod};
 use super::{
@@ -41,100 +30,8 @@ use crate::{
 
 /// Live connections whose bytes are added to their edges, per worker; more wait for their end to be counted.
 const LIVE_MAX: usize = 50_000;
-/// Pause between two looks at a socket that is still answered.
-const TRY_EACH: Duration = Duration::from_millis(50);
 /// Longest window of a profile; the client waits all the while.
 const PROFILE_SECONDS_MAX: u64 = 600;
-
-/// Why the admin socket is not there.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum BindError {
-    #[error("make the folder of the admin socket {path}; name another place with --admin-socket")]
-    Folder {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("replace the admin socket {path}; name another place with --admin-socket")]
-    Replace {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("another agent answers at the admin socket {path}; give this one another --admin-socket")]
-    Taken { path: PathBuf },
-    #[error("{path} is not a socket; name another place with --admin-socket")]
-    NotASocket { path: PathBuf },
-    #[error("listen at the admin socket {path}; name another place with --admin-socket")]
-    Listen {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// The socket's file, removed on drop unless a successor has replaced it.
-#[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    /// Held so that the inode's number stays ours.
-    inode: fs::File,
-}
-
-/// Listens, replacing what an earlier agent left. Waits up to `wait` for a draining predecessor to let go; whoever
-/// answers after that is another node's agent, and keeps its socket.
-pub(super) async fn bind(path: &Path, wait: Duration) -> Result<(UnixListener, SocketFile), BindError> {
-    use std::os::unix::fs::FileTypeExt as _;
-    let owned = || path.to_owned();
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|source| BindError::Folder { path: owned(), source })?;
-    }
-    match fs::symlink_metadata(path) {
-        Ok(meta) if !meta.file_type().is_socket() => return Err(BindError::NotASocket { path: owned() }),
-        Ok(_) if is_answered(path, wait).await => return Err(BindError::Taken { path: owned() }),
-        Ok(_) => remove_if_there(path).map_err(|source| BindError::Replace { path: owned(), source })?,
-        Err(_) => {}
-    }
-    let listen = |source| BindError::Listen { path: owned(), source };
-    let listener = UnixListener::bind(path).map_err(listen)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(listen)?;
-    let inode = fs::File::options()
-        .read(true)
-        .custom_flags(nix::libc::O_PATH | nix::libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(listen)?;
-    Ok((listener, SocketFile { path: owned(), inode }))
-}
-
-/// Whether somebody still listens there at the end of `wait`.
-async fn is_answered(path: &Path, wait: Duration) -> bool {
-    let give_up = Instant::now() + wait;
-    while UnixStream::connect(path).await.is_ok() {
-        if Instant::now() >= give_up {
-            return true;
-        }
-        sleep(TRY_EACH).await;
-    }
-    false
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let here = fs::symlink_metadata(&self.path).map(|meta| meta.ino());
-        let ours = self.inode.metadata().map(|meta| meta.ino());
-        let unchanged = here.is_ok_and(|here| ours.is_ok_and(|ours| here == ours));
-        if unchanged && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(%error, socket = %self.path.display(), "remove the admin socket");
-        }
-    }
-}
 
 /// Answers over the running agent.
 #[derive(Debug)]
@@ -364,21 +261,5 @@ mod tests {
         let refusal = client(pods.iter(), "shop/none").unwrap_err();
         assert_eq!(refusal.status, StatusCode::BAD_REQUEST);
         assert!(refusal.text.contains("no pod shop/none"), "{}", refusal.text);
-    }
-
-    #[tokio::test]
-    async fn a_stale_socket_is_replaced_and_one_in_use_or_a_file_is_not() {
-        let dir = std::env::temp_dir().join(format!("mesh-agent-admin-{}", std::process::id()));
-        let path = dir.join("admin.sock");
-        let bind = async |path| bind(path, Duration::ZERO).await;
-        let (first, first_file) = bind(&path).await.unwrap();
-        assert!(matches!(bind(&path).await, Err(BindError::Taken { .. })));
-        drop(first);
-        let (_second, _second_file) = bind(&path).await.unwrap();
-        drop(first_file);
-        assert!(path.exists(), "the successor's socket stays");
-        fs::write(dir.join("file"), "x").unwrap();
-        assert!(matches!(bind(&dir.join("file")).await, Err(BindError::NotASocket { .. })));
-        fs::remove_dir_all(&dir).unwrap();
     }
 }

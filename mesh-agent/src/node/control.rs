@@ -159,13 +159,13 @@ fn publish(shared: &Shared, outcome: Outcome) {
     let waiting_for = outcome.errors.clone();
     shared.set_outcome(outcome);
     if shared.readiness.report(waiting_for) {
-        tracing::info!(node = %shared.node, "ready");
-        say_ready();
+        say_ready(&shared.node);
     }
 }
 
 /// The line that scripts wait for. A closed standard output is nobody's error.
-fn say_ready() {
+pub(super) fn say_ready(node: &str) {
+    tracing::info!(%node, "ready");
     use std::io::Write as _;
     let mut stdout = std::io::stdout().lock();
     if let Err(error) = writeln!(stdout, "ready").and_then(|()| stdout.flush()) {

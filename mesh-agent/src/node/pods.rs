@@ -24,6 +24,11 @@ impl PodRow {
         self.view.state
     }
 
+    /// Whether nobody knows yet where it is.
+    pub(super) fn is_missing(&self) -> bool {
+        self.view.state == PodState::Pending && self.view.netns.is_none()
+    }
+
     /// The row as of `now`.
     pub(super) fn view(&self, now: Instant) -> PodView {
         let retry_in_s = self.retry_at.map(|at| at.saturating_duration_since(now).as_secs_f64());

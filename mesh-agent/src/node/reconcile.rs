@@ -23,6 +23,7 @@ use mesh_redirect::{DesiredTables, EnrolRequest, MapError, Netns, Node, TableWri
 
 use super::{
     failures::Failures,
+    local::LocalKnowledge,
     membership::Membership,
     namespaces::Namespaces,
     pods::{self, PodRow},
@@ -73,7 +74,12 @@ pub(super) struct Reconciler {
 
 impl Reconciler {
     /// Starts from what the kernel holds.
-    pub(super) fn new(node: &str, kernel: &Arc<Node>, membership: Membership) -> Result<Self, MapError> {
+    pub(super) fn new(
+        node: &str,
+        kernel: &Arc<Node>,
+        membership: Membership,
+        local: &Arc<LocalKnowledge>,
+    ) -> Result<Self, MapError> {
         Ok(Self {
             node: node.to_owned(),
             writer: TableWriter::new(kernel.maps())?,
@@ -81,7 +87,7 @@ impl Reconciler {
             membership,
             slots: slots::Tables::default(),
             written: None,
-            namespaces: Namespaces::default(),
+            namespaces: Namespaces::new(local),
             failures: Failures::default(),
             warnings: BTreeMap::new(),
         })

@@ -40,7 +40,7 @@ pub(super) struct Shared {
     pub(super) readiness: Readiness,
     /// The sign of life, as the workers give it.
     pub(super) beat: Arc<Beat>,
-    outcome: Mutex<Arc<Outcome>>,
+    outcome: watch::Sender<Arc<Outcome>>,
     departed: Mutex<Arc<Departed>>,
     metrics: Arc<Metrics>,
     /// Locked while it is brought up to date, on the blocking pool.
@@ -100,7 +100,7 @@ impl Shared {
             resolved,
             readiness: Readiness::new(),
             beat,
-            outcome: Mutex::default(),
+            outcome: watch::Sender::new(Arc::default()),
             departed: Mutex::default(),
             metrics,
             direct: Mutex::new(direct),
@@ -120,11 +120,16 @@ impl Shared {
 
     /// What the last pass of the reconciler found.
     pub(super) fn outcome(&self) -> Arc<Outcome> {
-        Arc::clone(&self.outcome.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.outcome.borrow())
+    }
+
+    /// Each pass of the reconciler.
+    pub(super) fn outcomes(&self) -> watch::Receiver<Arc<Outcome>> {
+        self.outcome.subscribe()
     }
 
     pub(super) fn set_outcome(&self, outcome: Outcome) {
-        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(outcome);
+        self.outcome.send_replace(Arc::new(outcome));
     }
 
     /// Names of pods that left.

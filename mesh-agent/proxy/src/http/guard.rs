@@ -282,14 +282,13 @@ impl Head {
         if !version.is_some_and(|rest| rest.ends_with(b" HTTP/1.")) {
             return Err(Refusal::RequestLine);
         }
-        let connect = first.starts_with(b"CONNECT ");
         let mut head = Self {
             len: first.len() + 2,
             old: first.ends_with(b"0"),
-            connect,
+            connect: first.starts_with(b"CONNECT "),
             chunked: false,
             length: None,
-            may_switch: connect,
+            may_switch: first.starts_with(b"CONNECT "),
         };
         let (mut count, mut hosts, mut encodings) = (0, 0_u8, 0_u8);
         loop {
