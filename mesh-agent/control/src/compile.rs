@@ -141,9 +141,8 @@ impl Compiler {
     pub fn compile(&mut self, index: &mut Index) -> Compiled {
         let mut problems = Vec::new();
         let changes = index.take_changes();
-        let routes_changed = changes.iter().any(|key| key.kind.is_of_routes());
         let hosts_changed = changes.iter().any(|key| matches!(key.kind, Kind::ServiceEntry | Kind::Service));
-        let mut stale = self.stale(index, changes);
+        let mut stale = self.stale(index, &changes);
         let mesh = self.settings.mesh(index);
         let routing = index.mesh_config(&self.settings.root_namespace).map(|config| &config.routing);
         let audience = routing.and_then(|r| r.service_export_to.clone()).unwrap_or_else(ExportTo::everyone);
@@ -176,9 +175,8 @@ impl Compiler {
         let workloads = self.namespaces.values().flat_map(|n| &n.workloads).cloned().collect();
         let services = self.services_by_precedence(&mut problems);
         let defaults = routes::Defaults::of(index.mesh_config(&self.settings.root_namespace));
-        let (routes, found) =
-            self.routes.update(index, &self.mesh, defaults, services.iter(), routes_changed);
-        problems.extend_from_slice(found);
+        let routes = self.routes.update(index, &self.mesh, defaults, services.iter(), &changes);
+        problems.extend(self.routes.problems());
         problems.extend(self.namespaces.values().flat_map(|n| &n.problems).cloned());
 
         let version = self.snapshot.version() + 1;
@@ -193,11 +191,11 @@ impl Compiler {
     }
 
     /// The namespaces that changes reach.
-    fn stale(&self, index: &Index, changes: BTreeSet<Key>) -> BTreeSet<Arc<str>> {
+    fn stale(&self, index: &Index, changes: &BTreeSet<Key>) -> BTreeSet<Arc<str>> {
         let mut stale = BTreeSet::new();
         for key in changes {
             match key.kind {
-                // No part of a namespace: routes are compiled as a whole.
+                // No part of a namespace: routes are compiled by host.
                 Kind::VirtualService
                 | Kind::DestinationRule
                 | Kind::HttpRoute
@@ -206,7 +204,7 @@ impl Compiler {
                 | Kind::TcpRoute
                 | Kind::ReferenceGrant => {}
                 Kind::Namespace => {
-                    stale.insert(key.name.name);
+                    stale.insert(Arc::clone(&key.name.name));
                 }
                 Kind::Node => {
                     let has_pod =
@@ -221,7 +219,7 @@ impl Compiler {
                     stale.extend(self.namespaces.keys().cloned());
                 }
                 _ => {
-                    stale.insert(key.name.namespace);
+                    stale.insert(Arc::clone(&key.name.namespace));
                 }
             }
         }

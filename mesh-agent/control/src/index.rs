@@ -170,6 +170,11 @@ impl Index {
             .collect()
     }
 
+    /// The resource of a key.
+    pub(crate) fn get(&self, key: &Key) -> Option<&Resource> {
+        self.resources.get(key)?.first().map(|(_, resource)| &**resource)
+    }
+
     /// Where the resource that counts came from.
     pub fn origin(&self, key: &Key) -> Option<&Origin> {
         self.resources.get(key)?.first().map(|(origin, _)| origin)
@@ -178,7 +183,7 @@ impl Index {
     /// A namespace that is declared.
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         let key = Key { kind: Kind::Namespace, name: Name::new("", name) };
-        match &*self.resources.get(&key)?.first()?.1 {
+        match self.get(&key)? {
             Resource::Namespace(namespace) => Some(namespace),
             _ => None,
         }
@@ -252,7 +257,7 @@ impl Index {
     /// A node.
     pub fn node(&self, name: &str) -> Option<&Node> {
         let key = Key { kind: Kind::Node, name: Name::new("", name) };
-        match &*self.resources.get(&key)?.first()?.1 {
+        match self.get(&key)? {
             Resource::Node(node) => Some(node),
             _ => None,
         }
@@ -269,7 +274,7 @@ impl Index {
     /// Settings of the mesh, which lie in its root namespace.
     pub fn mesh_config(&self, root_namespace: &str) -> Option<&MeshConfig> {
         let key = Key { kind: Kind::ConfigMap, name: Name::new(root_namespace, CONFIG_MAP) };
-        match &*self.resources.get(&key)?.first()?.1 {
+        match self.get(&key)? {
             Resource::MeshConfig(config) => Some(config),
             _ => None,
         }

@@ -144,7 +144,7 @@ impl Names {
         }
     }
 
-    /// Up to `limit` names to ask for now; each until its answer is [taken](Self::take).
+    /// Up to `limit` names to ask for now. None of them is due again before its answer was [taken](Self::take) in.
     pub fn due(&mut self, now: Duration, limit: usize) -> Vec<Arc<str>> {
         let due = self.known.iter_mut().filter(|(_, known)| known.due.is_some_and(|due| due <= now));
         let take = |(name, known): (&Arc<str>, &mut Known)| {

@@ -14,7 +14,7 @@ pub(crate) mod standing;
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
@@ -23,7 +23,7 @@ use std::{
 use mesh_core::{
     route::{
         cluster::{Cluster, ClusterKey},
-        scope::Scoped,
+        scope::{NO_LABELS, Scoped},
     },
     snapshot::{Service, Snapshot, Workload},
 };
@@ -103,7 +103,6 @@ pub(crate) fn seen_by<T>(
     client: Option<&Workload>,
     namespace: &str,
 ) -> Option<Arc<T>> {
-    static NO_LABELS: BTreeMap<Arc<str>, Arc<str>> = BTreeMap::new();
     what?.get(namespace, client.map_or(&NO_LABELS, |client| &client.labels)).cloned()
 }
 

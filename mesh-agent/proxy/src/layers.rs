@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use self::{
     connect::TunnelError,
-    io::{Raw, UpstreamIo},
+    io::{Base, Raw, UpstreamIo},
     tls::{Inside, SetupError, is_wanted, server_name},
 };
 use crate::{
@@ -158,7 +158,7 @@ pub(crate) async fn lay(
         Transport::Tunnel(stream) => Raw::Tunnel(TunnelIo::new(stream, live)),
         Transport::Layered(io) => return Ok(*io),
     };
-    let Some(layers) = layers else { return Ok(UpstreamIo::new(worker, live, raw)) };
+    let Some(layers) = layers else { return Ok(UpstreamIo::new(worker, live, Base::Raw(raw))) };
     let laid = timeout_at(deadline, lay_over(worker, live, raw, layers));
     let tls = layers.policy.tls.as_ref().is_some_and(is_wanted);
     laid.await.unwrap_or(Err(LayerError::TimedOut { limit_ms: limit.as_millis(), tls }))
@@ -176,16 +176,17 @@ async fn lay_over(
         raw.write_all(&header).await.map_err(LayerError::Io)?;
         raw.flush().await.map_err(LayerError::Io)?;
     }
-    let mut io = match layers.policy.tls.as_ref().filter(|tls| is_wanted(tls)) {
-        None => UpstreamIo::new(worker, live, raw),
+    let base = match layers.policy.tls.as_ref().filter(|tls| is_wanted(tls)) {
+        None => Base::Raw(raw),
         Some(tls) => {
             let ready = worker.shared().origination.ready(tls, layers.inside_tls())?;
             let name = server_name(tls, layers.host)?;
             let connector = TlsConnector::from(ready.config);
             let tls = Box::pin(connector.connect(name, raw)).await.map_err(LayerError::of_handshake)?;
-            UpstreamIo::over_tls(worker, live, tls)
+            Base::Tls(Box::new(tls))
         }
     };
+    let mut io = UpstreamIo::new(worker, live, base);
     if let Some(tunnel) = &layers.policy.tunnel {
         let opened = connect::open(&mut io, tunnel).await?;
         io = io.through(opened);

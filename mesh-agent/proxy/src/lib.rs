@@ -19,7 +19,6 @@ mod destination;
 mod dns;
 mod hbone;
 mod hello;
-#[allow(dead_code, reason = "what logs and explanations will show is kept already")]
 mod http;
 mod inbound;
 pub mod kernel;

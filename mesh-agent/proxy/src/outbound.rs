@@ -21,6 +21,7 @@ use mesh_core::{
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
+    Settings,
     close::CloseReason,
     connect::{ConnectError, dial, report},
     connections::{Live, Names},
@@ -74,6 +75,18 @@ pub(crate) struct Attempt {
     pub(crate) limit: Duration,
     /// Whether the app's bytes go with the request for a tunnel's stream.
     pub(crate) early: Early,
+}
+
+impl Attempt {
+    /// Of an endpoint that may take `limit`: short when there is somewhere else to go, and then nothing of the app's is
+    /// sent that could not be sent again.
+    fn of(settings: &Settings, limit: Duration, is_last: bool) -> Self {
+        if is_last {
+            Self { limit, early: Early::Sent }
+        } else {
+            Self { limit: settings.attempt_timeout.min(limit), early: Early::Held }
+        }
+    }
 }
 
 /// Whose bytes a transport is for.
@@ -149,14 +162,8 @@ async fn connect<'a>(
             worker.metrics().connect_retries.inc();
         }
         tried.push(choice.addr);
-        // Short only when there is somewhere else to go.
         let is_last = attempt == settings.attempts_max || choose(&tried).is_none();
-        let attempt = if is_last {
-            Attempt { limit: settings.connect_timeout, early: Early::Sent }
-        } else {
-            let limit = settings.attempt_timeout.min(settings.connect_timeout);
-            Attempt { limit, early: Early::Held }
-        };
+        let attempt = Attempt::of(settings, settings.connect_timeout, is_last);
         let load = worker.loads().count(choice.addr);
         let service = target.service();
         let bytes = Bytes::Relayed(accepted);

@@ -16,6 +16,7 @@ use mesh_core::{
         http::Backend,
         protocol::AppProtocol,
         request::ClientView,
+        scope::NO_LABELS,
         sight::Sight,
         stream::StreamTable,
     },
@@ -123,7 +124,6 @@ fn decide(snapshot: &Snapshot, live: &Live, dialled: SocketAddr, hello: &Hello, 
     let sight = snapshot.sight(live.pod.workload, namespace);
     let table = table_of(snapshot, &sight, client, dialled, sni);
     let view = StreamView { tls, sni, dialled: dialled.ip() };
-    static NO_LABELS: std::collections::BTreeMap<Arc<str>, Arc<str>> = std::collections::BTreeMap::new();
     let of = ClientView { namespace, labels: client.map_or(&NO_LABELS, |client| &client.labels) };
     if let Some(rule) = table.as_ref().and_then(|table| table.route(&view, &of)) {
         let missing = |reason: &str| Way::Nowhere { reason: format!("{}: {reason}", rule.origin).into() };

@@ -28,7 +28,7 @@ const CONCURRENT_MAX: usize = 32;
 /// Where the servers of the node are named.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// What is known of names, for operators.
+/// What is known of names: the resolver's, and looked at by operators.
 #[derive(Debug, Default)]
 pub(super) struct Resolved {
     state: Mutex<State>,
@@ -36,8 +36,7 @@ pub(super) struct Resolved {
 
 #[derive(Debug, Default)]
 struct State {
-    names: Arc<Vec<NameState>>,
-    left_out: usize,
+    names: Names,
     answers: u64,
     failures: BTreeMap<Failure, u64>,
 }
@@ -53,9 +52,9 @@ pub(super) struct Counts {
 
 impl Resolved {
     /// All names with their addresses and failures, and how many are left out because there are too many.
-    pub(super) fn names(&self) -> (Arc<Vec<NameState>>, usize) {
+    pub(super) fn names(&self) -> (Vec<NameState>, usize) {
         let state = self.lock();
-        (Arc::clone(&state.names), state.left_out)
+        (state.names.states().collect(), state.names.left_out())
     }
 
     /// What came of lookups.
@@ -86,7 +85,6 @@ pub(super) struct Resolver {
     resolved: Arc<Resolved>,
     lookup: Arc<Lookup>,
     started: Instant,
-    names: Names,
     base: Arc<Snapshot>,
     /// The services with names, as they are published.
     filled: BTreeMap<Name, Arc<Service>>,
@@ -110,7 +108,6 @@ impl Resolver {
             resolved: Arc::clone(&resolved),
             lookup: Arc::default(),
             started: Instant::now(),
-            names: Names::default(),
             base: Arc::default(),
             filled: BTreeMap::new(),
             users: BTreeMap::new(),
@@ -124,7 +121,8 @@ impl Resolver {
         let mut asking = Asking::default();
         loop {
             self.ask(&mut asking);
-            let next = self.names.next_due().filter(|_| asking.lookups.len() < CONCURRENT_MAX);
+            let next = self.resolved.lock().names.next_due();
+            let next = next.filter(|_| asking.lookups.len() < CONCURRENT_MAX);
             let due = async {
                 match next {
                     Some(due) => sleep_until(self.started + due).await,
@@ -162,7 +160,8 @@ impl Resolver {
 
     /// Begins as many lookups as may be under way.
     fn ask(&mut self, asking: &mut Asking) {
-        let due = self.names.due(self.now(), CONCURRENT_MAX.saturating_sub(asking.lookups.len()));
+        let room = CONCURRENT_MAX.saturating_sub(asking.lookups.len());
+        let due = self.resolved.lock().names.due(self.now(), room);
         if due.is_empty() {
             return;
         }
@@ -183,10 +182,15 @@ impl Resolver {
     /// Takes in an answer, and publishes what it changes.
     fn take(&mut self, name: &Arc<str>, answer: Answer) {
         let failing = |names: &Names| names.failing(name).map(|(failure, _)| failure);
-        let before = failing(&self.names);
         let refresh = self.base.mesh().defaults.dns_refresh;
-        let changed = self.names.take(name, answer, self.now(), refresh);
-        let after = failing(&self.names);
+        let mut state = self.resolved.lock();
+        let before = failing(&state.names);
+        let changed = state.names.take(name, answer, self.now(), refresh);
+        let after = failing(&state.names);
+        match after {
+            Some(failure) => *state.failures.entry(failure).or_default() += 1,
+            None => state.answers += 1,
+        }
         if after != before {
             match after {
                 Some(failure) => {
@@ -195,22 +199,15 @@ impl Resolver {
                 None => tracing::info!(%name, "an endpoint's name can be resolved again"),
             }
         }
-        {
-            let mut state = self.resolved.lock();
-            match after {
-                Some(failure) => *state.failures.entry(failure).or_default() += 1,
-                None => state.answers += 1,
-            }
-        }
-        self.show();
         if !changed {
             return;
         }
         for service in self.users.get(name).into_iter().flatten() {
-            if let Some(filled) = self.base.service(service).and_then(|service| self.names.fill(service)) {
+            if let Some(filled) = self.base.service(service).and_then(|service| state.names.fill(service)) {
                 self.filled.insert(service.clone(), Arc::new(filled));
             }
         }
+        drop(state);
         self.publish();
     }
 
@@ -226,17 +223,18 @@ impl Resolver {
                 self.users.entry(Arc::clone(&name.host)).or_default().insert(service.name.clone());
             }
         }
-        self.names.need(&needed, self.now());
+        let mut state = self.resolved.lock();
+        state.names.need(&needed, self.now());
         let mut filled = BTreeMap::new();
         for service in base.services().filter(of_names) {
-            let Some(now) = self.names.fill(service) else { continue };
+            let Some(now) = state.names.fill(service) else { continue };
             let before = self.filled.remove(&service.name);
             let same = [Some(Arc::clone(service)), before].into_iter().flatten().find(|known| **known == now);
             filled.insert(service.name.clone(), same.unwrap_or_else(|| Arc::new(now)));
         }
+        drop(state);
         self.filled = filled;
         self.base = base;
-        self.show();
         self.publish();
     }
 
@@ -252,12 +250,6 @@ impl Resolver {
         if !world.same_world(&self.out.borrow()) {
             self.out.send_replace(Arc::new(world));
         }
-    }
-
-    fn show(&self) {
-        let mut state = self.resolved.lock();
-        state.names = Arc::new(self.names.states().collect());
-        state.left_out = self.names.left_out();
     }
 }
 
@@ -306,7 +298,7 @@ mod tests {
         let (mut resolver, snapshots, resolved) = Resolver::new(receiver, Vec::new());
         let first = Arc::clone(&snapshots.borrow());
         assert_eq!((first.version(), addresses(&first, "a.x").len()), (4, 0));
-        assert_eq!(resolver.names.due(resolver.now(), 9).len(), 2);
+        assert_eq!(resolver.resolved.lock().names.due(resolver.now(), 9).len(), 2);
 
         resolver.take(&"a.x".into(), answer("192.0.2.1"));
         let second = Arc::clone(&snapshots.borrow());

@@ -48,11 +48,9 @@ impl Tier {
     /// Far above what the tier takes on two cores, so that it only ends a hang.
     pub(super) fn time_limit(self) -> Duration {
         Duration::from_mins(match self {
-            Self::Tidy => 15,
-            Self::Unit | Self::Bpf => 5,
-            Self::Netns => 12,
-            Self::Cluster => 10,
-            Self::Vm61 | Self::Vm612 | Self::Vm72 => 18,
+            Self::Tidy | Self::Netns | Self::Cluster => 20,
+            Self::Unit | Self::Bpf => 10,
+            Self::Vm61 | Self::Vm612 | Self::Vm72 => 25,
         })
     }
 

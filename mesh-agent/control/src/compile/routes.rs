@@ -3,8 +3,9 @@
 //! Invariants:
 //! - The outcome depends on the resources and the names of their files alone, not on the order of events.
 //! - A resource that is not exported to a namespace has no part in what clients of that namespace see.
-//! - Nothing is computed while neither a route nor the shape of a service changes: endpoints come and go for free. Parts that come
-//!   out as before keep their allocation, so that little is sent and applied.
+//! - A change is compiled for the hosts that it reaches ([`reach`]), and for all of them only when services or the mesh change
+//!   their shape: endpoints come and go for free. Parts that come out as before keep their allocation, so that little is sent and
+//!   applied.
 //!
 //! Not here: how resources are read and checked (`resource`), what the model means for a request (`mesh-core`), the endpoints of
 //! services and what ServiceEntries become (`compile/entries.rs`).
@@ -12,11 +13,13 @@
 mod destination_rule;
 mod gateway_api;
 mod precedence;
+mod reach;
 mod registry;
 mod view;
 mod virtual_service;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -31,11 +34,15 @@ use mesh_core::{
         scope::Scoped,
         stream::StreamTable,
     },
-    snapshot::{Mesh, Service},
+    snapshot::{Mesh, Name, Service},
 };
 
 use self::{
-    destination_rule::DestinationRules, gateway_api::GatewayRoutes, registry::Registry, view::scoped,
+    destination_rule::DestinationRules,
+    gateway_api::GatewayRoutes,
+    reach::{Affected, Reaches},
+    registry::Registry,
+    view::scoped,
     virtual_service::VirtualServices,
 };
 use super::sidecars;
@@ -170,67 +177,110 @@ impl Context<'_> {
     }
 }
 
+/// What is wrong between resources, by the host that they are about.
+type Problems = BTreeMap<Arc<str>, Vec<SourceError>>;
+
 /// Compiles again and again, keeping what did not change.
 #[derive(Debug, Default)]
 pub(super) struct RouteCompiler {
     registry: Registry,
     defaults: Defaults,
     mesh: Mesh,
+    reaches: Reaches,
     routes: Arc<Routes>,
-    problems: Vec<SourceError>,
+    /// Of delegates, which are put together before hosts are looked at.
+    delegation: Vec<SourceError>,
+    problems: Problems,
 }
 
 impl RouteCompiler {
-    /// What connections and requests are routed by: the same allocation as before when nothing in it changed.
-    ///
-    /// `is_stale` says that a resource of a kind of [`crate::resource::Kind::is_of_routes`] changed since the last call.
+    /// What connections and requests are routed by: the same allocation as before when nothing in it changed. `changes` are the
+    /// resources that changed since the last call.
     pub(super) fn update<'s>(
         &mut self,
         index: &Index,
         mesh: &Mesh,
         defaults: Defaults,
         services: impl Iterator<Item = &'s Arc<Service>>,
-        is_stale: bool,
-    ) -> (Arc<Routes>, &[SourceError]) {
+        changes: &BTreeSet<Key>,
+    ) -> Arc<Routes> {
         let reshaped = self.registry.renew(services, mesh);
-        if is_stale || reshaped || defaults != self.defaults || *mesh != self.mesh {
+        let affected = self.reaches.follow(index, &self.registry, &mesh.cluster_domain, changes);
+        let everything = reshaped || defaults != self.defaults || *mesh != self.mesh;
+        if everything {
             self.defaults = defaults;
             self.mesh = mesh.clone();
+        }
+        let mut routes = Cow::Borrowed(&*self.routes);
+        if everything || !affected.is_empty() {
             let cx = Context { index, mesh, defaults: &self.defaults, registry: &self.registry };
-            let (mut routes, problems) = compile(&cx);
-            share(&self.routes, &mut routes);
-            if routes != *self.routes {
-                self.routes = Arc::new(routes);
-            }
-            self.problems = problems;
+            let what = if everything { None } else { Some(affected) };
+            self.delegation.clear();
+            compile(&cx, what, routes.to_mut(), &mut self.problems, &mut self.delegation);
         }
-        (Arc::clone(&self.routes), &self.problems)
+        if everything || changes.iter().any(|key| key.kind == Kind::Sidecar) {
+            let sidecars = index.each(Kind::Sidecar).filter_map(|(_, resource)| match resource {
+                Resource::Sidecar(sidecar) => Some((sidecar.name.clone(), sidecars::scope(sidecar))),
+                _ => None,
+            });
+            routes.to_mut().sidecars = keep(&self.routes.sidecars, sidecars.collect());
+        }
+        if let Cow::Owned(routes) = routes
+            && routes != *self.routes
+        {
+            self.routes = Arc::new(routes);
+        }
+        Arc::clone(&self.routes)
+    }
+
+    /// What is wrong between resources, as of the last update.
+    pub(super) fn problems(&self) -> Vec<SourceError> {
+        let mut problems: Vec<SourceError> =
+            self.problems.values().flatten().chain(&self.delegation).cloned().collect();
+        problems.sort();
+        problems.dedup();
+        problems
     }
 }
 
-/// Puts the allocations of `old` in the place of equal entries.
-fn share(old: &Routes, new: &mut Routes) {
-    fn of<K: Ord, V: PartialEq + Clone>(old: &BTreeMap<K, V>, new: &mut BTreeMap<K, V>) {
-        for (key, value) in new {
-            if let Some(known) = old.get(key).filter(|known| *known == value) {
-                value.clone_from(known);
-            }
+/// The new entries, with the allocations of `old` in the place of equal ones.
+fn keep<K: Ord, V: PartialEq + Clone>(old: &BTreeMap<K, V>, mut new: BTreeMap<K, V>) -> BTreeMap<K, V> {
+    for (key, value) in &mut new {
+        if let Some(known) = old.get(key).filter(|known| *known == value) {
+            value.clone_from(known);
         }
     }
-    of(&old.http, &mut new.http);
-    of(&old.streams, &mut new.streams);
-    of(&old.clusters, &mut new.clusters);
-    of(&old.sidecars, &mut new.sidecars);
+    new
 }
 
-fn compile(cx: &Context<'_>) -> (Routes, Vec<SourceError>) {
-    let mut problems = Vec::new();
-    let virtual_services = VirtualServices::of(cx, &mut problems);
+/// Compiles the tables of what is affected, all of them without it, into `routes`, which has what was known before.
+fn compile(
+    cx: &Context<'_>,
+    affected: Option<Affected>,
+    routes: &mut Routes,
+    problems: &mut Problems,
+    delegation: &mut Vec<SourceError>,
+) {
+    let virtual_services = VirtualServices::of(cx, delegation);
     let gateway_routes = GatewayRoutes::of(cx);
     let destination_rules = DestinationRules::of(cx);
-    let mut routes = Routes::default();
-    for service in cx.registry.services() {
-        let host = registry::host(service, cx.mesh);
+    let affected = affected.map(|mut affected| {
+        // A service's tables are those of its other names too.
+        let of_affected = cx.registry.aliases().filter(|(_, target)| affected.has(&cx.registry.host(target)));
+        let aliases: Vec<Arc<str>> = of_affected.map(|(alias, _)| cx.registry.host(alias)).collect();
+        affected.add_names(aliases.into_iter());
+        affected
+    });
+    let is_affected = |host: &str| affected.as_ref().is_none_or(|affected| affected.has(host));
+    let services: BTreeMap<&Name, &Arc<Service>> = match &affected {
+        Some(affected) => cx.registry.services_of(affected),
+        None => cx.registry.services().map(|service| (&service.name, service)).collect(),
+    };
+
+    let mut new = Routes::default();
+    let mut found = Problems::new();
+    for service in services.values() {
+        let host = cx.registry.host(service);
         // Another name of a service: its requests are that one's (B2).
         if cx.registry.alias_of(service).is_some() {
             continue;
@@ -240,45 +290,52 @@ fn compile(cx: &Context<'_>) -> (Routes, Vec<SourceError>) {
             let at = HostPort { host: Arc::clone(&host), port: port.port };
             let attached = gateway_routes.attached(service, port);
             if protocol.is_http() || protocol == AppProtocol::Sniffed {
-                let table = http_tables(cx, &virtual_services, &attached, &host, port.port, &mut problems);
+                let table = http_tables(cx, &virtual_services, &attached, &host, port.port, &mut found);
                 if let Some(table) = table {
-                    routes.http.insert(at.clone(), table);
+                    new.http.insert(at.clone(), table);
                 }
             }
             if matches!(protocol, AppProtocol::Tls | AppProtocol::Tcp | AppProtocol::Sniffed) {
                 let table = stream_tables(cx, &virtual_services, &attached, &host, port.port);
                 if let Some(table) = table {
-                    routes.streams.insert(at, table);
+                    new.streams.insert(at, table);
                 }
             }
             if protocol != AppProtocol::Udp {
-                destination_rules.clusters(cx, service, &host, port.port, &mut routes.clusters);
+                destination_rules.clusters(cx, service, &host, port.port, &mut new.clusters);
             }
         }
     }
-    for host in virtual_services.unknown_hosts() {
+    for host in virtual_services.unknown_hosts().filter(|host| is_affected(host)) {
         let nothing = gateway_api::Attached::default();
-        let table = http_tables(cx, &virtual_services, &nothing, host, UNKNOWN_HOST_PORT, &mut problems);
+        let table = http_tables(cx, &virtual_services, &nothing, host, UNKNOWN_HOST_PORT, &mut found);
         if let Some(table) = table {
-            routes.http.insert(HostPort { host: Arc::clone(host), port: UNKNOWN_HOST_PORT }, table);
+            new.http.insert(HostPort { host: Arc::clone(host), port: UNKNOWN_HOST_PORT }, table);
         }
     }
-    for (_, resource) in cx.index.each(Kind::Sidecar) {
-        if let Resource::Sidecar(sidecar) = resource {
-            routes.sidecars.insert(sidecar.name.clone(), sidecars::scope(sidecar));
-        }
+    problems.retain(|host, _| !is_affected(host));
+    problems.extend(found);
+
+    fn renew<K: Ord, V: PartialEq + Clone>(
+        known: &mut BTreeMap<K, V>,
+        new: BTreeMap<K, V>,
+        is_affected: impl Fn(&K) -> bool,
+    ) {
+        let new = keep(known, new);
+        known.retain(|key, _| !is_affected(key));
+        known.extend(new);
     }
-    alias_tables(cx, &mut routes);
-    problems.sort();
-    problems.dedup();
-    (routes, problems)
+    renew(&mut routes.http, new.http, |at| is_affected(&at.host));
+    renew(&mut routes.streams, new.streams, |at| is_affected(&at.host));
+    let is_all = affected.is_none();
+    renew(&mut routes.clusters, new.clusters, |key| is_all || services.contains_key(&key.service));
+    alias_tables(cx, routes);
 }
 
 /// Gives services that are another name of one its tables.
 fn alias_tables(cx: &Context<'_>, routes: &mut Routes) {
-    for service in cx.registry.services() {
-        let Some(target) = cx.registry.alias_of(service) else { continue };
-        let (alias, host) = (registry::host(service, cx.mesh), registry::host(target, cx.mesh));
+    for (alias, target) in cx.registry.aliases() {
+        let (alias, host) = (cx.registry.host(alias), cx.registry.host(target));
         for port in &target.ports {
             let (from, to) = (
                 HostPort { host: Arc::clone(&host), port: port.port },
@@ -302,13 +359,14 @@ fn http_tables(
     attached: &gateway_api::Attached<'_>,
     host: &Arc<str>,
     port: u16,
-    problems: &mut Vec<SourceError>,
+    found: &mut Problems,
 ) -> Option<Scoped<HttpTable>> {
     let candidates = virtual_services.for_host(host, virtual_service::Protocol::Http);
     let mut namespaces: BTreeSet<Arc<str>> = candidates.namespaces();
     namespaces.extend(attached.http_namespaces());
     let mut made = view::Made::default();
-    scoped(namespaces, |client| {
+    let mut problems: Vec<SourceError> = Vec::new();
+    let tables = scoped(namespaces, |client| {
         let chosen = candidates.chosen(client);
         if let Some(routes) = attached.http_for(client) {
             if let Some(chosen) = chosen {
@@ -319,7 +377,11 @@ fn http_tables(
         let chosen = chosen?;
         problems.extend(candidates.losers(cx, client, host));
         made.or_make_some(chosen.identity(), || virtual_service::http_table(cx, chosen, port))
-    })
+    });
+    if !problems.is_empty() {
+        found.entry(Arc::clone(host)).or_default().extend(problems);
+    }
+    tables
 }
 
 /// The TLS and TCP tables of a host and port, by the same order.

@@ -9,6 +9,7 @@ use mesh_core::{
     mode::Mode,
     snapshot::{Endpoint, Name},
 };
+use mesh_wire::wds::{assembler, assembler::Assembler, encoder::Encoder};
 use proptest::prelude::*;
 
 use super::*;
@@ -23,10 +24,21 @@ fn index_of(files: &[(&str, &str)]) -> Index {
     index
 }
 
-fn put(index: &mut Index, file: &str, text: &str) {
+/// Puts a file, which must be good, into the place of the one before.
+pub(super) fn put(index: &mut Index, file: &str, text: &str) {
     let parsed = parse(file.as_ref(), text, &Rules::default(), &Known::new());
-    assert!(!parsed.has_errors(), "{:#?}", parsed.problems);
+    assert!(!parsed.has_errors(), "{text}\n{:#?}", parsed.problems);
     index.replace(Path::new(file), parsed.resources);
+}
+
+/// What an agent gets over the controller link.
+pub(super) fn over_the_link(snapshot: &Arc<Snapshot>) -> Snapshot {
+    let mut assembler = Assembler::default();
+    for ((kind, name), edit) in Encoder::new().update(snapshot) {
+        let body = edit.unwrap().body;
+        assembler.set(&name, assembler::decode(kind, &name, &body).unwrap());
+    }
+    Snapshot::new(snapshot.version(), assembler.parts())
 }
 
 fn compile(text: &str) -> Compiled {

@@ -1,11 +1,12 @@
 //! Where clients and endpoints are, and which endpoints a client prefers for it (C6–C9, S48, S49).
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
 use crate::{
     route::{
         cluster::{Distribution, Locality},
         defaults,
+        scope::{Labels, NO_LABELS},
     },
     snapshot::{Endpoint, Snapshot, Traits, Workload},
 };
@@ -33,6 +34,14 @@ impl Place {
         let mut parts = text.splitn(3, '/');
         let mut part = || parts.next().unwrap_or_default().into();
         Self { region: part(), zone: part(), subzone: part(), ..Self::default() }
+    }
+
+    /// `region/zone/subzone` as far as they are known; `None` if no region is.
+    pub fn locality(&self) -> Option<String> {
+        let parts = [&self.region, &self.zone, &self.subzone];
+        let known: Vec<&str> =
+            parts.into_iter().map(|part| &**part).take_while(|part| !part.is_empty()).collect();
+        (!known.is_empty()).then(|| known.join("/"))
     }
 
     /// Where an endpoint is: what a resource says of it comes before where its workload is.
@@ -84,7 +93,7 @@ pub struct Located<'a> {
     /// Where it is.
     pub place: &'a Place,
     /// Labels of its workload.
-    pub labels: &'a BTreeMap<Arc<str>, Arc<str>>,
+    pub labels: &'a Labels,
 }
 
 impl<'a> Located<'a> {
@@ -122,7 +131,6 @@ impl Nearest {
 
     fn rank_of(&self, snapshot: &Snapshot, endpoint: &Endpoint) -> u32 {
         // Labels of pods play no part: the places say it all, and the client may be any of the node's.
-        static NO_LABELS: BTreeMap<Arc<str>, Arc<str>> = BTreeMap::new();
         let Locality::Failover { labels, .. } = &self.locality else { return 0 };
         let workload = snapshot.workload_of(endpoint).map(|workload| &**workload);
         let place = Place::of_endpoint(workload, endpoint.traits.as_deref());
@@ -219,12 +227,21 @@ fn rank_by_region(to: Option<&str>, client: &Place, endpoint: &Place) -> u32 {
 mod tests {
     use super::*;
 
-    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<Arc<str>, Arc<str>> {
+    #[test]
+    fn a_locality_is_written_as_far_as_it_is_known() {
+        for (text, shown) in
+            [("eu/a/1", Some("eu/a/1")), ("eu/a", Some("eu/a")), ("eu", Some("eu")), ("", None)]
+        {
+            assert_eq!(Place::parse(text).locality().as_deref(), shown);
+        }
+    }
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
         pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
     }
 
     fn judge(locality: &Locality, outlier: bool, client: &str, endpoint: &str) -> Preference {
-        let none = BTreeMap::new();
+        let none = Labels::new();
         let (client, endpoint) = (Place::parse(client), Place::parse(endpoint));
         let client = Located { place: &client, labels: &none };
         let endpoint = Located { place: &endpoint, labels: &none };

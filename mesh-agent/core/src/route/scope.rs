@@ -17,6 +17,9 @@ pub struct Scoped<T> {
 /// Labels by key.
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
+/// Those of a client that is no workload of the mesh.
+pub static NO_LABELS: Labels = Labels::new();
+
 /// What clients of one namespace see.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct InNamespace<T> {

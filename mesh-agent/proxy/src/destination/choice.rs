@@ -4,7 +4,7 @@
 //! - Endpoints of one destination are arranged once per change of the world, not per request.
 //! - An endpoint that was put out by what one worker saw is out for all of them.
 
-use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, cell::RefCell, net::SocketAddr, time::Duration};
 
 use mesh_core::{
     balance::{
@@ -12,13 +12,14 @@ use mesh_core::{
         locality::{Located, Place},
         outlier::{Observed, OutlierDetector, Record},
     },
-    route::cluster::{Balancing, OutlierDetection, TrafficPolicy},
+    route::{
+        cluster::{Balancing, OutlierDetection, TrafficPolicy},
+        scope::NO_LABELS,
+    },
     snapshot::Workload,
 };
 
 use super::endpoints::Member;
-
-static NO_LABELS: BTreeMap<Arc<str>, Arc<str>> = BTreeMap::new();
 
 /// Endpoints as they are chosen among.
 #[derive(Debug)]
@@ -77,10 +78,10 @@ impl Arrangement {
         let default = Balancing::default();
         let balancing = policy.map_or(&default, |policy| &policy.balancing);
         let outlier = policy.and_then(|policy| policy.outlier.as_ref());
-        let place_of = |member: &'_ Member| {
-            Place::of_endpoint(member.workload.as_deref(), member.traits.as_deref()).into_owned()
-        };
-        let places: Vec<Place> = members.iter().map(place_of).collect();
+        let places: Vec<Cow<'_, Place>> = members
+            .iter()
+            .map(|member| Place::of_endpoint(member.workload.as_deref(), member.traits.as_deref()))
+            .collect();
         let candidates: Vec<Candidate<'_>> = members
             .iter()
             .zip(&places)
@@ -91,7 +92,7 @@ impl Arrangement {
                 since: now,
             })
             .collect();
-        let own = place(client);
+        let own = Place::of_endpoint(client, None);
         let client = Located { place: &own, labels: client.map_or(&NO_LABELS, |client| &client.labels) };
         let balancer = match before {
             Some(before) => {
@@ -132,10 +133,6 @@ impl Arrangement {
         let load = |index: usize| members.get(index).map_or(0, |member| member.load.get());
         members.get(self.balancer.borrow_mut().pick(ask, load)?)
     }
-}
-
-fn place(workload: Option<&Workload>) -> Place {
-    workload.map_or_else(Place::default, |workload| workload.place.clone())
 }
 
 fn located<'a>(place: &'a Place, member: &'a Member) -> Located<'a> {

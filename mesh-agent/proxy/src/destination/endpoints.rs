@@ -195,9 +195,6 @@ impl Endpoints {
         if all.iter().any(|member| member.addr.is_ipv4() == v4) {
             all.retain(|member| member.addr.is_ipv4() == v4);
         }
-        self.loads.borrow_mut().retain(|addr, load| {
-            Rc::strong_count(load) > 1 && (load.get() > 0 || all.iter().any(|member| member.addr == *addr))
-        });
         let before = self.members.take();
         let arrangement = Arrangement::new(
             &all,
@@ -210,6 +207,9 @@ impl Endpoints {
         let policy = policy.cloned();
         let members = Rc::new(Members { version: snapshot.version(), policy, v4, all, arrangement });
         *self.members.borrow_mut() = Some(Rc::clone(&members));
+        drop(before);
+        // What nobody holds is of an endpoint that is gone, and has nothing outstanding.
+        self.loads.borrow_mut().retain(|_, load| Rc::strong_count(load) > 1);
         members
     }
 

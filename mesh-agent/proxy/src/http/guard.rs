@@ -282,13 +282,14 @@ impl Head {
         if !version.is_some_and(|rest| rest.ends_with(b" HTTP/1.")) {
             return Err(Refusal::RequestLine);
         }
+        let connect = first.starts_with(b"CONNECT ");
         let mut head = Self {
             len: first.len() + 2,
             old: first.ends_with(b"0"),
-            connect: first.starts_with(b"CONNECT "),
+            connect,
             chunked: false,
             length: None,
-            may_switch: first.starts_with(b"CONNECT "),
+            may_switch: connect,
         };
         let (mut count, mut hosts, mut encodings) = (0, 0_u8, 0_u8);
         loop {

@@ -21,7 +21,10 @@ use http::{HeaderMap, Request, StatusCode, header};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 
-use super::body::{Body, BoxError};
+use super::{
+    body::{Body, BoxError},
+    fields,
+};
 
 /// How long a server may think about whether it wants a body. Clients do not wait longer themselves.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -89,11 +92,12 @@ impl Interim {
         let mut head =
             format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default())
                 .into_bytes();
-        for (name, value) in headers {
-            if !is_of_the_hop(name) {
-                for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-                    head.extend_from_slice(part);
-                }
+        let mut headers = headers.clone();
+        fields::strip_hop_by_hop(&mut headers);
+        headers.remove(header::CONTENT_LENGTH);
+        for (name, value) in &headers {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                head.extend_from_slice(part);
             }
         }
         head.extend_from_slice(b"\r\n");
@@ -142,11 +146,6 @@ impl Interim {
     pub(super) fn heads(&self) -> Vec<u8> {
         std::mem::take(&mut self.state().heads)
     }
-}
-
-fn is_of_the_hop(name: &http::HeaderName) -> bool {
-    [header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::UPGRADE].contains(name)
-        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
 }
 
 /// A body that waits until it is asked for.

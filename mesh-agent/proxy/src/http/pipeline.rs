@@ -21,6 +21,7 @@ use mesh_core::route::{
     normalize::PathNormalization,
     request::{ClientView, RequestView},
     retry::grpc_timeout,
+    scope::NO_LABELS,
 };
 
 use super::{
@@ -255,8 +256,7 @@ impl Exchange<'_> {
         let headers = Fields(&parts.headers);
         let view = view(parts, authority, &headers);
         let namespace = &*self.session.live.pod.name.namespace;
-        let no_labels = std::collections::BTreeMap::new();
-        let labels = routing.client.as_ref().map_or(&no_labels, |client| &client.labels);
+        let labels = routing.client.as_ref().map_or(&NO_LABELS, |client| &client.labels);
         let hit = table.route(&view, &ClientView { namespace, labels });
         let path_match = hit.and_then(|hit| hit.path_match());
         let rule = hit.map(|hit| hit.rule);
@@ -286,7 +286,7 @@ impl Exchange<'_> {
                 .and_then(|rule| rule.fault.as_ref())
                 .map_or_else(DrawnFault::default, |fault| fault.draw(self.session.worker.random())),
             path: rule.and_then(|rule| rule.rewrite.path_and_query(&view, path_match)),
-            location: match rule.map_or(&table.unmatched, |rule| &rule.action) {
+            location: match table.action(hit.as_ref()) {
                 Action::Redirect(redirect) => Some(redirect.location(&view, path_match, routing.port)),
                 _ => None,
             },
@@ -369,15 +369,14 @@ impl Exchange<'_> {
         if let Some(path) = path {
             set_path(parts, path);
         }
-        let faulty = rule.fault.is_some();
         let plan = Plan {
             live: Rc::clone(&self.session.live),
             snapshot: Arc::clone(&routing.snapshot),
             destination,
             route: Some(route.clone()),
-            // Neither applies at a hop with faults (S21).
-            timeout: if faulty { None } else { self.timeout(rule, &parts.headers) },
-            retry: !faulty,
+            timeout: timeout(rule, &parts.headers, self.record.grpc.get()),
+            // Not at a hop with faults (S21).
+            retry: rule.fault.is_none(),
             hash,
             client_http2: self.session.http2,
             grpc: self.record.grpc.get(),
@@ -396,13 +395,6 @@ impl Exchange<'_> {
     /// Who hears what servers say before their responses: clients of HTTP/1.1.
     fn interim(&self, parts: &Parts) -> Option<Interim> {
         (parts.version == Version::HTTP_11 && !self.tunnel).then(|| self.session.interim.clone())
-    }
-
-    fn timeout(&self, rule: &HttpRule, headers: &HeaderMap) -> Option<Duration> {
-        rule.timeout.or_else(|| {
-            let of_grpc = headers.get("grpc-timeout").filter(|_| self.record.grpc.get())?;
-            grpc_timeout(of_grpc.as_bytes())
-        })
     }
 
     fn mirrors(&self, rule: &HttpRule, routing: &Routing, namespace: &str) -> Vec<Destination> {
@@ -567,6 +559,14 @@ fn set_path(parts: &mut Parts, path: String) {
         parts.headers.insert(ORIGINAL_PATH, old);
     }
     parts.uri = Uri::from(new);
+}
+
+/// Time for the whole of a request, retries and all: what the rule says, else what a gRPC client asks for. None at a hop with
+/// faults (S21).
+pub(super) fn timeout(rule: &HttpRule, headers: &HeaderMap, is_grpc: bool) -> Option<Duration> {
+    let of_grpc =
+        || headers.get("grpc-timeout").filter(|_| is_grpc).and_then(|value| grpc_timeout(value.as_bytes()));
+    if rule.fault.is_some() { None } else { rule.timeout.or_else(of_grpc) }
 }
 
 pub(super) fn view<'a>(parts: &'a Parts, authority: &'a str, headers: &'a Fields<'a>) -> RequestView<'a> {

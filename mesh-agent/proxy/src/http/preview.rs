@@ -17,7 +17,6 @@ use mesh_core::{
         http::{Action, Backend, HttpRule, HttpTable, WeightedBackend},
         protocol::AppProtocol,
         request::ClientView,
-        retry::grpc_timeout,
         stream::StreamRule,
     },
     snapshot::{Service, Snapshot, Workload},
@@ -28,7 +27,7 @@ use super::{
     exchange::Flag,
     fields,
     fields::Fields,
-    pipeline::{check, flag_of, view},
+    pipeline::{check, flag_of, timeout, view},
     session::Routing,
     tables,
 };
@@ -251,9 +250,6 @@ pub fn preview(
     let path_match = hit.and_then(|hit| hit.path_match());
     let rule = hit.map(|hit| hit.rule);
     let action = table.as_ref().map(|table| table.action(hit.as_ref()));
-    let of_grpc = || {
-        parts.headers.get("grpc-timeout").filter(|_| grpc).and_then(|value| grpc_timeout(value.as_bytes()))
-    };
     let place = |key: &ClusterKey| destination(snapshot, client, dialled, &routing, key);
     let backend = |rule: &HttpRule, backend: &WeightedBackend| {
         let mut headers = given.clone();
@@ -279,7 +275,7 @@ pub fn preview(
             _ => None,
         },
         new_target: rule.and_then(|rule| rule.rewrite.path_and_query(&view, path_match)),
-        timeout: rule.filter(|rule| rule.fault.is_none()).and_then(|rule| rule.timeout.or_else(of_grpc)),
+        timeout: rule.and_then(|rule| timeout(rule, &parts.headers, grpc)),
         mirrors: rule
             .iter()
             .flat_map(|rule| &rule.mirrors)

@@ -30,9 +30,12 @@ pub(crate) enum Raw {
     Tunnel(TunnelIo),
 }
 
+/// What is between, if anything.
 #[derive(Debug)]
-enum Base {
+pub(super) enum Base {
+    /// Nothing.
     Raw(Raw),
+    /// TLS of ours.
     Tls(Box<TlsStream<Raw>>),
 }
 
@@ -59,28 +62,15 @@ impl std::fmt::Debug for UpstreamIo {
 }
 
 impl UpstreamIo {
-    /// Over a transport, with nothing between.
-    pub(super) fn new(worker: &Rc<Worker>, live: &Rc<Live>, raw: Raw) -> Self {
+    /// Over a transport, with nothing or with TLS between.
+    pub(super) fn new(worker: &Rc<Worker>, live: &Rc<Live>, base: Base) -> Self {
+        let raw = match &base {
+            Base::Raw(raw) => raw,
+            Base::Tls(tls) => tls.get_ref().0,
+        };
         let is_tunnel = matches!(raw, Raw::Tunnel(_));
-        Self {
-            way: Way::Plain(Base::Raw(raw)),
-            early: Bytes::new(),
-            is_tunnel,
-            live: Rc::clone(live),
-            worker: Rc::clone(worker),
-        }
-    }
-
-    /// With TLS between.
-    pub(super) fn over_tls(worker: &Rc<Worker>, live: &Rc<Live>, tls: TlsStream<Raw>) -> Self {
-        let is_tunnel = matches!(tls.get_ref().0, Raw::Tunnel(_));
-        Self {
-            way: Way::Plain(Base::Tls(Box::new(tls))),
-            early: Bytes::new(),
-            is_tunnel,
-            live: Rc::clone(live),
-            worker: Rc::clone(worker),
-        }
+        let (live, worker) = (Rc::clone(live), Rc::clone(worker));
+        Self { way: Way::Plain(base), early: Bytes::new(), is_tunnel, live, worker }
     }
 
     /// Through the tunnel that was opened over it.
@@ -124,10 +114,6 @@ impl UpstreamIo {
             stream.reset();
         }
     }
-
-    fn counts(&self) -> bool {
-        !self.is_tunnel
-    }
 }
 
 impl AsyncRead for UpstreamIo {
@@ -144,7 +130,7 @@ impl AsyncRead for UpstreamIo {
             buf.put_slice(&piece);
             Poll::Ready(Ok(()))
         };
-        if io.counts() {
+        if !io.is_tunnel {
             let got = buf.filled().len() - before;
             io.live.meter.add_to_client(got as u64, io.worker.tick());
         }
@@ -160,7 +146,7 @@ impl AsyncWrite for UpstreamIo {
             Way::Posted(posted) => Pin::new(posted).poll_write(cx, buf),
         };
         if let Poll::Ready(Ok(sent)) = &outcome
-            && io.counts()
+            && !io.is_tunnel
         {
             io.live.meter.add_to_server(*sent as u64, io.worker.tick());
         }

@@ -14,7 +14,6 @@ use crate::{
         endpoints::{Load, Unchosen, Wish},
         limits::{Kind, Taken},
     },
-    hbone::tunnel::Early,
     layers::{Layers, lay, tls::Inside},
     stream::Stream,
     streams::hash_of,
@@ -73,14 +72,8 @@ pub(super) async fn connect<'a>(
             worker.metrics().connect_retries.inc();
         }
         tried.push(member.addr);
-        // Short only when there is somewhere else to go.
         let is_last = attempt == settings.attempts_max || endpoints.size() <= tried.len();
-        let attempt = if is_last {
-            Attempt { limit: pool.connect_timeout, early: Early::Sent }
-        } else {
-            let limit = settings.attempt_timeout.min(pool.connect_timeout);
-            Attempt { limit, early: Early::Held }
-        };
+        let attempt = Attempt::of(settings, pool.connect_timeout, is_last);
         let load = Load::new(&member.load);
         let choice = Choice { addr: member.addr, workload: member.workload.as_ref() };
         let service = destination.service();

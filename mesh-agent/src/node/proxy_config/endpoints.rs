@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use mesh_core::snapshot::{Snapshot, Workload};
+use mesh_core::{
+    balance::locality::Place,
+    snapshot::{Snapshot, Workload},
+};
 use mesh_proxy::{DestinationUse, EndpointStanding, EndpointUse, Unfit, preview};
 
 use super::{Filter, destinations, pod_name, words};
@@ -52,7 +55,7 @@ pub(in super::super) fn row(
         addr: SocketAddr::new(standing.addr.ip().to_canonical(), standing.addr.port()),
         workload: workload.map(|workload| workload.name.to_string()),
         node: workload.map(|workload| workload.node.to_string()).filter(|node| !node.is_empty()),
-        locality: None,
+        locality: Place::of_endpoint(workload, standing.traits.as_deref()).locality(),
         weight: standing.weight,
         priority: standing.class.and_then(|class| u32::try_from(class).ok()),
         status: status.to_owned(),

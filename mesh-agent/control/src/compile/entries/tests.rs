@@ -1,24 +1,17 @@
 //! Tests of services that ServiceEntries make: from manifests to the snapshot, on both ways to an agent.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::BTreeSet;
 
 use mesh_core::{
     dns::{DnsAnswer, QType, RecordData, answer},
     snapshot::{Service, Snapshot},
 };
-use mesh_wire::wds::{assembler, assembler::Assembler, encoder::Encoder};
 
 use super::*;
-use crate::{
-    compile::{Compiled, Compiler, MeshSettings},
-    source::document::{Known, Rules, parse},
+use crate::compile::{
+    Compiled, Compiler, MeshSettings,
+    tests::{over_the_link, put},
 };
-
-fn put(index: &mut Index, file: &str, text: &str) {
-    let parsed = parse(file.as_ref(), text, &Rules::default(), &Known::new());
-    assert!(!parsed.has_errors(), "{text}\n{:#?}", parsed.problems);
-    index.replace(Path::new(file), parsed.resources);
-}
 
 fn compile(documents: &[String]) -> Compiled {
     let mut index = Index::default();
@@ -26,16 +19,6 @@ fn compile(documents: &[String]) -> Compiled {
     let compiled = Compiler::new(MeshSettings::default()).compile(&mut index);
     assert!(over_the_link(&compiled.snapshot).same_world(&compiled.snapshot), "{documents:?}");
     compiled
-}
-
-/// What a client gets over the controller link.
-fn over_the_link(snapshot: &Arc<Snapshot>) -> Snapshot {
-    let mut assembler = Assembler::default();
-    for ((kind, name), edit) in Encoder::new().update(snapshot) {
-        let body = edit.unwrap().body;
-        assembler.set(&name, assembler::decode(kind, &name, &body).unwrap());
-    }
-    Snapshot::new(snapshot.version(), assembler.parts())
 }
 
 /// `NAMESPACE/NAME`, perhaps with the second of 2026 that it was created at (`ns/name@3`).
@@ -316,7 +299,7 @@ fn a_change_of_one_entry_leaves_the_services_of_others_as_they_are() {
     };
     assert!(Arc::ptr_eq(&of(&before, "a", "api1.x.com"), &of(&after, "a", "api1.x.com")));
     assert_eq!(shown(&of(&after, "b", "api2.x.com"), 0), "192.0.2.3:80");
-    index.replace(Path::new("b.yaml"), Vec::new());
+    index.replace("b.yaml".as_ref(), Vec::new());
     assert_eq!(compiler.compile(&mut index).snapshot.services().count(), 1);
 }
 

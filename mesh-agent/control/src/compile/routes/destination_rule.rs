@@ -15,7 +15,7 @@ use mesh_core::{
     snapshot::{Name, Service},
 };
 
-use super::{Context, Defaults};
+use super::{Context, Defaults, virtual_service::full};
 /// Limits as a resource gives them.
 pub(super) use crate::resource::destination_rule::ConnectionPool as SpecPool;
 use crate::resource::{
@@ -48,15 +48,23 @@ fn expect_names(scoped: &mut Scoped<Cluster>, names: &[Arc<str>]) {
 
 /// All DestinationRules.
 pub(super) struct DestinationRules<'a> {
-    /// By namespace, the oldest first (S6).
-    by_namespace: BTreeMap<&'a str, Vec<Rule<'a>>>,
+    /// By the host they name.
+    exact: BTreeMap<Arc<str>, Vec<Rule<'a>>>,
+    /// Those of patterns.
+    wild: Vec<Rule<'a>>,
+}
+
+/// Those that are about one host: by namespace, the oldest first (S6).
+struct OfHost<'r, 'a> {
+    by_namespace: BTreeMap<&'a str, Vec<&'r Rule<'a>>>,
 }
 
 /// One of them.
-#[derive(Clone, Copy)]
 struct Rule<'a> {
     source: &'a DestinationRule,
     export_to: &'a ExportTo,
+    /// What it is about, as tables have it.
+    host: Arc<str>,
 }
 
 /// Several of one namespace and host that count as one (S38).
@@ -66,17 +74,31 @@ struct Merged<'r, 'a> {
 
 impl<'a> DestinationRules<'a> {
     pub(super) fn of(cx: &Context<'a>) -> Self {
-        let mut by_namespace: BTreeMap<&'a str, Vec<Rule<'a>>> = BTreeMap::new();
+        let (mut exact, mut wild): (BTreeMap<Arc<str>, Vec<Rule<'a>>>, _) = (BTreeMap::new(), Vec::new());
         for (_, resource) in cx.index.each(Kind::DestinationRule) {
             let Resource::DestinationRule(source) = resource else { continue };
             let export_to = source.export_to.as_ref().unwrap_or(&cx.defaults.destination_rules);
-            let of = by_namespace.entry(&source.name.namespace).or_default();
-            of.push(Rule { source, export_to });
+            let host = full(source.host.full(&cx.mesh.cluster_domain));
+            let of = if source.host.is_wildcard() {
+                &mut wild
+            } else {
+                exact.entry(Arc::clone(&host)).or_default()
+            };
+            of.push(Rule { source, export_to, host });
+        }
+        Self { exact, wild }
+    }
+
+    fn of_host(&self, host: &str) -> OfHost<'_, 'a> {
+        let mut by_namespace: BTreeMap<&'a str, Vec<&Rule<'a>>> = BTreeMap::new();
+        let wild = self.wild.iter().filter(|rule| is_within(host, &rule.host));
+        for rule in self.exact.get(host).into_iter().flatten().chain(wild) {
+            by_namespace.entry(&rule.source.name.namespace).or_default().push(rule);
         }
         for rules in by_namespace.values_mut() {
             rules.sort_by_key(|rule| (rule.source.created, &rule.source.name.name));
         }
-        Self { by_namespace }
+        OfHost { by_namespace }
     }
 
     /// Adds the clusters of a service's port.
@@ -88,24 +110,23 @@ impl<'a> DestinationRules<'a> {
         port: u16,
         clusters: &mut BTreeMap<ClusterKey, Scoped<Cluster>>,
     ) {
-        let matching = |rule: &&Rule<'a>| is_within(host, &rule.host(cx));
-        let all: Vec<&Rule<'a>> = self.by_namespace.values().flatten().filter(matching).collect();
-        if all.is_empty() {
+        let rules = self.of_host(host);
+        if rules.by_namespace.is_empty() {
             return;
         }
         let mut namespaces: BTreeSet<Arc<str>> = BTreeSet::new();
         let mut subsets: BTreeSet<&Arc<str>> = BTreeSet::new();
-        for rule in &all {
+        for rule in rules.by_namespace.values().flatten() {
             namespaces.insert(Arc::clone(&rule.source.name.namespace));
             namespaces.extend(rule.export_to.namespaces.iter().cloned());
             subsets.extend(rule.source.subsets.iter().map(|subset| &subset.name));
         }
-        let seen = |client: Option<&str>| self.seen(cx, service, host, client);
+        let seen = |client: Option<&str>| rules.seen(cx, service, client);
         let of = (port, service.distribution);
         let default = seen(None);
         let own: Vec<_> = namespaces
             .iter()
-            .map(|namespace| (namespace, seen(Some(namespace)), self.selected(cx, host, namespace)))
+            .map(|namespace| (namespace, seen(Some(namespace)), rules.selected(namespace)))
             .collect();
         for subset in [None].into_iter().chain(subsets.into_iter().map(Some)) {
             let cluster = |merged: &Option<Merged<'_, 'a>>| merged.as_ref()?.cluster(cx, subset, of);
@@ -136,61 +157,39 @@ impl<'a> DestinationRules<'a> {
             }
         }
     }
+}
 
+impl<'r, 'a> OfHost<'r, 'a> {
     /// The rules that count for clients of a namespace: the client's own, else the service's, else the root's (S37).
-    fn seen(
-        &self,
-        cx: &Context<'_>,
-        service: &Service,
-        host: &str,
-        client: Option<&str>,
-    ) -> Option<Merged<'_, 'a>> {
+    fn seen(&self, cx: &Context<'_>, service: &Service, client: Option<&str>) -> Option<Merged<'r, 'a>> {
         let root = &*cx.mesh.root_namespace;
         let own = client.filter(|client| *client != root);
         let places = own.into_iter().chain([&*service.name.namespace, root]);
-        places.into_iter().find_map(|namespace| self.in_namespace(cx, namespace, host, client))
+        places.into_iter().find_map(|namespace| self.in_namespace(namespace, client))
     }
 
     /// What of a namespace's rules clients see, of the most specific host (S37, S38).
-    fn in_namespace(
-        &self,
-        cx: &Context<'_>,
-        namespace: &str,
-        host: &str,
-        client: Option<&str>,
-    ) -> Option<Merged<'_, 'a>> {
-        let is_visible = |rule: &&Rule<'a>| match client {
+    fn in_namespace(&self, namespace: &str, client: Option<&str>) -> Option<Merged<'r, 'a>> {
+        let is_visible = |rule: &&'r Rule<'a>| match client {
             None => rule.export_to.everyone,
             Some(client) => rule.export_to.includes(client, namespace),
         };
-        let rules: Vec<&Rule<'a>> = self
-            .by_namespace
-            .get(namespace)?
-            .iter()
-            .filter(|rule| rule.source.selector.is_empty() && is_within(host, &rule.host(cx)))
-            .filter(is_visible)
-            .collect();
-        let best = rules.iter().map(|rule| rule.host(cx)).min_by(|a, b| by_specificity(a, b))?;
-        let first = rules.iter().find(|rule| rule.host(cx) == best)?;
-        let like_first = |rule: &&&Rule<'a>| rule.host(cx) == best && rule.export_to == first.export_to;
+        let of = self.by_namespace.get(namespace)?.iter().copied();
+        let rules: Vec<&'r Rule<'a>> =
+            of.filter(|rule| rule.source.selector.is_empty()).filter(is_visible).collect();
+        let best = rules.iter().map(|rule| &rule.host).min_by(|a, b| by_specificity(a, b))?;
+        let first = rules.iter().find(|rule| rule.host == *best)?;
+        let like_first = |rule: &&&Rule<'a>| rule.host == *best && rule.export_to == first.export_to;
         Some(Merged { rules: rules.iter().filter(like_first).copied().collect() })
     }
 
     /// The rules of a namespace for some of its workloads (S39), by precedence.
-    fn selected(&self, cx: &Context<'_>, host: &str, namespace: &str) -> Vec<&Rule<'a>> {
-        let of = self.by_namespace.get(namespace).map(Vec::as_slice).unwrap_or_default();
-        let selects = |rule: &&Rule<'a>| !rule.source.selector.is_empty() && is_within(host, &rule.host(cx));
-        let mut rules: Vec<&Rule<'a>> = of.iter().filter(selects).collect();
+    fn selected(&self, namespace: &str) -> Vec<&'r Rule<'a>> {
+        let of = self.by_namespace.get(namespace).into_iter().flatten().copied();
+        let mut rules: Vec<&'r Rule<'a>> = of.filter(|rule| !rule.source.selector.is_empty()).collect();
         // Stable: of one host they stay by age.
-        rules.sort_by(|a, b| by_specificity(&a.host(cx), &b.host(cx)));
+        rules.sort_by(|a, b| by_specificity(&a.host, &b.host));
         rules
-    }
-}
-
-impl Rule<'_> {
-    fn host(&self, cx: &Context<'_>) -> Arc<str> {
-        let host = self.source.host.full(&cx.mesh.cluster_domain);
-        host.strip_suffix('.').map_or_else(|| Arc::clone(&host), Arc::from)
     }
 }
 

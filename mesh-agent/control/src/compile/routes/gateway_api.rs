@@ -20,10 +20,11 @@ use mesh_core::{
 
 use super::{Context, precedence::Rank, registry, virtual_service::no_route};
 use crate::{
+    index::Index,
     problem::SourceError,
     resource::{
         BackendKind, BackendRef, GrpcRoute, GrpcRouteRule, HttpRoute, HttpRouteRule, Key, Kind, ParentKind,
-        ParentRef, ReferenceGrant, Resource, RouteBackend, RouteMirror, ServiceEntry, StreamRoute,
+        ParentRef, ReferenceGrant, Resource, RouteBackend, RouteMirror, StreamRoute,
     },
 };
 
@@ -33,11 +34,11 @@ const BROKEN: u16 = 500;
 const BROKEN_GRPC: u16 = 503;
 
 /// One route.
-struct Route<'a> {
+pub(super) struct Route<'a> {
     spec: Spec<'a>,
     created: Option<i64>,
     name: &'a Name,
-    parents: &'a [ParentRef],
+    pub(super) parents: &'a [ParentRef],
 }
 
 enum Spec<'a> {
@@ -48,7 +49,7 @@ enum Spec<'a> {
 }
 
 impl<'a> Route<'a> {
-    fn of(resource: &'a Resource) -> Option<Self> {
+    pub(super) fn of(resource: &'a Resource) -> Option<Self> {
         let (spec, created, name, parents) = match resource {
             Resource::HttpRoute(r) => (Spec::Http(r), r.created, &r.name, &r.parents),
             Resource::GrpcRoute(r) => (Spec::Grpc(r), r.created, &r.name, &r.parents),
@@ -99,7 +100,7 @@ impl<'a> GatewayRoutes<'a> {
             for parent in route.parents {
                 let services = match parent.kind {
                     ParentKind::Service => vec![parent.name.clone()],
-                    ParentKind::ServiceEntry => services_of_entry(cx, &parent.name),
+                    ParentKind::ServiceEntry => services_of_entry(cx.index, &parent.name),
                     ParentKind::Gateway | ParentKind::Other(_) => Vec::new(),
                 };
                 for service in services {
@@ -131,16 +132,11 @@ impl<'a> GatewayRoutes<'a> {
 }
 
 /// The services that a ServiceEntry makes: one for each host, called by it.
-fn services_of_entry(cx: &Context<'_>, name: &Name) -> Vec<Name> {
-    let hosts = entry(cx, name).map(|entry| entry.hosts.as_slice()).unwrap_or_default();
-    hosts.iter().map(|host| Name::new(Arc::clone(&name.namespace), Arc::clone(host))).collect()
-}
-
-fn entry<'a>(cx: &Context<'a>, name: &Name) -> Option<&'a ServiceEntry> {
-    cx.index.each(Kind::ServiceEntry).find_map(|(_, resource)| match resource {
-        Resource::ServiceEntry(entry) if entry.name == *name => Some(&**entry),
-        _ => None,
-    })
+pub(super) fn services_of_entry(index: &Index, name: &Name) -> Vec<Name> {
+    let key = Key { kind: Kind::ServiceEntry, name: name.clone() };
+    let Some(Resource::ServiceEntry(entry)) = index.get(&key) else { return Vec::new() };
+    let own = |host: &Arc<str>| Name::new(Arc::clone(&name.namespace), Arc::clone(host));
+    entry.hosts.iter().map(own).collect()
 }
 
 /// The routes of one service port.
@@ -376,7 +372,7 @@ impl At<'_> {
             }
             BackendKind::Service => registry.named(&backend.name),
             BackendKind::ServiceEntry => {
-                services_of_entry(self.cx, &backend.name).first().and_then(|name| registry.named(name))
+                services_of_entry(self.cx.index, &backend.name).first().and_then(|name| registry.named(name))
             }
             // What a host name means is not of a namespace: who sees the service may send requests to it.
             BackendKind::Hostname => registry.at(&backend.name.name, &self.route.name.namespace),

@@ -6,14 +6,16 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_core::snapshot::{Mesh, Name, Protocol, Service, ServicePort};
 
+use super::reach::Affected;
+
 /// Most aliases (`ExternalName`) that lead from one to the next.
 const ALIASES_MAX: usize = 8;
 
 /// The full name of a service, as tables have it.
-pub(super) fn host(service: &Service, mesh: &Mesh) -> Arc<str> {
+fn host(service: &Service, domain: &str) -> Arc<str> {
     match &service.hostname {
         Some(host) => Arc::clone(host),
-        None => service.host(&mesh.cluster_domain).into(),
+        None => service.host(domain).into(),
     }
 }
 
@@ -54,7 +56,7 @@ impl Registry {
             let own = self.services.values().filter(|service| service.hostname.is_none());
             let declared = self.order.iter().filter_map(|name| self.services.get(name));
             for service in own.chain(declared) {
-                self.by_host.entry(host(service, mesh)).or_default().push(service.name.clone());
+                self.by_host.entry(host(service, &self.domain)).or_default().push(service.name.clone());
             }
         }
         changed
@@ -63,6 +65,34 @@ impl Registry {
     /// All services, by name.
     pub(super) fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values()
+    }
+
+    /// The full name of a service of these, as tables have it.
+    pub(super) fn host(&self, service: &Service) -> Arc<str> {
+        host(service, &self.domain)
+    }
+
+    /// The full name of a service by its name.
+    pub(super) fn host_of(&self, name: &Name) -> Option<Arc<str>> {
+        self.services.get(name).map(|service| self.host(service))
+    }
+
+    /// The services whose hosts are affected, by name.
+    pub(super) fn services_of(&self, affected: &Affected) -> BTreeMap<&Name, &Arc<Service>> {
+        let with_patterns =
+            || self.by_host.iter().filter(|(host, _)| affected.has(host)).map(|(_, names)| names);
+        let named = || affected.names().filter_map(|host| self.by_host.get(host));
+        let names: Vec<&Name> = if affected.has_patterns() {
+            with_patterns().flatten().collect()
+        } else {
+            named().flatten().collect()
+        };
+        names.into_iter().filter_map(|name| Some((name, self.services.get(name)?))).collect()
+    }
+
+    /// Services that are another name of one, which comes second.
+    pub(super) fn aliases(&self) -> impl Iterator<Item = (&Arc<Service>, &Arc<Service>)> {
+        self.services.values().filter_map(|service| Some((service, self.alias_of(service)?)))
     }
 
     /// All hosts.

@@ -6,31 +6,22 @@ mod mesh_config;
 mod properties;
 mod virtual_service;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-use mesh_core::{
-    route::{
-        Routes,
-        cluster::ClusterKey,
-        http::{Action, Backend, HttpRule, HttpTable, WeightedBackend},
-        stream::StreamTable,
-    },
-    snapshot::Snapshot,
+use mesh_core::route::{
+    Routes,
+    cluster::ClusterKey,
+    http::{Action, Backend, HttpRule, HttpTable, WeightedBackend},
+    stream::StreamTable,
 };
-use mesh_wire::wds::{assembler, assembler::Assembler, encoder::Encoder};
 
 use crate::{
-    compile::{Compiled, Compiler, MeshSettings},
+    compile::{
+        Compiled, Compiler, MeshSettings,
+        tests::{over_the_link, put},
+    },
     index::Index,
-    source::document::{Known, Rules, parse},
 };
-
-/// Puts a file, which must be good, into the place of the one before.
-fn put(index: &mut Index, file: &str, text: &str) {
-    let parsed = parse(file.as_ref(), text, &Rules::default(), &Known::new());
-    assert!(!parsed.has_errors(), "{text}\n{:#?}", parsed.problems);
-    index.replace(Path::new(file), parsed.resources);
-}
 
 fn compile(documents: &[String]) -> Compiled {
     let mut index = Index::default();
@@ -118,14 +109,4 @@ fn line(rule: &HttpRule) -> String {
 /// The rules of a table, each with its resource, its place there and what it does.
 fn shown(table: Option<Arc<HttpTable>>) -> Vec<String> {
     table.map(|table| table.rules.iter().map(line).collect()).unwrap_or_default()
-}
-
-/// What a client gets over the controller link.
-fn over_the_link(snapshot: &Arc<Snapshot>) -> Snapshot {
-    let mut assembler = Assembler::default();
-    for ((kind, name), edit) in Encoder::new().update(snapshot) {
-        let body = edit.unwrap().body;
-        assembler.set(&name, assembler::decode(kind, &name, &body).unwrap());
-    }
-    Snapshot::new(snapshot.version(), assembler.parts())
 }

@@ -173,7 +173,7 @@ impl<'a> VirtualServices<'a> {
 }
 
 /// A host as tables have it.
-fn full(host: Arc<str>) -> Arc<str> {
+pub(super) fn full(host: Arc<str>) -> Arc<str> {
     host.strip_suffix('.').map_or_else(|| Arc::clone(&host), Arc::from)
 }
 

@@ -8,7 +8,6 @@ use mesh_core::{
         scope::{Audience, OutboundPolicy},
     },
 };
-use mesh_wire::wds::{assembler, assembler::Assembler, encoder::Encoder};
 
 use super::*;
 
@@ -42,16 +41,6 @@ fn node(name: &str, region: &str, zone: &str) -> String {
     format!(
         "---\n{{apiVersion: v1, kind: Node, metadata: {{name: {name}, labels: {{topology.kubernetes.io/region: {region}, topology.kubernetes.io/zone: {zone}}}}}}}\n"
     )
-}
-
-/// What an agent of `node` gets over the controller link.
-fn over_the_link(snapshot: &Arc<Snapshot>) -> Snapshot {
-    let mut assembler = Assembler::default();
-    for ((kind, name), edit) in Encoder::new().update(snapshot) {
-        let body = edit.unwrap().body;
-        assembler.set(&name, assembler::decode(kind, &name, &body).unwrap());
-    }
-    Snapshot::new(snapshot.version(), assembler.parts())
 }
 
 #[test]

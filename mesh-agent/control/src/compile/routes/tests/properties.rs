@@ -7,7 +7,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::{GATEWAY, ISTIO, aged, document, over_the_link, put, service};
 use crate::{
-    compile::{Compiler, MeshSettings},
+    compile::{Compiled, Compiler, MeshSettings},
     index::Index,
 };
 
@@ -38,7 +38,19 @@ fn export() -> impl Strategy<Value = &'static str> {
 
 fn any_service() -> impl Strategy<Value = String> {
     let ports = select(vec![&["http:80"][..], &["http:80", "http-b:81"], &["tcp:90"]]);
-    (select(vec!["shop/web", "shop/cart", "team/web"]), ports).prop_map(|(name, ports)| service(name, ports))
+    let own = (select(vec!["shop/web", "shop/cart", "team/web"]), ports)
+        .prop_map(|(name, ports)| service(name, ports));
+    // Another name of one, and a name outside.
+    let alias = select(vec!["web.shop.svc.cluster.local", "out.example.com"]).prop_map(|target| {
+        document("v1", "Service", "team/alias", &format!("type: ExternalName, externalName: {target}"))
+    });
+    let entry = select(vec!["out.example.com", "web.shop.svc.cluster.local"]).prop_map(|host| {
+        let spec = format!(
+            "hosts: [{host}], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}], endpoints: [{{address: 192.0.2.1}}]"
+        );
+        document(ISTIO, "ServiceEntry", "shop/outside", &spec)
+    });
+    prop_oneof![4 => own, 1 => alias, 1 => entry]
 }
 
 fn any_route(name: u8) -> impl Strategy<Value = String> {
@@ -55,9 +67,13 @@ fn any_route(name: u8) -> impl Strategy<Value = String> {
         );
         aged(ISTIO, "DestinationRule", &format!("{ns}/r{name}"), Some(age), &spec)
     });
-    let route = (namespace(), select(vec!["web", "cart"]), 0..3_u8).prop_map(move |(ns, backend, age)| {
+    let parent = select(vec![
+        "group: '', kind: Service, name: web, namespace: shop",
+        "group: networking.istio.io, kind: ServiceEntry, name: outside, namespace: shop",
+    ]);
+    let route = (namespace(), parent, select(vec!["web", "cart"]), 0..3_u8).prop_map(move |(ns, parent, backend, age)| {
         let spec = format!(
-            "parentRefs: [{{group: '', kind: Service, name: web, namespace: shop}}], rules: [{{backendRefs: [{{name: {backend}, namespace: shop, port: 80}}]}}]"
+            "parentRefs: [{{{parent}}}], rules: [{{backendRefs: [{{name: {backend}, namespace: shop, port: 80}}]}}]"
         );
         aged(GATEWAY, "HTTPRoute", &format!("{ns}/r{name}"), Some(age), &spec)
     });
@@ -67,7 +83,17 @@ fn any_route(name: u8) -> impl Strategy<Value = String> {
         );
         document("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", &format!("shop/r{name}"), &spec)
     });
-    prop_oneof![3 => vs, 2 => dr, 2 => route, 1 => grant]
+    // Half of a VirtualService, and one that has such a half.
+    let delegate = (200..210_u16).prop_map(move |status| {
+        let spec =
+            format!("http: [{{match: [{{uri: {{prefix: /a/b}}}}], directResponse: {{status: {status}}}}}]");
+        aged(ISTIO, "VirtualService", "shop/half", None, &spec)
+    });
+    let root = (host(), 0..3_u8).prop_map(move |(host, age)| {
+        let spec = format!("hosts: [{host}], http: [{{match: [{{uri: {{prefix: /a}}}}], delegate: {{name: half, namespace: shop}}}}]");
+        aged(ISTIO, "VirtualService", &format!("shop/r{name}"), Some(age), &spec)
+    });
+    prop_oneof![3 => vs, 2 => dr, 2 => route, 1 => grant, 1 => delegate, 1 => root]
 }
 
 fn edit() -> impl Strategy<Value = Edit> {
@@ -81,10 +107,14 @@ fn apply(index: &mut Index, edit: &Edit) {
     put(index, &format!("f{}.yaml", edit.file), edit.text.as_deref().unwrap_or_default());
 }
 
-fn routes_of(edits: &[Edit]) -> Arc<Routes> {
+fn compiled(edits: &[Edit]) -> Compiled {
     let mut index = Index::default();
     edits.iter().for_each(|edit| apply(&mut index, edit));
-    Arc::clone(Compiler::new(MeshSettings::default()).compile(&mut index).snapshot.routes())
+    Compiler::new(MeshSettings::default()).compile(&mut index)
+}
+
+fn routes_of(edits: &[Edit]) -> Arc<Routes> {
+    Arc::clone(compiled(edits).snapshot.routes())
 }
 
 /// What clients of a namespace see, whoever else sees what: asked as a request asks, for an entry may stand under a
@@ -105,7 +135,7 @@ fn view(routes: &Routes, client: &str) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(100) })]
 
     /// Compiled at every step or once in the end, and whatever was there before: only what is there now counts.
     #[test]
@@ -124,7 +154,9 @@ proptest! {
                 now.push(edit.clone());
             }
         }
-        prop_assert_eq!(last.snapshot.routes(), &routes_of(&now));
+        let whole = compiled(&now);
+        prop_assert_eq!(last.snapshot.routes(), whole.snapshot.routes());
+        prop_assert_eq!(&last.problems, &whole.problems);
         now.reverse();
         prop_assert_eq!(last.snapshot.routes(), &routes_of(&now));
         // The controller's agents have the same.
