@@ -51,6 +51,19 @@ pub struct TrafficReport {
 }
 
 impl TrafficReport {
+    /// Add what others have seen; latencies are those of the slower.
+    pub fn add(&mut self, other: &Self) {
+        self.ok += other.ok;
+        for (reason, count) in &other.failed {
+            *self.failed.entry(reason.clone()).or_default() += count;
+        }
+        for (version, count) in &other.versions {
+            *self.versions.entry(version.clone()).or_default() += count;
+        }
+        self.p50_us = self.p50_us.max(other.p50_us);
+        self.max_us = self.max_us.max(other.max_us);
+    }
+
     /// Requests that failed.
     #[must_use]
     pub fn failures(&self) -> u64 {

@@ -5,6 +5,7 @@
 
 mod api_server;
 mod binaries;
+mod bookinfo;
 mod daemon;
 pub mod init;
 mod kubectl;
@@ -15,6 +16,7 @@ mod whole;
 
 pub use api_server::{ApiServer, ApiServerError};
 pub use binaries::{Binaries, BinariesMissing};
+pub use bookinfo::Bookinfo;
 pub use daemon::DaemonError;
 pub use kubectl::{Kubectl, KubectlError};
 pub use node::ClusterNode;

@@ -171,16 +171,7 @@ impl<'w> App<'w> {
     pub fn traffic(&self) -> TrafficReport {
         let mut total = TrafficReport::default();
         for report in &self.reports {
-            let report = lock(report);
-            total.ok += report.ok;
-            for (reason, count) in &report.failed {
-                *total.failed.entry(reason.clone()).or_default() += count;
-            }
-            for (version, count) in &report.versions {
-                *total.versions.entry(version.clone()).or_default() += count;
-            }
-            total.p50_us = total.p50_us.max(report.p50_us);
-            total.max_us = total.max_us.max(report.max_us);
+            total.add(&lock(report));
         }
         total
     }

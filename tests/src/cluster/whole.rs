@@ -187,6 +187,13 @@ impl Cluster {
         found.ok_or_else(|| ClusterError::NoSuchNode(name.to_owned()))
     }
 
+    /// Where a node's version 2 control groups are, on the node: an agent's `--cgroup-root`.
+    #[must_use]
+    pub fn cgroup_root(&self) -> &'static Path {
+        let both = Hierarchy::all().is_ok_and(|all| all.iter().any(|hierarchy| hierarchy.options.is_some()));
+        Path::new(if both { "/sys/fs/cgroup/unified" } else { "/sys/fs/cgroup" })
+    }
+
     /// The wire, its namespaces and the scratch directory.
     #[must_use]
     pub fn world(&self) -> &World {
