@@ -12,6 +12,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 use mesh_control::{
+    kubernetes::names::NAMESPACE,
     link::{DEFAULT_LISTEN, RUN_DIR},
     subscribe::channel::ControllerUrl,
 };
@@ -60,7 +61,8 @@ pub enum Command {
     /// Tell agents of other nodes what to serve, and issue their certificates.
     #[command(after_help = "Examples:\n  \
         mesh-agent controller --config /etc/nodemesh --listen 10.0.0.1:15012\n  \
-        mesh-agent node --controller https://10.0.0.1:15012 --node n1\n\n\
+        mesh-agent node --controller https://10.0.0.1:15012 --node n1\n  \
+        mesh-agent controller --kubernetes\n\n\
         Agents of the same host find what they need below --run-dir. For another host:\n  \
         mesh-agent controller root > root.pem\n  \
         mesh-agent controller token --node n2 > n2.token\n  \
@@ -172,9 +174,17 @@ pub struct TrustArgs {
     /// Trust domain of identities, unless the mesh configuration names another.
     #[arg(long, env = "MESH_TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
-    /// Namespace of mesh-wide policies and of the mesh configuration.
-    #[arg(long, env = "MESH_ROOT_NAMESPACE", value_name = "NAMESPACE", default_value = "istio-system")]
-    pub root_namespace: String,
+    /// Namespace of mesh-wide policies and, without Kubernetes, of the mesh configuration. [default: istio-system; with Kubernetes
+    /// the controller's own]
+    #[arg(long, env = "MESH_ROOT_NAMESPACE", value_name = "NAMESPACE")]
+    pub root_namespace: Option<String>,
+}
+
+impl TrustArgs {
+    /// Namespace of mesh-wide policies where the configuration is a directory.
+    pub fn root_namespace(&self) -> &str {
+        self.root_namespace.as_deref().unwrap_or("istio-system")
+    }
 }
 
 /// Options of `node`.
@@ -295,10 +305,37 @@ pub struct ControllerArgs {
     #[command(subcommand)]
     pub command: Option<ControllerCommand>,
     /// Directory of manifests (`*.yaml`, `*.yml`, `*.json`, subfolders too); it is watched.
-    #[arg(long, env = "MESH_CONFIG", value_name = "DIR", required = true)]
+    #[arg(
+        long,
+        env = "MESH_CONFIG",
+        value_name = "DIR",
+        required_unless_present = "kubernetes",
+        conflicts_with = "kubernetes"
+    )]
     pub config: Option<PathBuf>,
-    /// Address that agents come to.
-    #[arg(long, env = "MESH_LISTEN", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
+    /// Serve the cluster of this pod, else that of KUBECONFIG.
+    #[arg(long, env = "MESH_KUBERNETES")]
+    pub kubernetes: bool,
+    /// Namespace of the mesh's own objects in the cluster.
+    #[arg(long, env = "MESH_NAMESPACE", value_name = "NAMESPACE", default_value = NAMESPACE, requires = "kubernetes")]
+    pub namespace: String,
+    /// Address that the API server asks the admission webhook at.
+    #[arg(
+        long,
+        env = "MESH_WEBHOOK_LISTEN",
+        value_name = "ADDR",
+        default_value = "0.0.0.0:15017",
+        requires = "kubernetes"
+    )]
+    pub webhook_listen: SocketAddr,
+    /// Address that agents come to. With Kubernetes the default is every address of the pod.
+    #[arg(
+        long,
+        env = "MESH_LISTEN",
+        value_name = "ADDR",
+        default_value = DEFAULT_LISTEN,
+        default_value_if("kubernetes", "true", "0.0.0.0:15012")
+    )]
     pub listen: SocketAddr,
     /// Folder for what must outlive the process.
     #[arg(long, env = "MESH_STATE_DIR", value_name = "DIR", default_value = STATE_DIR)]
@@ -310,7 +347,13 @@ pub struct ControllerArgs {
     #[command(flatten)]
     pub trust: TrustArgs,
     /// Address of GET /metrics, /readyz, /healthz and /sessions.
-    #[arg(long, env = "MESH_METRICS", value_name = "ADDR", default_value = "127.0.0.1:15014")]
+    #[arg(
+        long,
+        env = "MESH_METRICS",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:15014",
+        default_value_if("kubernetes", "true", "0.0.0.0:15014")
+    )]
     pub metrics: SocketAddr,
     /// DNS suffix of services.
     #[arg(long, env = "MESH_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
@@ -426,6 +469,8 @@ mod tests {
         let parse = |args: &[&str]| Args::try_parse_from(["mesh-agent", "controller"].iter().chain(args));
         assert!(parse(&["--config", "x", "--listen", "10.0.0.1:15012"]).is_ok());
         assert!(parse(&[]).is_err());
+        assert!(parse(&["--kubernetes", "--webhook-listen", "10.0.0.1:15017"]).is_ok());
+        assert!(parse(&["--kubernetes", "--config", "x"]).is_err());
         for command in [&["token", "--node", "n1"][..], &["root"]] {
             assert!(parse(command).is_ok(), "{command:?}");
         }

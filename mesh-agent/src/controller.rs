@@ -5,9 +5,10 @@
 //! - It is ready when agents can come and get a whole state; losing it changes nothing for running traffic.
 //! - Secrets are written for their owner alone.
 
+mod kubernetes;
 mod ops;
 
-use std::{future::Future, path::Path, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use mesh_control::{
@@ -17,6 +18,7 @@ use mesh_control::{
         token::JoinSecret,
     },
     publish::{
+        auth::NodeProof,
         metrics::PublishMetrics,
         server::{Controller, ServerParts},
     },
@@ -50,6 +52,7 @@ pub fn run(args: &ControllerArgs) -> anyhow::Result<()> {
     match &args.command {
         Some(ControllerCommand::Token { node, state_dir }) => print_token(node, state_dir),
         Some(ControllerCommand::Root { trust }) => print_roots(trust),
+        None if args.kubernetes => kubernetes::serve(args),
         None => serve(args),
     }
 }
@@ -83,7 +86,7 @@ fn serve(args: &ControllerArgs) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %config.display(), "starting");
     let mesh = MeshSettings {
         cluster_domain: args.cluster_domain.clone(),
-        root_namespace: args.trust.root_namespace.clone(),
+        root_namespace: args.trust.root_namespace().to_owned(),
         trust_domain: args.trust.trust_domain.clone(),
     };
     let (snapshots, sources) = FileSource::start(config, mesh)?;
@@ -93,23 +96,16 @@ fn serve(args: &ControllerArgs) -> anyhow::Result<()> {
     let secret = secret_of(&args.state_dir)?;
     let mut registry = Registry::default();
     let metrics = PublishMetrics::register(&mut registry);
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cpus.min(WORKERS_MAX))
-        .enable_all()
-        .build()
-        .context("start the event loop")?;
+    let runtime = event_loop()?;
     let ended = runtime.block_on(async {
-        let listener = TcpListener::bind(args.listen)
-            .await
-            .with_context(|| format!("listen for agents at {}; name another address with --listen", args.listen))?;
-        let ops_listener = TcpListener::bind(args.metrics).await.with_context(|| {
-            format!("listen for metrics at {}; name another address with --metrics", args.metrics)
-        })?;
+        let listener = listen(args.listen, "agents", "--listen").await?;
+        let ops_listener = listen(args.metrics, "metrics", "--metrics").await?;
         let parts = ServerParts {
             listener,
             ca: Arc::clone(&ca),
-            secret,
+            proof: NodeProof::JoinSecret(Box::new(secret)),
+            namespace: args.trust.root_namespace().to_owned(),
+            cluster_domain: args.cluster_domain.clone(),
             snapshots,
             sources,
             clock: Arc::new(SystemClock),
@@ -117,20 +113,16 @@ fn serve(args: &ControllerArgs) -> anyhow::Result<()> {
         };
         let controller = Controller::new(parts).context("start the server")?;
         let run_folder = RunFolder::new(&args.run_dir, controller.addr().port());
-        run_folder
-            .write(controller.secret(), controller.identity())
-            .context("leave what agents of this host need; see --run-dir")?;
+        if let NodeProof::JoinSecret(secret) = controller.proof() {
+            run_folder
+                .write(secret, controller.identity())
+                .context("leave what agents of this host need; see --run-dir")?;
+        }
         run_folder.write_roots(&ca.trust().borrow().roots).context("leave the roots for agents of this host")?;
         let ops = Arc::new(Ops::new(registry, controller.publication(), ca.trust()));
-        let (mut terminate, mut interrupt) = (
-            signal(SignalKind::terminate()).context("listen for SIGTERM")?,
-            signal(SignalKind::interrupt()).context("listen for SIGINT")?,
-        );
+        let told = stop_signal()?;
         let stop = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            told.await;
             ops.drain();
             tracing::info!("stopping");
         };
@@ -151,6 +143,35 @@ fn serve(args: &ControllerArgs) -> anyhow::Result<()> {
         tracing::info!("stopped");
     }
     ended
+}
+
+fn event_loop() -> anyhow::Result<tokio::runtime::Runtime> {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cpus.min(WORKERS_MAX))
+        .enable_all()
+        .build()
+        .context("start the event loop")
+}
+
+/// Waits until the process is told to stop.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate()).context("listen for SIGTERM")?,
+        signal(SignalKind::interrupt()).context("listen for SIGINT")?,
+    );
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Listens at an address that a flag names.
+async fn listen(addr: SocketAddr, who: &str, flag: &str) -> anyhow::Result<TcpListener> {
+    let hint = || format!("listen for {who} at {addr}; name another address with {flag}");
+    TcpListener::bind(addr).await.with_context(hint)
 }
 
 async fn until_stopped(

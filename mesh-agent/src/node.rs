@@ -96,7 +96,7 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
 
     let mesh = MeshSettings {
         cluster_domain: args.cluster_domain.clone(),
-        root_namespace: args.trust.root_namespace.clone(),
+        root_namespace: args.trust.root_namespace().to_owned(),
         trust_domain: args.trust.trust_domain.clone(),
     };
     let (local, running) = local_knowledge(args)?;

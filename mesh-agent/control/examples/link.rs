@@ -13,6 +13,7 @@ use std::{
 use mesh_control::{
     link::{Kind, token::JoinSecret},
     publish::{
+        auth::NodeProof,
         metrics::PublishMetrics,
         server::{Controller, ServerParts},
     },
@@ -56,7 +57,9 @@ async fn run(services: u32, changes: usize, folder: &std::path::Path) -> Result<
     let controller = Controller::new(ServerParts {
         listener: TcpListener::bind("127.0.0.1:0").await?,
         ca: Arc::clone(&ca),
-        secret,
+        proof: NodeProof::JoinSecret(Box::new(secret)),
+        namespace: "istio-system".to_owned(),
+        cluster_domain: "cluster.local".to_owned(),
         snapshots: snapshot,
         sources: source,
         clock: Arc::new(SystemClock),

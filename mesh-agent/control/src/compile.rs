@@ -54,7 +54,7 @@ impl Default for MeshSettings {
 impl MeshSettings {
     /// The mesh as a whole: these settings, over which the MeshConfig in `index` wins.
     fn mesh(&self, index: &Index) -> Mesh {
-        let config = index.mesh_config(&self.root_namespace);
+        let config = index.mesh_config();
         Mesh {
             trust_domain: config
                 .and_then(|config| config.trust_domain.clone())
@@ -144,7 +144,7 @@ impl Compiler {
         let hosts_changed = changes.iter().any(|key| matches!(key.kind, Kind::ServiceEntry | Kind::Service));
         let mut stale = self.stale(index, &changes);
         let mesh = self.settings.mesh(index);
-        let routing = index.mesh_config(&self.settings.root_namespace).map(|config| &config.routing);
+        let routing = index.mesh_config().map(|config| &config.routing);
         let audience = routing.and_then(|r| r.service_export_to.clone()).unwrap_or_else(ExportTo::everyone);
         let mesh_changed = mesh != *self.mesh;
         if mesh_changed || audience != self.service_audience {
@@ -174,7 +174,7 @@ impl Compiler {
         }
         let workloads = self.namespaces.values().flat_map(|n| &n.workloads).cloned().collect();
         let services = self.services_by_precedence(&mut problems);
-        let defaults = routes::Defaults::of(index.mesh_config(&self.settings.root_namespace));
+        let defaults = routes::Defaults::of(index.mesh_config());
         let routes = self.routes.update(index, &self.mesh, defaults, services.iter(), &changes);
         problems.extend(self.routes.problems());
         problems.extend(self.namespaces.values().flat_map(|n| &n.problems).cloned());

@@ -16,11 +16,14 @@ use mesh_core::snapshot::Name;
 use crate::{
     problem::{Level, SourceError},
     resource::{
-        AuthorizationPolicy, CONFIG_MAP, EndpointSlice, Key, Kind, MeshConfig, Namespace, Node,
-        PeerAuthentication, Pod, Resource, Service, ServiceEntry, Sidecar, WorkloadEntry,
+        AuthorizationPolicy, EndpointSlice, Key, Kind, MeshConfig, Namespace, Node, PeerAuthentication, Pod,
+        Resource, Service, ServiceEntry, Sidecar, WorkloadEntry,
     },
     source::document::Placed,
 };
+
+/// What problems of objects of an API server are said to be in.
+pub(crate) const API_SERVER: &str = "kubernetes";
 
 /// Where a resource came from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,11 +34,16 @@ pub struct Origin {
     pub document: usize,
     /// Lines of its parts, where a source has them.
     pub placed: Option<Placed>,
+    /// `metadata.generation` of an object of an API server, which has no lines. It counts what users change, not who writes the status.
+    pub generation: Option<i64>,
 }
 
 impl Origin {
     /// A part of the resource as people find it: `routes.yaml:31`, or its document where no line is known.
     pub fn place(&self, field: &str) -> String {
+        if let Some(generation) = self.generation {
+            return format!("{}, generation {generation}", self.file.display());
+        }
         let line = self.placed.as_ref().and_then(|placed| Some(placed.first_line + placed.lines.at(field)?));
         match line {
             Some(line) => format!("{}:{line}", self.file.display()),
@@ -79,7 +87,7 @@ impl Index {
         let mut holds: BTreeMap<Key, Vec<(Origin, Arc<Resource>)>> = BTreeMap::new();
         for (document, resource) in resources {
             let placed = lines.get(&document).cloned();
-            let origin = Origin { file: Arc::clone(&file), document, placed };
+            let origin = Origin { file: Arc::clone(&file), document, placed, generation: None };
             holds.entry(resource.key()).or_default().push((origin, resource));
         }
         let keys: BTreeSet<Key> = holds.keys().cloned().collect();
@@ -94,6 +102,18 @@ impl Index {
         if !keys.is_empty() {
             self.by_file.insert(file, keys);
         }
+    }
+
+    /// Puts an object of an API server in the place of the one it was, or takes it away. The work does not grow with the index.
+    pub fn put_object(&mut self, key: Key, generation: i64, resource: Option<Arc<Resource>>) {
+        let path = match &*key.name.namespace {
+            "" => format!("{}/{}", key.kind, key.name.name),
+            namespace => format!("{}/{namespace}/{}", key.kind, key.name.name),
+        };
+        let file: Arc<Path> = Path::new(&path).into();
+        let origin =
+            Origin { file: Arc::clone(&file), document: 1, placed: None, generation: Some(generation) };
+        self.put(key, &file, resource.into_iter().map(|resource| (origin.clone(), resource)).collect());
     }
 
     /// Replaces the candidates that come from `file`.
@@ -271,13 +291,12 @@ impl Index {
         })
     }
 
-    /// Settings of the mesh, which lie in its root namespace.
-    pub fn mesh_config(&self, root_namespace: &str) -> Option<&MeshConfig> {
-        let key = Key { kind: Kind::ConfigMap, name: Name::new(root_namespace, CONFIG_MAP) };
-        match self.get(&key)? {
+    /// Settings of the mesh: of all ConfigMaps a source reads only that one.
+    pub fn mesh_config(&self) -> Option<&MeshConfig> {
+        self.each(Kind::ConfigMap).find_map(|(_, resource)| match resource {
             Resource::MeshConfig(config) => Some(config),
             _ => None,
-        }
+        })
     }
 
     /// The resources of a kind with their origins, by namespace and name.
@@ -324,9 +343,10 @@ impl Index {
 /// A problem of one resource.
 pub(crate) fn located(key: &Key, origin: &Origin, level: Level, field: &str, message: String) -> SourceError {
     let namespace = &*key.name.namespace;
+    let is_object = origin.generation.is_some();
     SourceError {
-        file: PathBuf::from(&*origin.file),
-        document: Some(origin.document),
+        file: if is_object { PathBuf::from(API_SERVER) } else { PathBuf::from(&*origin.file) },
+        document: (!is_object).then_some(origin.document),
         kind: Some(key.kind.as_str().to_owned()),
         namespace: (!namespace.is_empty()).then(|| namespace.to_owned()),
         name: Some(key.name.name.to_string()),

@@ -1,7 +1,7 @@
 //! Sources, index, compilation and publication of the mesh's configuration.
 //!
 //! ```text
-//! directory ─▶ document ─▶ resource ─▶ index ─▶ compile ─▶ Snapshot (mesh-core), SourceStatus
+//! directory, API server ─▶ document ─▶ resource ─▶ index ─▶ compile ─▶ Snapshot (mesh-core), SourceStatus
 //! ```
 //!
 //! Invariants:
@@ -14,6 +14,7 @@
 pub mod analyze;
 pub mod compile;
 pub mod index;
+pub mod kubernetes;
 pub mod link;
 pub mod offline;
 pub mod problem;

@@ -126,7 +126,7 @@ struct World {
 }
 
 fn read_all(paths: &[PathBuf], root_namespace: &str) -> Result<World, LoadError> {
-    let rules = Rules { root_namespace: root_namespace.to_owned() };
+    let rules = Rules::new(root_namespace);
     let files = files(paths)?;
     let mut world = World {
         index: Index::default(),

@@ -3,4 +3,5 @@
 pub(crate) mod directory;
 pub mod document;
 pub mod file;
+pub mod kubernetes;
 pub mod lines;

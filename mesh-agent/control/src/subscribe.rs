@@ -31,6 +31,7 @@ use mesh_identity::{
     bundle::TrustMaterial,
     clock::{Clock, SystemClock},
 };
+use rustls::pki_types::ServerName;
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -41,7 +42,7 @@ use zeroize::Zeroizing;
 use self::{
     backoff::Backoff,
     channel::{ConnectError, ControllerUrl},
-    credentials::{CredentialError, Credentials, NODE_CERTIFICATE_TTL, random},
+    credentials::{CredentialError, Credentials, NODE_CERTIFICATE_TTL, ServiceAccountFiles, random},
     disk::SnapshotFile,
     issuer::RemoteIssuer,
     saver::Saver,
@@ -76,12 +77,32 @@ pub struct SubscribeOptions {
     pub state_dir: PathBuf,
 }
 
+/// How a node whose agent runs in a pod reaches its controller.
+#[derive(Clone, Debug)]
+pub struct ServiceAccountOptions {
+    /// Where it is.
+    pub controller: ControllerUrl,
+    /// The DNS name in its certificate, if not the URL's host.
+    pub server_name: Option<String>,
+    /// Name of this node. What the controller takes for it is what the API server says.
+    pub node: String,
+    /// The projected token, audience [`crate::kubernetes::tokens::AUDIENCE`].
+    pub token_file: PathBuf,
+    /// The roots that the controller publishes as a ConfigMap, PEM.
+    pub root_file: PathBuf,
+    /// Folder for the last state.
+    pub state_dir: PathBuf,
+}
+
 /// Why a link cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Name, token or roots.
     #[error(transparent)]
     Credentials(#[from] CredentialError),
+    /// What the controller's certificate is to be judged by.
+    #[error("{0:?} is no name that a certificate can have")]
+    ServerName(String),
     /// No thread.
     #[error("cannot start the thread of the controller link")]
     Thread(#[source] std::io::Error),
@@ -122,7 +143,54 @@ pub fn start_with(
     wait: bool,
 ) -> Result<Subscription, StartError> {
     let SubscribeOptions { controller, identity, roots, node, token, state_dir } = options;
-    let credentials = Arc::new(Credentials::new(&node, token, identity, roots.clone(), Arc::clone(&clock))?);
+    let credentials = Credentials::new(&node, token, identity, roots.clone(), Arc::clone(&clock))?;
+    let place = Place { controller, node, state_dir };
+    start_as(credentials, place, roots, clock, wait)
+}
+
+/// Starts a link over which the node proves itself by its pod's service account: the token is read for each call, the roots for each
+/// connection. Blocks until there is a first state, as [`start`].
+///
+/// # Errors
+/// Only what waiting would not mend; files that are not there yet are waited for.
+pub fn start_by_service_account(options: ServiceAccountOptions) -> Result<Subscription, StartError> {
+    start_by_service_account_with(options, true)
+}
+
+/// [`start_by_service_account`], without waiting for the first state unless told to `wait`.
+///
+/// # Errors
+/// As [`start_by_service_account`].
+pub fn start_by_service_account_with(
+    options: ServiceAccountOptions,
+    wait: bool,
+) -> Result<Subscription, StartError> {
+    let ServiceAccountOptions { controller, server_name, node, token_file, root_file, state_dir } = options;
+    let name = server_name.unwrap_or_else(|| controller.host().to_owned());
+    let server_name = ServerName::try_from(name.clone()).map_err(|_| StartError::ServerName(name))?;
+    let files = ServiceAccountFiles { token: token_file, roots: root_file, server_name };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let credentials = Credentials::of_service_account(&node, files, Arc::clone(&clock))?;
+    let place = Place { controller, node, state_dir };
+    start_as(credentials, place, TrustMaterial::default(), clock, wait)
+}
+
+/// Where the controller is, and where the node is.
+struct Place {
+    controller: ControllerUrl,
+    node: String,
+    state_dir: PathBuf,
+}
+
+fn start_as(
+    credentials: Credentials,
+    place: Place,
+    roots: TrustMaterial,
+    clock: Arc<dyn Clock>,
+    wait: bool,
+) -> Result<Subscription, StartError> {
+    let Place { controller, node, state_dir } = place;
+    let credentials = Arc::new(credentials);
     let file = SnapshotFile::new(&state_dir, &node);
     let (channel_tx, channel) = watch::channel(None);
     let (trust_tx, trust) = watch::channel(Arc::new(roots.clone()));
@@ -270,12 +338,16 @@ impl Keeper {
         &mut self,
         first: &std::sync::mpsc::SyncSender<()>,
     ) -> Result<std::convert::Infallible, LinkError> {
-        if self.credentials.certificate().is_none() {
+        let credentials = &self.credentials;
+        let connect = async || -> Result<Channel, LinkError> {
+            let (tls, name) = (credentials.client_config()?, credentials.server_name());
+            Ok(channel::connect(&self.controller, tls, name).await?)
+        };
+        if credentials.wants_certificate() && credentials.certificate().is_none() {
             // With the token, over a connection that proves the controller's identity alone.
-            let channel = channel::connect(&self.controller, self.credentials.client_config()?).await?;
-            renew(channel, &self.credentials, &self.status).await?;
+            renew(connect().await?, credentials, &self.status).await?;
         }
-        let channel = channel::connect(&self.controller, self.credentials.client_config()?).await?;
+        let channel = connect().await?;
         let opening = Stream::open(channel.clone(), &self.credentials, &self.store);
         let mut stream = timeout(OPEN_WITHIN, opening).await.map_err(|_late| LinkError::Silent)??;
         self.channel.send_replace(Some(channel));
@@ -367,6 +439,9 @@ async fn keep_certificate(
     mut channel: watch::Receiver<Option<Channel>>,
     status: watch::Sender<Arc<LinkStatus>>,
 ) {
+    if !credentials.wants_certificate() {
+        return std::future::pending().await;
+    }
     let mut backoff = Backoff::default();
     loop {
         // The sender lives as long as this future.

@@ -8,8 +8,8 @@ use std::sync::{Arc, LazyLock};
 
 use mesh_core::identity::Identity;
 use rustls::{
-    ClientConfig, ServerConfig,
-    client::{ResolvesClientCert, Resumption},
+    ClientConfig, RootCertStore, ServerConfig,
+    client::{ResolvesClientCert, Resumption, WebPkiServerVerifier},
     crypto::{
         CryptoProvider,
         aws_lc_rs::{
@@ -19,6 +19,7 @@ use rustls::{
             default_provider, kx_group,
         },
     },
+    pki_types::CertificateDer,
     server::NoServerSessionStorage,
     sign::SingleCertAndKey,
     version::TLS13,
@@ -88,6 +89,32 @@ impl TlsContext {
         config.enable_early_data = false;
         config.enable_sni = false;
         config.enable_secret_extraction = true;
+        Ok(config)
+    }
+
+    /// The configuration of a client that shows nothing and accepts the server that has the DNS name it dials, under what is trusted or
+    /// one of `roots`: for a client that does not know the server's identity yet. Workloads' certificates have no DNS names, so none of
+    /// them is taken for the server.
+    ///
+    /// # Errors
+    /// Nothing is trusted, or as [`Self::client`].
+    pub fn client_of_named(&self, roots: &[CertificateDer<'static>]) -> Result<ClientConfig, TlsError> {
+        let known = self.trust.current();
+        let mut anchors = RootCertStore::empty();
+        anchors.add_parsable_certificates(known.material().roots.iter().chain(roots).cloned());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(anchors), Arc::clone(&PROVIDER))
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        let mut config = ClientConfig::builder_with_details(
+            Arc::clone(&PROVIDER),
+            Arc::new(TlsTime(Arc::clone(&self.clock))),
+        )
+        .with_protocol_versions(&[&TLS13])?
+        .with_webpki_verifier(verifier)
+        .with_no_client_auth();
+        config.alpn_protocols = vec![ALPN_H2.to_vec()];
+        config.resumption = Resumption::disabled();
+        config.enable_early_data = false;
         Ok(config)
     }
 

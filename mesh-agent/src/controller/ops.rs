@@ -1,4 +1,4 @@
-//! Owns what operators ask a controller over HTTP: `/metrics`, `/readyz`, `/healthz`, `/sessions`.
+//! Owns what operators ask a controller over HTTP: `/metrics`, `/readyz`, `/healthz`, `/sessions`, `/resources`.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -68,7 +68,12 @@ impl Answers for Ops {
             "/readyz" => self.ready(),
             "/healthz" => http::text(StatusCode::OK, PLAIN, "ok\n"),
             "/sessions" => http::json(&self.publication.sessions()),
-            _ => http::text(StatusCode::NOT_FOUND, PLAIN, "try /metrics, /readyz, /healthz or /sessions\n"),
+            "/resources" => http::json(&self.publication.resources()),
+            _ => http::text(
+                StatusCode::NOT_FOUND,
+                PLAIN,
+                "try /metrics, /readyz, /healthz, /sessions or /resources\n",
+            ),
         }
     }
 }

@@ -81,7 +81,7 @@ fn options(args: &NodeArgs, controller: &ControllerUrl, node: &str) -> anyhow::R
         Some(_) => None,
     };
     let identity =
-        said.unwrap_or_else(|| controller_identity(&args.trust.trust_domain, &args.trust.root_namespace));
+        said.unwrap_or_else(|| controller_identity(&args.trust.trust_domain, args.trust.root_namespace()));
     Ok(SubscribeOptions {
         controller: controller.clone(),
         identity,

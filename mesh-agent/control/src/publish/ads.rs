@@ -33,12 +33,12 @@ use tonic::{
 };
 
 use super::{
-    auth::{Connection, node_of},
+    auth::{Connection, NodeProof, node_of},
     metrics::{AnswerLabels, Client, ClientLabels, KindLabels, PublishMetrics, ReasonLabels},
     session::{Answer, KindStatus, Request, Response, Session, SessionError},
-    world::{Edits, World},
+    world::{Edits, Resource, World},
 };
-use crate::link::{Kind, token::JoinSecret};
+use crate::link::Kind;
 
 /// Streams at once.
 pub const SESSIONS_MAX: usize = 10_000;
@@ -84,6 +84,33 @@ pub struct SessionView {
     seen: u64,
 }
 
+/// A published resource, for operators.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ResourceView {
+    /// Kind.
+    pub kind: &'static str,
+    /// Name.
+    pub name: Arc<str>,
+    /// Hash of its contents: equal in controllers that would say the same.
+    pub version: String,
+    /// Size as it is sent.
+    pub bytes: usize,
+    /// The only node that gets it; none for all.
+    pub node: Option<Arc<str>>,
+}
+
+impl ResourceView {
+    fn of(kind: Kind, resource: &Resource) -> Self {
+        Self {
+            kind: kind.as_str(),
+            name: Arc::clone(&resource.name),
+            version: resource.version_text(),
+            bytes: resource.body.len(),
+            node: resource.node.clone(),
+        }
+    }
+}
+
 impl Publication {
     /// Nothing is known yet; clients wait.
     pub fn new(metrics: PublishMetrics) -> Self {
@@ -126,6 +153,13 @@ impl Publication {
     /// Becomes true when all streams are to end.
     pub(super) fn closing(&self) -> watch::Receiver<bool> {
         self.0.closing.subscribe()
+    }
+
+    /// Every resource that is published, by kind and name.
+    pub fn resources(&self) -> Vec<ResourceView> {
+        let world = self.0.world.read().unwrap_or_else(PoisonError::into_inner);
+        let of = |kind: Kind| world.after(kind, None).map(move |resource| ResourceView::of(kind, resource));
+        Kind::ALL.into_iter().flat_map(of).collect()
     }
 
     /// The clients connected now, oldest first.
@@ -214,7 +248,7 @@ impl Drop for Entry {
 #[derive(Debug)]
 pub(super) struct Ads {
     pub(super) publication: Publication,
-    pub(super) secret: Arc<JoinSecret>,
+    pub(super) proof: Arc<NodeProof>,
 }
 
 #[tonic::async_trait]
@@ -235,7 +269,7 @@ impl AggregatedDiscoveryService for Ads {
     ) -> Result<Reply<Self::DeltaAggregatedResourcesStream>, Status> {
         let connection = call.extensions().get::<Connection>();
         let remote = connection.map(|connection| connection.remote.to_string()).unwrap_or_default();
-        let node = node_of(connection, call.metadata(), &self.secret).map_err(|error| {
+        let node = node_of(connection, call.metadata(), &self.proof).await.map_err(|error| {
             self.publication.0.metrics.refuse(error.as_str());
             tracing::warn!(%remote, reason = error.as_str(), "refused a client of xDS");
             Status::from(error)

@@ -1,4 +1,4 @@
-//! Owns who a client of the controller is: a node, by its certificate or by its token.
+//! Owns who a client of the controller is: a node, by its certificate, by a token made of the join secret, or by its service account's token.
 //!
 //! Invariants: a client that shows both must be the same node by both; nothing but a node gets anything.
 
@@ -7,7 +7,19 @@ use std::{net::SocketAddr, sync::Arc};
 use mesh_identity::peer::Principal;
 use tonic::{Code, Status, metadata::MetadataMap};
 
-use crate::link::token::JoinSecret;
+use crate::{
+    kubernetes::tokens::{TokenRefusal, TokenReviews},
+    link::token::JoinSecret,
+};
+
+/// What a node's token is proved by.
+#[derive(Debug)]
+pub enum NodeProof {
+    /// Tokens are made of this secret.
+    JoinSecret(Box<JoinSecret>),
+    /// Tokens are service accounts', and the API server reviews them.
+    ServiceAccount(Box<TokenReviews>),
+}
 
 /// What is known of a connection; every call on it carries it.
 #[derive(Clone, Debug)]
@@ -33,6 +45,9 @@ pub enum AuthError {
     /// The token is of another node than the certificate.
     #[error("certificate and token are of different nodes")]
     Mismatch,
+    /// What the API server says of a service account's token.
+    #[error(transparent)]
+    ServiceAccount(#[from] TokenRefusal),
 }
 
 impl AuthError {
@@ -43,13 +58,22 @@ impl AuthError {
             Self::NotANode => "not_a_node",
             Self::Token => "bad_token",
             Self::Mismatch => "credentials_differ",
+            Self::ServiceAccount(TokenRefusal::Form | TokenRefusal::NotAuthentic) => "bad_token",
+            Self::ServiceAccount(TokenRefusal::Account) => "other_service_account",
+            Self::ServiceAccount(TokenRefusal::NoNode) => "token_without_node",
+            Self::ServiceAccount(TokenRefusal::Unavailable) => "token_review_unavailable",
         }
     }
 }
 
 impl From<AuthError> for Status {
     fn from(error: AuthError) -> Self {
-        Self::new(Code::Unauthenticated, format!("{}: {error}", error.as_str()))
+        let code = match error {
+            // Worth another try.
+            AuthError::ServiceAccount(TokenRefusal::Unavailable | TokenRefusal::NoNode) => Code::Unavailable,
+            _ => Code::Unauthenticated,
+        };
+        Self::new(code, format!("{}: {error}", error.as_str()))
     }
 }
 
@@ -57,17 +81,17 @@ impl From<AuthError> for Status {
 ///
 /// # Errors
 /// It is none.
-pub fn node_of(
+pub async fn node_of(
     connection: Option<&Connection>,
     metadata: &MetadataMap,
-    secret: &JoinSecret,
+    proof: &NodeProof,
 ) -> Result<Arc<str>, AuthError> {
     let by_certificate = match connection.and_then(|connection| connection.principal.as_ref()) {
         Some(Principal::Node(node)) => Some(Arc::clone(&node.node)),
         Some(Principal::Workload(_)) => return Err(AuthError::NotANode),
         None => None,
     };
-    let by_token = match metadata.get("authorization") {
+    let by_token: Option<Arc<str>> = match metadata.get("authorization") {
         None => None,
         Some(header) => {
             let header = header.to_str().map_err(|_| AuthError::Token)?;
@@ -75,13 +99,20 @@ pub fn node_of(
             if !scheme.eq_ignore_ascii_case("bearer") {
                 return Err(AuthError::Token);
             }
-            Some(secret.node_of(token.trim()).map_err(|_| AuthError::Token)?)
+            Some(match proof {
+                NodeProof::JoinSecret(secret) => {
+                    secret.node_of(token.trim()).map_err(|_| AuthError::Token)?.into()
+                }
+                NodeProof::ServiceAccount(reviews) => reviews.node_of(token.trim()).await?,
+            })
         }
     };
     match (by_certificate, by_token) {
+        // Such nodes get no certificates of their own: each of their calls brings the token.
+        (_, None) if matches!(proof, NodeProof::ServiceAccount(_)) => Err(AuthError::Missing),
         (Some(node), Some(other)) if *node != *other => Err(AuthError::Mismatch),
         (Some(node), _) => Ok(node),
-        (None, Some(node)) => Ok(node.into()),
+        (None, Some(node)) => Ok(node),
         (None, None) => Err(AuthError::Missing),
     }
 }
@@ -107,36 +138,45 @@ mod tests {
         metadata
     }
 
-    #[test]
-    fn a_node_is_known_by_certificate_or_token() {
+    fn proof() -> (NodeProof, String) {
         let secret = JoinSecret::generate().unwrap();
-        let (none, token) = (MetadataMap::new(), bearer(&secret.token("n1")));
-        let by = |principal, metadata: &MetadataMap| node_of(Some(&connection(principal)), metadata, &secret);
-        assert_eq!(by(node("n1"), &none).as_deref(), Ok("n1"));
-        assert_eq!(by(None, &token).as_deref(), Ok("n1"));
-        assert_eq!(by(node("n1"), &token).as_deref(), Ok("n1"));
-        assert_eq!(by(node("n2"), &token), Err(AuthError::Mismatch));
-        assert_eq!(by(None, &none), Err(AuthError::Missing));
+        let token = secret.token("n1");
+        (NodeProof::JoinSecret(Box::new(secret)), token)
     }
 
-    #[test]
-    fn a_workload_is_no_node_even_with_a_token() {
-        let secret = JoinSecret::generate().unwrap();
+    #[tokio::test]
+    async fn a_node_is_known_by_certificate_or_token() {
+        let (proof, token) = proof();
+        let (none, token) = (MetadataMap::new(), bearer(&token));
+        let by = async |principal, metadata: &MetadataMap| {
+            let node = node_of(Some(&connection(principal)), metadata, &proof).await;
+            node.map(|node| node.to_string())
+        };
+        assert_eq!(by(node("n1"), &none).await.as_deref(), Ok("n1"));
+        assert_eq!(by(None, &token).await.as_deref(), Ok("n1"));
+        assert_eq!(by(node("n1"), &token).await.as_deref(), Ok("n1"));
+        assert_eq!(by(node("n2"), &token).await, Err(AuthError::Mismatch));
+        assert_eq!(by(None, &none).await, Err(AuthError::Missing));
+    }
+
+    #[tokio::test]
+    async fn a_workload_is_no_node_even_with_a_token() {
+        let (proof, token) = proof();
         let workload = Some(Principal::from(Identity::new("cluster.local", "shop", "cart")));
-        let outcome = node_of(Some(&connection(workload)), &bearer(&secret.token("n1")), &secret);
+        let outcome = node_of(Some(&connection(workload)), &bearer(&token), &proof).await;
         assert_eq!(outcome, Err(AuthError::NotANode));
     }
 
-    #[test]
-    fn a_certificate_does_not_excuse_a_bad_token() {
-        let secret = JoinSecret::generate().unwrap();
+    #[tokio::test]
+    async fn a_certificate_does_not_excuse_a_bad_token() {
+        let (proof, _) = proof();
         let other = JoinSecret::generate().unwrap().token("n1");
         for metadata in [bearer("n1.x"), bearer(&other), bearer("")] {
-            let outcome = node_of(Some(&connection(node("n1"))), &metadata, &secret);
+            let outcome = node_of(Some(&connection(node("n1"))), &metadata, &proof).await;
             assert_eq!(outcome, Err(AuthError::Token));
         }
         let mut basic = MetadataMap::new();
         basic.insert("authorization", "Basic bjE6eA==".parse().unwrap());
-        assert_eq!(node_of(None, &basic, &secret), Err(AuthError::Token));
+        assert_eq!(node_of(None, &basic, &proof).await, Err(AuthError::Token));
     }
 }

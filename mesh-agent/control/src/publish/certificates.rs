@@ -20,11 +20,11 @@ use prost_types::{Struct, value::Kind as ValueKind};
 use tonic::{Request as Call, Response as Reply, Status};
 
 use super::{
-    auth::{Connection, node_of},
+    auth::{Connection, NodeProof, node_of},
     hosted::Hosted,
     metrics::{PublishMetrics, ReasonLabels, SubjectLabels},
 };
-use crate::link::{files::pem, token::JoinSecret};
+use crate::link::files::pem;
 
 /// Field of the request's metadata that names the workload, as ztunnel sets it.
 pub const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
@@ -34,7 +34,7 @@ pub const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
 pub(super) struct Certificates {
     pub(super) ca: Arc<Ca>,
     pub(super) hosted: Arc<Hosted>,
-    pub(super) secret: Arc<JoinSecret>,
+    pub(super) proof: Arc<NodeProof>,
     pub(super) metrics: PublishMetrics,
 }
 
@@ -51,7 +51,12 @@ impl Certificates {
         };
         let allowed = |principal: &Principal| match principal {
             Principal::Workload(identity) => self.hosted.is_hosted(node, identity),
-            Principal::Node(asked) => *asked.node == *node && self.hosted.is_ours(&asked.trust_domain),
+            // Who has a service account's token needs no other proof, and a certificate would outlive the token.
+            Principal::Node(asked) => {
+                matches!(*self.proof, NodeProof::JoinSecret(_))
+                    && *asked.node == *node
+                    && self.hosted.is_ours(&asked.trust_domain)
+            }
         };
         let request =
             SignRequest { csr: request.csr.as_bytes(), subject: subject.as_ref(), ttl, requester: node };
@@ -66,7 +71,7 @@ impl IstioCertificateService for Certificates {
         call: Call<IstioCertificateRequest>,
     ) -> Result<Reply<IstioCertificateResponse>, Status> {
         let connection = call.extensions().get::<Connection>();
-        let node = node_of(connection, call.metadata(), &self.secret).map_err(|error| {
+        let node = node_of(connection, call.metadata(), &self.proof).await.map_err(|error| {
             self.metrics.refuse(error.as_str());
             self.metrics.not_issued.get_or_create(&ReasonLabels { reason: "unauthenticated" }).inc();
             let remote = connection.map(|connection| connection.remote.to_string()).unwrap_or_default();

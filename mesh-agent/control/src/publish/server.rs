@@ -36,6 +36,7 @@ use tonic::transport::Server;
 
 use super::{
     ads::{Ads, Publication},
+    auth::NodeProof,
     certificates::Certificates,
     feed::Feed,
     hosted::Hosted,
@@ -43,7 +44,7 @@ use super::{
     metrics::PublishMetrics,
 };
 use crate::{
-    link::{CONTROLLER_ACCOUNT, KEEPALIVE_EACH, KEEPALIVE_WITHIN, MESSAGE_BYTES_MAX, token::JoinSecret},
+    link::{CONTROLLER_ACCOUNT, KEEPALIVE_EACH, KEEPALIVE_WITHIN, MESSAGE_BYTES_MAX},
     status::SourceStatus,
 };
 
@@ -65,8 +66,12 @@ pub struct ServerParts {
     pub listener: TcpListener,
     /// The authority.
     pub ca: Arc<Ca>,
-    /// What nodes' tokens are made with.
-    pub secret: JoinSecret,
+    /// What nodes' tokens are proved by.
+    pub proof: NodeProof,
+    /// Namespace that the controller runs in: a part of its identity and of its names.
+    pub namespace: String,
+    /// DNS suffix of services.
+    pub cluster_domain: String,
     /// The world.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Where it comes from and what is wrong with it.
@@ -120,6 +125,7 @@ struct Own {
     ca: Arc<Ca>,
     tls: TlsContext,
     identity: Identity,
+    names: Vec<String>,
     config: watch::Sender<Arc<ServerConfig>>,
 }
 
@@ -136,15 +142,16 @@ impl Controller {
         let material = Arc::clone(&parts.ca.trust().borrow());
         publication.apply(feed.edits(&snapshot, &parts.sources.borrow(), &material));
         let mesh = snapshot.mesh();
-        let identity = controller_identity(&mesh.trust_domain, &mesh.root_namespace);
+        let identity = controller_identity(&mesh.trust_domain, &parts.namespace);
         let domains = TrustDomains {
             local: Arc::clone(&mesh.trust_domain),
             aliases: mesh.trust_domain_aliases.clone(),
         };
         let trust = Arc::new(Trust::new(domains, (*material).clone())?);
         let tls = TlsContext { trust, clock: Arc::clone(&parts.clock) };
-        let (config, renew_at) = certificate(&parts.ca, &tls, &identity)?;
-        let own = Own { ca: Arc::clone(&parts.ca), tls, identity, config: watch::Sender::new(config) };
+        let names = names(&parts.namespace, &parts.cluster_domain);
+        let (config, renew_at) = certificate(&parts.ca, &tls, &identity, &names)?;
+        let own = Own { ca: Arc::clone(&parts.ca), tls, identity, names, config: watch::Sender::new(config) };
         Ok(Self { parts, addr, publication, own, renew_at, feed })
     }
 
@@ -158,9 +165,14 @@ impl Controller {
         &self.own.identity
     }
 
-    /// What nodes' tokens are made with.
-    pub fn secret(&self) -> &JoinSecret {
-        &self.parts.secret
+    /// What nodes' tokens are proved by.
+    pub fn proof(&self) -> &NodeProof {
+        &self.parts.proof
+    }
+
+    /// What the server shows to those who connect, newest last: for other servers of this process.
+    pub fn tls(&self) -> watch::Receiver<Arc<ServerConfig>> {
+        self.own.config.subscribe()
     }
 
     /// What is published, and to whom.
@@ -175,15 +187,15 @@ impl Controller {
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self { parts, publication, own, renew_at, feed, .. } = self;
         let hosted = Arc::new(Hosted::new(parts.snapshots.clone()));
-        let secret = Arc::new(parts.secret);
+        let proof = Arc::new(parts.proof);
         let incoming = listener::accept(parts.listener, own.config.subscribe(), parts.metrics.clone());
         let certificates = Certificates {
             ca: Arc::clone(&parts.ca),
             hosted,
-            secret: Arc::clone(&secret),
+            proof: Arc::clone(&proof),
             metrics: parts.metrics.clone(),
         };
-        let ads = Ads { publication: publication.clone(), secret };
+        let ads = Ads { publication: publication.clone(), proof };
         let mut closing = publication.closing();
         let server = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_EACH))
@@ -279,7 +291,7 @@ async fn renew(own: &Own, mut renew_at: SystemTime) {
                 return std::future::pending().await;
             },
         }
-        match certificate(&own.ca, &own.tls, &own.identity) {
+        match certificate(&own.ca, &own.tls, &own.identity, &own.names) {
             Ok((config, at)) => {
                 own.config.send_replace(config);
                 renew_at = at;
@@ -298,22 +310,31 @@ fn certificate(
     ca: &Ca,
     tls: &TlsContext,
     identity: &Identity,
+    names: &[String],
 ) -> Result<(Arc<ServerConfig>, SystemTime), ServeError> {
     let key = PrivateKey::generate(KeyAlgorithm::default())?;
-    let namespace = &identity.namespace;
-    // The names that Istio's own clients expect.
-    let names: Vec<String> = ["istiod", identity.service_account.as_ref()]
-        .iter()
-        .flat_map(|service| [format!("{service}.{namespace}.svc"), format!("{service}.{namespace}")])
-        .collect();
-    let issued = ca.issue_own(&key, identity, &names, OWN_TTL)?;
+    let issued = ca.issue_own(&key, identity, names, OWN_TTL)?;
     let now = tls.clock.now();
     let svid = Svid::new(Principal::Workload(identity.clone()), &key, &issued, now)?;
     let config = tls.server_or_anonymous(&svid, Expect::WorkloadOrNode)?;
     Ok((Arc::new(config), svid.renew_at(now, 0.0)))
 }
 
+/// The names a controller is called by; the first half those that Istio's own clients expect.
+fn names(namespace: &str, cluster_domain: &str) -> Vec<String> {
+    ["istiod", CONTROLLER_ACCOUNT]
+        .iter()
+        .flat_map(|service| {
+            [
+                format!("{service}.{namespace}.svc.{cluster_domain}"),
+                format!("{service}.{namespace}.svc"),
+                format!("{service}.{namespace}"),
+            ]
+        })
+        .collect()
+}
+
 /// Who a controller is.
-pub fn controller_identity(trust_domain: &str, root_namespace: &str) -> Identity {
-    Identity::new(trust_domain, root_namespace, CONTROLLER_ACCOUNT)
+pub fn controller_identity(trust_domain: &str, namespace: &str) -> Identity {
+    Identity::new(trust_domain, namespace, CONTROLLER_ACCOUNT)
 }

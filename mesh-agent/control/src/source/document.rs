@@ -24,6 +24,9 @@ use crate::{
 /// Largest file that is read: some 50 000 services.
 pub const FILE_BYTES_MAX: u64 = 64 << 20;
 
+/// What is said of a field that a kind does not have.
+pub(crate) const UNKNOWN_FIELD: &str = "is not a field of this kind; it has no effect";
+
 /// Groups all of whose kinds are the mesh's business: one that is not read is worth a warning.
 const MESH_GROUPS: [&str; 6] = [
     "extensions.istio.io",
@@ -87,11 +90,21 @@ pub type Known = HashMap<u64, KnownDocument>;
 pub struct Rules {
     /// Namespace of mesh-wide policies.
     pub root_namespace: String,
+    /// The ConfigMap that holds the settings of the mesh.
+    pub mesh_config: Name,
+}
+
+impl Rules {
+    /// Mesh-wide policies in `root_namespace`, and the settings in Istio's ConfigMap there.
+    pub fn new(root_namespace: &str) -> Self {
+        let mesh_config = Name::new(root_namespace, resource::CONFIG_MAP);
+        Self { root_namespace: root_namespace.to_owned(), mesh_config }
+    }
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { root_namespace: "istio-system".to_owned() }
+        Self::new("istio-system")
     }
 }
 
@@ -139,6 +152,13 @@ pub fn parse(file: &Path, text: &str, rules: &Rules, known: &Known) -> Parsed {
             parsed.known.insert(hash, KnownDocument { resources, lines });
         }
     }
+    parsed
+}
+
+/// Reads one object that an API server holds. `file` is what problems are said to be in.
+pub(crate) fn read_object(file: &Path, object: Value, rules: &Rules) -> Parsed {
+    let mut parsed = Parsed::default();
+    Reader { file, number: 1, rules, parsed: &mut parsed }.object(object, "");
     parsed
 }
 
@@ -276,7 +296,8 @@ impl Reader<'_> {
     fn is_mesh_config(&self, object: &Map<String, Value>) -> bool {
         let meta =
             |key| object.get("metadata").and_then(|m| m.get(key)).and_then(Value::as_str).unwrap_or_default();
-        meta("name") == resource::CONFIG_MAP && meta("namespace") == self.rules.root_namespace
+        let wanted = &self.rules.mesh_config;
+        meta("name") == &*wanted.name && meta("namespace") == &*wanted.namespace
     }
 
     /// `kubectl get -o yaml` writes lists; items of a typed list may leave out what the list says.
@@ -466,7 +487,7 @@ fn unknown_fields(written: &Value, known: &Value, path: &str, problems: &mut Pro
                 match known.get(key) {
                     Some(known) => unknown_fields(value, known, &path, problems),
                     None if checked || is_nothing(value) => {}
-                    None => problems.warning(path, "is not a field of this kind; it has no effect"),
+                    None => problems.warning(path, UNKNOWN_FIELD),
                 }
             }
         }

@@ -125,7 +125,7 @@ impl FileSource {
     pub fn new(dir: impl Into<PathBuf>, mesh: MeshSettings) -> Self {
         let dir = dir.into();
         Self {
-            rules: Rules { root_namespace: mesh.root_namespace.clone() },
+            rules: Rules::new(&mesh.root_namespace),
             status: SourceStatus { source: dir.clone(), ..SourceStatus::default() },
             dir,
             held: BTreeMap::new(),

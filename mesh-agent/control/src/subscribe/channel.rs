@@ -58,6 +58,12 @@ impl ControllerUrl {
         Ok(Self { authority: format!("{host}:{}", uri.port_u16().unwrap_or(DEFAULT_PORT)) })
     }
 
+    /// The host: a name or an address.
+    pub fn host(&self) -> &str {
+        let host = self.authority.rsplit_once(':').map_or(&*self.authority, |(host, _)| host);
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
+
     /// The port.
     pub fn port(&self) -> u16 {
         self.authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(DEFAULT_PORT)
@@ -81,11 +87,15 @@ pub enum ConnectError {
     Connect(String, #[source] tonic::transport::Error),
 }
 
-/// Connects, with a handshake by `tls`.
+/// Connects, with a handshake by `tls`; `name` is what the server is called, if not as in the URL.
 ///
 /// # Errors
 /// No connection, or a handshake that failed.
-pub async fn connect(url: &ControllerUrl, tls: Arc<ClientConfig>) -> Result<Channel, ConnectError> {
+pub async fn connect(
+    url: &ControllerUrl,
+    tls: Arc<ClientConfig>,
+    name: Option<ServerName<'static>>,
+) -> Result<Channel, ConnectError> {
     // TLS is ours to do, so for tonic the scheme is a plain one.
     let endpoint =
         Endpoint::from_shared(format!("http://{}", url.authority)).map_err(ConnectError::Address)?;
@@ -94,7 +104,7 @@ pub async fn connect(url: &ControllerUrl, tls: Arc<ClientConfig>) -> Result<Chan
         .keep_alive_timeout(KEEPALIVE_WITHIN)
         .keep_alive_while_idle(true)
         .connect_timeout(CONNECT_WITHIN)
-        .connect_with_connector(Connector { authority: url.authority.clone(), tls })
+        .connect_with_connector(Connector { authority: url.authority.clone(), tls, name })
         .await
         .map_err(|error| ConnectError::Connect(url.to_string(), error))
 }
@@ -103,6 +113,7 @@ pub async fn connect(url: &ControllerUrl, tls: Arc<ClientConfig>) -> Result<Chan
 struct Connector {
     authority: String,
     tls: Arc<ClientConfig>,
+    name: Option<ServerName<'static>>,
 }
 
 impl Service<Uri> for Connector {
@@ -115,14 +126,17 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, _uri: Uri) -> Self::Future {
-        let (authority, tls) = (self.authority.clone(), Arc::clone(&self.tls));
+        let (authority, tls, name) = (self.authority.clone(), Arc::clone(&self.tls), self.name.clone());
         Box::pin(async move {
             let stream = TcpStream::connect(&authority).await?;
             stream.set_nodelay(true)?;
             let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
-            let host = host.trim_start_matches('[').trim_end_matches(']');
-            // The server is known by its identity; the name is for the protocol's form only.
-            let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+            let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            // A server that is known by its identity needs a name for the protocol's form only.
+            let name = match name {
+                Some(name) => name,
+                None => ServerName::try_from(host).map_err(io::Error::other)?,
+            };
             let stream = TlsConnector::from(tls).connect(name, stream).await.map_err(|error| match error
                 .get_ref()
                 .and_then(|inner| inner.downcast_ref::<rustls::Error>())

@@ -1,10 +1,13 @@
 //! Owns who the agent is towards the controller, and whom it takes for the controller.
 //!
 //! Invariants: the node's key exists in memory only; the token is sent to nobody but a server that proved to be the
-//! controller; the controller is known by its identity, whatever its address or name.
+//! controller; the controller is known by its identity, whatever its address or name. A service account's token goes to the server that
+//! has the controller's DNS name; token and roots are read from their files each time, for both are replaced there.
 
 use std::{
-    fmt,
+    fmt, fs,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -21,7 +24,10 @@ use mesh_identity::{
     svid::Svid,
     tls::TlsContext,
 };
+use rustls::pki_types::{CertificateDer, ServerName};
 use zeroize::Zeroizing;
+
+use crate::link::files::certificates;
 
 /// Life asked for in a node's certificate.
 pub const NODE_CERTIFICATE_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -35,6 +41,14 @@ pub enum CredentialError {
     /// Roots that are none.
     #[error("the controller's roots")]
     Roots(#[source] BundleError),
+    /// The file with the controller's roots.
+    #[error("the controller's roots in {}: {cause}", path.display())]
+    RootFile {
+        /// Which.
+        path: PathBuf,
+        /// Why they cannot be read.
+        cause: String,
+    },
     /// A key, request or configuration could not be made.
     #[error("cannot make the node's {0}: {1}")]
     Make(&'static str, String),
@@ -43,13 +57,34 @@ pub enum CredentialError {
     Unusable(String),
 }
 
+/// Longest file of a token or of roots, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// How an agent in a pod proves itself, and what it knows the controller by.
+#[derive(Clone, Debug)]
+pub struct ServiceAccountFiles {
+    /// The projected token of the agent's service account.
+    pub token: PathBuf,
+    /// The roots that the controller published, PEM.
+    pub roots: PathBuf,
+    /// The controller's DNS name.
+    pub server_name: ServerName<'static>,
+}
+
 /// What the agent shows and expects.
 pub struct Credentials {
     node: NodeIdentity,
-    token: Option<Zeroizing<String>>,
-    controller: Identity,
+    proof: Proof,
     tls: TlsContext,
     own: Mutex<Option<Own>>,
+}
+
+/// How the node proves itself, and to whom.
+enum Proof {
+    /// A token at first, a certificate then; the controller is who its certificate says.
+    Certificate { token: Option<Zeroizing<String>>, controller: Identity },
+    /// A service account's token always; the controller is who has the name.
+    ServiceAccount(ServiceAccountFiles),
 }
 
 #[derive(Clone)]
@@ -74,7 +109,38 @@ impl Credentials {
         let node = NodeIdentity::new(&controller.trust_domain, node).map_err(bad)?;
         let domains = TrustDomains::new(Arc::clone(&controller.trust_domain));
         let trust = Arc::new(Trust::new(domains, roots).map_err(CredentialError::Roots)?);
-        Ok(Self { node, token, controller, tls: TlsContext { trust, clock }, own: Mutex::default() })
+        let proof = Proof::Certificate { token, controller };
+        Ok(Self { node, proof, tls: TlsContext { trust, clock }, own: Mutex::default() })
+    }
+
+    /// A node that proves itself by its service account.
+    ///
+    /// # Errors
+    /// A bad name.
+    pub fn of_service_account(
+        node: &str,
+        files: ServiceAccountFiles,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CredentialError> {
+        // It never has a certificate of its own, so its trust domain is nobody's business.
+        let node = NodeIdentity::new("cluster.local", node)
+            .map_err(|_: PeerError| CredentialError::Node(node.to_owned()))?;
+        let trust = Arc::new(Trust::empty(TrustDomains::new("cluster.local")));
+        let proof = Proof::ServiceAccount(files);
+        Ok(Self { node, proof, tls: TlsContext { trust, clock }, own: Mutex::default() })
+    }
+
+    /// Whether the node proves itself by a certificate once it has one.
+    pub fn wants_certificate(&self) -> bool {
+        matches!(self.proof, Proof::Certificate { .. })
+    }
+
+    /// The name that the controller has to show, if it is known by one.
+    pub fn server_name(&self) -> Option<ServerName<'static>> {
+        match &self.proof {
+            Proof::Certificate { .. } => None,
+            Proof::ServiceAccount(files) => Some(files.server_name.clone()),
+        }
     }
 
     /// The node's name.
@@ -84,7 +150,17 @@ impl Credentials {
 
     /// The token as a header's value, if there is one.
     pub fn bearer(&self) -> Option<Zeroizing<String>> {
-        self.token.as_ref().map(|token| Zeroizing::new(format!("Bearer {}", token.as_str())))
+        let bearer = |token: &str| Zeroizing::new(format!("Bearer {token}"));
+        match &self.proof {
+            Proof::Certificate { token, .. } => token.as_ref().map(|token| bearer(token)),
+            Proof::ServiceAccount(files) => match read(&files.token) {
+                Ok(token) => std::str::from_utf8(&token).ok().map(|token| bearer(token.trim())),
+                Err(error) => {
+                    tracing::error!(path = %files.token.display(), %error, "read the token of the agent's service account");
+                    None
+                }
+            },
+        }
     }
 
     /// Trusts what the controller says from now on.
@@ -100,8 +176,12 @@ impl Credentials {
     /// # Errors
     /// [`CredentialError::Make`].
     pub fn client_config(&self) -> Result<Arc<rustls::ClientConfig>, CredentialError> {
-        let svid = self.certificate();
-        let config = self.tls.client(svid.as_deref(), std::slice::from_ref(&self.controller));
+        let config = match &self.proof {
+            Proof::Certificate { controller, .. } => {
+                self.tls.client(self.certificate().as_deref(), std::slice::from_ref(controller))
+            }
+            Proof::ServiceAccount(files) => self.tls.client_of_named(&roots(&files.roots)?),
+        };
         config.map(Arc::new).map_err(|error| CredentialError::Make("TLS configuration", error.to_string()))
     }
 
@@ -158,11 +238,22 @@ impl Credentials {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("node", &self.node)
-            .field("controller", &self.controller)
-            .finish_non_exhaustive()
+        f.debug_struct("Credentials").field("node", &self.node).finish_non_exhaustive()
     }
+}
+
+/// The roots in a file.
+fn roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, CredentialError> {
+    let failed = |error: String| CredentialError::RootFile { path: path.to_owned(), cause: error };
+    let pem = read(path).map_err(|error| failed(error.to_string()))?;
+    certificates(&pem).map_err(|error| failed(error.to_string()))
+}
+
+/// A small file.
+fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Any number. Waits without chance are still waits, so a system without random bytes is not worth failing for.

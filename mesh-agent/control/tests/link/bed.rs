@@ -15,6 +15,7 @@ use mesh_control::{
     link::token::JoinSecret,
     publish::{
         ads::Publication,
+        auth::NodeProof,
         metrics::PublishMetrics,
         server::{Controller, ServerParts, controller_identity},
     },
@@ -126,7 +127,9 @@ impl Bed {
         let parts = ServerParts {
             listener: TcpListener::bind(addr).await.unwrap(),
             ca: Arc::clone(&self.ca),
-            secret: self.secret(),
+            proof: NodeProof::JoinSecret(Box::new(self.secret())),
+            namespace: "istio-system".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
             snapshots: self.snapshots.subscribe(),
             sources: self.sources.subscribe(),
             clock: Arc::clone(&self.clock) as _,

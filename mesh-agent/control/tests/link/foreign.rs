@@ -37,7 +37,7 @@ impl Foreign {
         let context = TlsContext { trust: Arc::new(trust), clock: Arc::clone(&bed.clock) as _ };
         let tls = context.client(None, &[controller_identity("cluster.local", "istio-system")]).unwrap();
         let url = ControllerUrl::parse(&format!("https://{}", bed.addr())).unwrap();
-        let channel = connect(&url, Arc::new(tls)).await.unwrap();
+        let channel = connect(&url, Arc::new(tls), None).await.unwrap();
         let (requests, outbound) = mpsc::channel(64);
         requests.send(first).await.unwrap();
         let mut call = Request::new(ReceiverStream::new(outbound));
@@ -194,7 +194,7 @@ async fn a_node_has_only_so_many_streams() {
     let context = TlsContext { trust: Arc::new(trust), clock: Arc::clone(&bed.clock) as _ };
     let tls = context.client(None, &[controller_identity("cluster.local", "istio-system")]).unwrap();
     let url = ControllerUrl::parse(&format!("https://{}", bed.addr())).unwrap();
-    let channel = connect(&url, Arc::new(tls)).await.unwrap();
+    let channel = connect(&url, Arc::new(tls), None).await.unwrap();
     let (_requests, outbound) = mpsc::channel(1);
     let mut call = Request::new(ReceiverStream::new(outbound));
     let bearer = format!("Bearer {}", bed.token("n1"));

@@ -46,6 +46,23 @@ pub struct PluggedIn {
     pub crl: Vec<u8>,
 }
 
+impl PluggedIn {
+    /// A new self-signed root of [`ROOT_LIFE`], for whoever keeps it elsewhere than in a folder.
+    ///
+    /// # Errors
+    /// No key, or no random numbers.
+    pub fn self_signed(
+        trust_domain: &str,
+        algorithm: KeyAlgorithm,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        let (key, pem) = PrivateKey::generate_pem(algorithm).map_err(AuthorityError::Key)?;
+        let root = Authority::make_root(trust_domain, &key, now, ROOT_LIFE)?.into_bytes();
+        let ca_key = pem.as_bytes().to_vec().into();
+        Ok(Self { ca_cert: root.clone(), ca_key, root_cert: root, ..Self::default() })
+    }
+}
+
 impl std::fmt::Debug for PluggedIn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PluggedIn").field("ca_cert", &self.ca_cert.len()).finish_non_exhaustive()

@@ -1,0 +1,199 @@
+use std::sync::Arc;
+
+use mesh_core::snapshot::Snapshot;
+use serde_json::{Value, json};
+
+use super::{
+    Change,
+    object::{is_judged, read},
+    world::World,
+};
+use crate::{
+    compile::{Compiler, MeshSettings},
+    index::Index,
+    problem::Level,
+    resource::{Key, Kind},
+    source::document::{Known, Rules, parse},
+};
+
+/// A small shop, as an API server hands it out.
+fn shop() -> Vec<Value> {
+    let meta = |name: &str, generation: i64| {
+        json!({"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "generation": generation, "resourceVersion": "17",
+            "creationTimestamp": "2026-11-01T00:00:00Z", "labels": {"app": "web"},
+            "managedFields": [{"manager": "kubectl", "operation": "Apply"}]})
+    };
+    vec![
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": {"istio.io/dataplane-mode": "ambient"}}}),
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z1"}}}),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta("web", 0)}),
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta("web-1", 0),
+            "spec": {"nodeName": "n1", "serviceAccountName": "web", "containers": [{"name": "web", "ports": [{"containerPort": 8080, "name": "http"}]}]},
+            "status": {"phase": "Running", "podIP": "10.1.0.1", "podIPs": [{"ip": "10.1.0.1"}], "conditions": [{"type": "Ready", "status": "True"}]}}),
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": meta("web", 0),
+            "spec": {"clusterIP": "10.96.0.1", "selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]}}),
+        json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": meta("web", 1),
+            "spec": {"action": "ALLOW", "rules": [{"from": [{"source": {"namespaces": ["shop"]}}]}]}}),
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": meta("web", 3), "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": "web"}],
+            "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]}}),
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": meta("api", 1),
+            "spec": {"hosts": ["api.example.com"], "resolution": "STATIC", "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}],
+                "endpoints": [{"address": "192.0.2.1"}]}}),
+    ]
+}
+
+fn kind_of(object: &Value) -> Kind {
+    let kind = object["kind"].as_str().unwrap();
+    *Kind::ALL.iter().find(|known| known.as_str() == kind).unwrap()
+}
+
+fn put(object: &Value) -> Change {
+    let kind = kind_of(object);
+    let read = read(kind, object["apiVersion"].as_str().unwrap(), object.clone(), &Rules::default());
+    Change::Put(Box::new(read.unwrap()))
+}
+
+fn world_of(objects: &[Value]) -> World {
+    let mut world = World::new(MeshSettings::default());
+    for object in objects {
+        world.apply(put(object));
+    }
+    world
+}
+
+/// A snapshot without the places of rules, which files and objects name differently.
+fn without_places(snapshot: &Snapshot) -> String {
+    let mut workloads: Vec<_> = snapshot.workloads().collect();
+    workloads.sort_by_key(|workload| &workload.name);
+    let mut services: Vec<_> = snapshot.services().collect();
+    services.sort_by_key(|service| &service.name);
+    let mut policies: Vec<_> = snapshot.policies().collect();
+    policies.sort_by_key(|policy| &policy.name);
+    let text = format!("{workloads:?}{services:?}{policies:?}{:?}{:?}", snapshot.routes(), snapshot.mesh());
+    let mut parts = text.split("place: Some(\"");
+    let mut out = parts.next().unwrap().to_owned();
+    for part in parts {
+        out.push_str(part.split_once("\")").unwrap().1);
+    }
+    out
+}
+
+#[test]
+fn the_same_manifests_by_file_and_by_object_give_the_same_snapshot() {
+    let text: String = shop().iter().map(|object| format!("---\n{object}\n")).collect();
+    let parsed = parse("shop.yaml".as_ref(), &text, &Rules::default(), &Known::new());
+    let mut index = Index::default();
+    index.replace("shop.yaml".as_ref(), parsed.resources);
+    let by_file = Compiler::new(MeshSettings::default()).compile(&mut index).snapshot;
+    let by_object = world_of(&shop()).compile();
+    assert_eq!(by_object.status.errors, []);
+    assert!(by_file.workloads().count() == 1 && by_file.services().count() == 2, "{by_file:?}");
+    assert_eq!(without_places(&by_object.snapshot), without_places(&by_file));
+}
+
+#[test]
+fn an_object_that_cannot_be_used_leaves_its_last_good_state_in_force() {
+    let mut objects = shop();
+    let mut world = world_of(&objects);
+    let before = world.compile().snapshot;
+    objects[6]["spec"]["rules"][0]["backendRefs"][0]["port"] = json!(70_000);
+    objects[6]["metadata"]["generation"] = json!(4);
+    world.apply(put(&objects[6]));
+    let state = world.compile();
+    assert!(Arc::ptr_eq(&before, &state.snapshot), "the route of generation 3 stays");
+    assert_eq!(state.status.files_kept_back.len(), 1);
+    let [error] = &*state.status.errors else { panic!("{:?}", state.status.errors) };
+    assert_eq!((error.name.as_deref(), error.level, error.document), (Some("web"), Level::Error, None));
+    assert!(error.field.contains("backendRefs"), "{error}");
+    // Mended, and then gone.
+    objects[6]["spec"]["rules"][0]["backendRefs"][0]["port"] = json!(80);
+    world.apply(put(&objects[6]));
+    assert_eq!(world.compile().status.errors, []);
+    let key = Key { kind: Kind::HttpRoute, name: mesh_core::snapshot::Name::new("shop", "web") };
+    world.apply(Change::Gone(key));
+    assert!(!world.compile().status.by_kind.contains_key(&Kind::HttpRoute));
+}
+
+#[test]
+fn a_status_that_somebody_writes_changes_nothing_that_is_published() {
+    let mut objects = shop();
+    let mut world = world_of(&objects);
+    let before = world.compile();
+    objects[6]["status"] = json!({"parents": [{"controllerName": "a.b/c"}]});
+    objects[6]["metadata"]["resourceVersion"] = json!("18");
+    world.apply(put(&objects[6]));
+    let after = world.compile();
+    assert!(Arc::ptr_eq(&before.snapshot, &after.snapshot));
+    assert!(after.judged.is_some(), "but whoever writes statuses has to know");
+    world.apply(put(&objects[6]));
+    assert!(world.compile().judged.is_none(), "the same again is no change");
+}
+
+#[test]
+fn nothing_is_published_before_every_kind_was_listed() {
+    let mut world = World::new(MeshSettings::default());
+    for kind in Kind::ALL {
+        assert!(!world.is_listed(), "{kind}");
+        world.apply(Change::Listed(*kind));
+    }
+    assert!(world.is_listed());
+}
+
+#[test]
+fn a_kind_that_cannot_be_read_is_said_until_it_can() {
+    let mut world = world_of(&shop());
+    let before = world.compile().snapshot;
+    world.apply(Change::Trouble(Kind::Pod, Some("forbidden".into())));
+    let state = world.compile();
+    assert!(Arc::ptr_eq(&before, &state.snapshot), "nothing is taken away");
+    assert!(
+        state.status.errors[0].to_string().contains("Pods cannot be read: forbidden"),
+        "{:?}",
+        state.status.errors
+    );
+    world.apply(Change::Trouble(Kind::Pod, None));
+    assert_eq!(world.compile().status.errors, []);
+}
+
+#[test]
+fn fields_that_are_newer_than_we_know_are_no_mistake_of_anybody() {
+    let mut pod = shop().swap_remove(3);
+    pod["spec"]["fieldOfNextYear"] = json!(1);
+    let read = read(Kind::Pod, "v1", pod, &Rules::default()).unwrap();
+    assert_eq!(read.problems, []);
+}
+
+#[test]
+fn other_config_maps_are_not_read() {
+    let of = |name: &str| {
+        let object = json!({"metadata": {"name": name, "namespace": "nodemesh-system"}, "data": {"mesh": "trustDomain: a"}});
+        let rules = Rules {
+            mesh_config: mesh_core::snapshot::Name::new("nodemesh-system", "nodemesh"),
+            ..Rules::default()
+        };
+        read(Kind::ConfigMap, "v1", object, &rules)
+    };
+    assert!(of("nodemesh").unwrap().resource.is_some());
+    assert!(of("istio").is_none());
+}
+
+#[test]
+fn users_are_told_about_their_own_kinds_alone() {
+    let judged: Vec<_> =
+        Kind::ALL.iter().filter(|kind| is_judged(**kind)).map(|kind| kind.as_str()).collect();
+    let wanted = [
+        "PeerAuthentication",
+        "AuthorizationPolicy",
+        "VirtualService",
+        "DestinationRule",
+        "Sidecar",
+        "ServiceEntry",
+        "WorkloadEntry",
+        "HTTPRoute",
+        "GRPCRoute",
+        "TLSRoute",
+        "TCPRoute",
+    ];
+    assert_eq!(judged, wanted);
+}
