@@ -28,6 +28,7 @@ pub mod rewrite;
 pub mod scope;
 pub mod sight;
 pub mod stream;
+pub mod variables;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 

@@ -29,6 +29,7 @@ mod session;
 mod switch;
 mod tables;
 pub(crate) mod upstream;
+mod variables;
 
 pub(crate) use self::{
     claim::{claim, may_claim},

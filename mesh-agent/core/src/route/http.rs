@@ -6,6 +6,7 @@ use crate::route::{
     Origin,
     cluster::ClusterKey,
     matching::{FullRegex, HttpMatch, StringMatch},
+    variables::HeaderText,
 };
 
 /// What is done with requests to one host and port.
@@ -99,9 +100,9 @@ pub enum Backend {
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct HeaderOps {
     /// Overwrites, sorted by name.
-    pub set: Vec<(Arc<str>, Arc<str>)>,
+    pub set: Vec<(Arc<str>, HeaderText)>,
     /// Appends, sorted by name.
-    pub add: Vec<(Arc<str>, Arc<str>)>,
+    pub add: Vec<(Arc<str>, HeaderText)>,
     /// Takes away.
     pub remove: Vec<Arc<str>>,
     /// `set` or `add` of `host` or `:authority`: a new authority.

@@ -9,6 +9,7 @@ use crate::route::{
     http::{HeaderOps, HttpRule, PathRewrite, Redirect, RedirectPort, Rewrite, WeightedBackend},
     matching::PathMatch,
     request::RequestView,
+    variables::{HeaderText, Template},
 };
 
 /// Longest path that a rewrite makes, in bytes; what is longer stays as it was. A pattern can blow up what it replaces.
@@ -143,11 +144,21 @@ fn default_port(scheme: &str) -> Option<u16> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderEdit<'a> {
     /// All headers of this name are replaced by one.
-    Set(&'a str, &'a str),
+    Set(&'a str, &'a HeaderText),
     /// One more header of this name.
-    Add(&'a str, &'a str),
+    Add(&'a str, &'a HeaderText),
     /// All headers of this name go.
     Remove(&'a str),
+}
+
+impl<'a> HeaderEdit<'a> {
+    /// What the header's value is made by, if that takes more than copying it.
+    pub fn template(self) -> Option<&'a Template> {
+        match self {
+            Self::Set(_, text) | Self::Add(_, text) => text.template(),
+            Self::Remove(_) => None,
+        }
+    }
 }
 
 impl HeaderOps {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use mesh_core::route::{request::Headers, rewrite::HeaderEdit};
+use mesh_core::route::{request::Headers, rewrite::HeaderEdit, variables::HeaderText};
 
 /// Headers as routes see them.
 pub(super) struct Fields<'a>(pub(super) &'a HeaderMap);
@@ -118,17 +118,27 @@ pub(super) fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes the changes of a rule. What is no header is left out: the compiler has said so already.
-pub(super) fn edit<'a>(headers: &mut HeaderMap, edits: impl Iterator<Item = HeaderEdit<'a>>) {
+/// Makes the changes of a rule, with the values of those that have variables. What is no header is left out: the compiler has said so
+/// already.
+pub(super) fn edit<'a>(
+    headers: &mut HeaderMap,
+    edits: impl Iterator<Item = HeaderEdit<'a>>,
+    filled: Vec<Option<HeaderValue>>,
+) {
+    let mut filled = filled.into_iter();
+    let mut value_of = |text: &HeaderText| match text {
+        HeaderText::Plain(text) => HeaderValue::try_from(&**text).ok(),
+        HeaderText::Template(_) => filled.next().flatten(),
+    };
     for edit in edits {
         match edit {
-            HeaderEdit::Set(name, value) => {
-                if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            HeaderEdit::Set(name, text) => {
+                if let (Some(value), Ok(name)) = (value_of(text), HeaderName::try_from(name)) {
                     headers.insert(name, value);
                 }
             }
-            HeaderEdit::Add(name, value) => {
-                if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            HeaderEdit::Add(name, text) => {
+                if let (Some(value), Ok(name)) = (value_of(text), HeaderName::try_from(name)) {
                     headers.append(name, value);
                 }
             }
@@ -240,9 +250,20 @@ mod tests {
     #[test]
     fn edits_set_add_and_remove() {
         let mut headers = map(&[("a", "1"), ("a", "2"), ("b", "3"), ("c", "4")]);
-        let edits = [HeaderEdit::Set("a", "x"), HeaderEdit::Add("b", "y"), HeaderEdit::Remove("c")];
-        edit(&mut headers, edits.into_iter());
+        let (x, y) = (HeaderText::from("x"), HeaderText::from("y"));
+        let edits = [HeaderEdit::Set("a", &x), HeaderEdit::Add("b", &y), HeaderEdit::Remove("c")];
+        edit(&mut headers, edits.into_iter(), Vec::new());
         assert_eq!(headers, map(&[("a", "x"), ("b", "3"), ("b", "y")]));
+    }
+
+    #[test]
+    fn a_variable_without_a_value_leaves_what_is_there() {
+        let mut headers = map(&[("a", "1"), ("b", "2")]);
+        let text = HeaderText::parse("%PROTOCOL%").unwrap();
+        let edits = [HeaderEdit::Set("a", &text), HeaderEdit::Set("b", &text), HeaderEdit::Add("b", &text)];
+        let filled = vec![None, Some(HeaderValue::from_static("x")), None];
+        edit(&mut headers, edits.into_iter(), filled);
+        assert_eq!(headers, map(&[("a", "1"), ("b", "x")]));
     }
 
     #[test]

@@ -35,7 +35,7 @@ use super::{
     replies,
     session::{Routing, Session},
     switch::Http2Switch,
-    tables,
+    tables, variables,
 };
 use crate::metrics::http::Refusal;
 
@@ -360,7 +360,9 @@ impl Exchange<'_> {
                 (hash, cookie) = self.hash(policy, parts);
             }
         }
-        fields::edit(&mut parts.headers, rule.request_edits(backend));
+        let templates = variables::templates(rule.request_edits(backend));
+        let filled = variables::fill(&templates, self.session, self.record, rule, parts, None);
+        fields::edit(&mut parts.headers, rule.request_edits(backend), filled);
         if let Some(authority) = rule.new_authority(backend)
             && let Ok(authority) = HeaderValue::try_from(&**authority)
         {
@@ -384,8 +386,14 @@ impl Exchange<'_> {
             mirrors: self.mirrors(rule, routing, namespace),
             interim: self.interim(&asked.parts),
         };
+        let templates = variables::templates(rule.response_edits(backend));
+        let kept = (!templates.is_empty()).then(|| variables::keep(&asked.parts));
         let mut response = self.send(asked, plan).await;
-        fields::edit(response.headers_mut(), rule.response_edits(backend));
+        let filled = kept.map_or_else(Vec::new, |request| {
+            let answered = Some((response.status().as_u16(), response.headers()));
+            variables::fill(&templates, self.session, self.record, rule, &request, answered)
+        });
+        fields::edit(response.headers_mut(), rule.response_edits(backend), filled);
         if let Some(cookie) = cookie.and_then(|cookie| cookie.header()) {
             response.headers_mut().append(header::SET_COOKIE, cookie);
         }

@@ -29,7 +29,7 @@ use super::{
     fields::Fields,
     pipeline::{check, flag_of, timeout, view},
     session::Routing,
-    tables,
+    tables, variables,
 };
 use crate::{
     destination::{
@@ -253,7 +253,9 @@ pub fn preview(
     let place = |key: &ClusterKey| destination(snapshot, client, dialled, &routing, key);
     let backend = |rule: &HttpRule, backend: &WeightedBackend| {
         let mut headers = given.clone();
-        fields::edit(&mut headers, rule.request_edits(backend));
+        // Nobody has asked yet: variables are shown as they are written.
+        let unfilled = variables::unfilled(&variables::templates(rule.request_edits(backend)));
+        fields::edit(&mut headers, rule.request_edits(backend), unfilled);
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         BackendPreview {
             weight: backend.weight,

@@ -110,6 +110,11 @@ impl Record {
         self.started
     }
 
+    /// What is said about the response so far.
+    pub(super) fn flags(&self) -> Flags {
+        self.flags.get()
+    }
+
     /// Adds a flag.
     pub(super) fn flag(&self, flag: Flag) {
         self.flags.set(self.flags.get().union(flag.into()));

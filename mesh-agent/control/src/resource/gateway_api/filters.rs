@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use mesh_core::route::{
     http::{Cors, HeaderOps, Millionths, PathRewrite, Redirect, RedirectPort, Rewrite},
     matching::{FullRegex, HttpMatch, PathMatch, StringMatch},
+    variables::HeaderText,
 };
 
 use super::{
@@ -220,7 +221,7 @@ fn header_ops(modifier: &wire::HeaderModifier, field: &str, problems: &mut Probl
         let values = values.as_deref().unwrap_or_default();
         let field = format!("{field}.{list}");
         at_most(values.len(), HEADERS_MAX, &field, problems);
-        let mut read: Vec<(Arc<str>, Arc<str>)> = Vec::with_capacity(values.len());
+        let mut read: Vec<(Arc<str>, HeaderText)> = Vec::with_capacity(values.len());
         for (at, header) in values.iter().enumerate() {
             let field = format!("{field}[{at}]");
             let at_value = format!("{field}.value");
@@ -251,10 +252,11 @@ fn header_ops(modifier: &wire::HeaderModifier, field: &str, problems: &mut Probl
                 // As in VirtualServices (S18): `host` is no header among others, it is where the request goes.
                 ops.authority.get_or_insert_with(|| value.into());
             } else {
+                // The Gateway API has no variables: a value is what it says.
                 read.push((key, value.into()));
             }
         }
-        read.sort();
+        read.sort_by(|(one, _), (other, _)| one.cmp(other));
         if list == "set" { ops.set = read } else { ops.add = read }
     }
     let remove = modifier.remove.as_deref().unwrap_or_default();

@@ -9,6 +9,7 @@ use mesh_core::{
             RetryPolicy, Rewrite, SearchRegex,
         },
         matching::StringMatch,
+        variables::HeaderText,
     },
     snapshot::Name,
 };
@@ -432,7 +433,7 @@ fn header_ops(object: &mut Object<'_>, name: &'static str, problems: &mut Proble
         for (key, node) in ops.entries(field, problems) {
             let Some(value) = node.text(problems) else { continue };
             let lower: Arc<str> = key.to_ascii_lowercase().into();
-            check_header_value(value, &node.path, problems);
+            let text = header_text(value, &node.path, problems);
             if of_requests && matches!(&*lower, "host" | ":authority") {
                 check_authority(value, &node.path, problems);
                 if read.authority.is_some() {
@@ -447,10 +448,10 @@ fn header_ops(object: &mut Object<'_>, name: &'static str, problems: &mut Proble
                         "is there already, in other letters: names of headers have no case",
                     );
                 }
-                list.push((lower, value.into()));
+                list.push((lower, text));
             }
         }
-        list.sort();
+        list.sort_by(|(one, _), (other, _)| one.cmp(other));
     }
     for (path, key) in ops.texts("remove", problems) {
         if check_operated(key, &path, problems) {
@@ -475,19 +476,25 @@ fn check_operated(name: &str, path: &str, problems: &mut Problems) -> bool {
     }
 }
 
-fn check_header_value(value: &str, path: &str, problems: &mut Problems) {
+/// The value of a header, with its variables.
+fn header_text(value: &str, path: &str, problems: &mut Problems) -> HeaderText {
     if value.bytes().any(|b| (b < 0x20 && b != b'\t') || b == 0x7f) {
         problems.error(path, format!("is {value:?}, wanted a value without control characters"));
     }
-    // Envoy replaces %COMMAND%; we do not, and it would be noticed late.
-    let mut pieces = value.split('%');
-    pieces.next();
-    if pieces.next().is_some_and(|name| name.bytes().next().is_some_and(|b| b.is_ascii_uppercase()))
-        && pieces.next().is_some()
-    {
-        let message =
-            format!("is {value:?}: variables of Envoy are not replaced, the value is sent as it stands");
-        problems.warning(path, message);
+    match HeaderText::parse(value) {
+        Ok(text) => {
+            for name in text.without_value() {
+                let message = format!(
+                    "has %{name}%, which stands for nothing here; a header without any value is not sent"
+                );
+                problems.warning(path, message);
+            }
+            text
+        }
+        Err(error) => {
+            problems.error(path, format!("is {value:?}, {error}"));
+            value.into()
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod delegates;
 use mesh_core::route::{
     http::{Abort, Fault, HeaderOps, Millionths, PathRewrite, Redirect, RedirectPort, RetryOn, RetryPolicy},
     matching::FullRegex,
+    variables::HeaderText,
 };
 
 use super::*;
@@ -346,7 +347,7 @@ fn s18_header_operations_are_sorted_and_an_authority_is_told_apart() {
         "headers: {request: {set: {B: '2', a: '1', Host: new.example}, add: {C: '3'}, remove: [D]}, response: {add: {e: '5'}}}, \
          route: [{destination: {host: w}, headers: {request: {add: {':authority': 'dest:80'}}}}]",
     );
-    let pair = |name: &str, value: &str| (Arc::from(name), Arc::from(value));
+    let pair = |name: &str, value: &str| (Arc::from(name), HeaderText::from(value));
     let request = HeaderOps {
         set: vec![pair("a", "1"), pair("b", "2")],
         add: vec![pair("c", "3")],
@@ -374,13 +375,25 @@ fn s18_header_operations_are_sorted_and_an_authority_is_told_apart() {
             "again",
         ),
         (
-            "{request: {set: {a: '%DOWNSTREAM_REMOTE_ADDRESS%'}}}",
+            "{request: {set: {a: '%DURATION%'}}}",
             "W spec.http[0].headers.request.set.a",
-            "as it stands",
+            "%DURATION%, which stands for nothing here",
+        ),
+        ("{request: {set: {a: '%NO_SUCH%'}}}", "E spec.http[0].headers.request.set.a", "%NO_SUCH% is none"),
+        (
+            "{response: {add: {a: '100%'}}}",
+            "E spec.http[0].headers.response.add.a",
+            "%% for the character itself",
         ),
     ] {
         rule_says(&format!("headers: {headers}, {ROUTE}"), &[(start, words)]);
     }
+    let read = rule(
+        "headers: {request: {set: {a: '%DOWNSTREAM_REMOTE_ADDRESS%', b: '100%%'}}}, route: [{destination: {host: w}}]",
+    );
+    let set = read.headers.unwrap().request.set;
+    assert!(set[0].1.template().is_some());
+    assert_eq!(set[1].1, HeaderText::from("100%"));
     rule_says(
         &format!("headers: {{request: {{set: {{host: a}}}}}}, rewrite: {{authority: b}}, {ROUTE}"),
         &[("E spec.http[0].rewrite.authority", "beside an authority")],

@@ -193,10 +193,11 @@ fn rule(request_headers: HeaderOps, response_headers: HeaderOps, authority: Opti
 fn s18_headers_are_set_then_added_then_removed() {
     let ops = ops(&[("a", "1"), ("b", "2")], &[("a", "3")], &["c"], Some("other"));
     let edits: Vec<_> = ops.edits().collect();
+    let [one, two, three] = ["1", "2", "3"].map(HeaderText::from);
     let expected = [
-        HeaderEdit::Set("a", "1"),
-        HeaderEdit::Set("b", "2"),
-        HeaderEdit::Add("a", "3"),
+        HeaderEdit::Set("a", &one),
+        HeaderEdit::Set("b", &two),
+        HeaderEdit::Add("a", &three),
         HeaderEdit::Remove("c"),
     ];
     assert_eq!(edits, expected);
@@ -207,9 +208,10 @@ fn the_backends_changes_lie_inside_the_rules() {
     let rule = rule(ops(&[("x", "rule")], &[], &[], None), ops(&[("y", "rule")], &[], &[], None), None);
     let backend = backend(ops(&[("x", "backend")], &[], &[], None), ops(&[("y", "backend")], &[], &[], None));
     let request: Vec<_> = rule.request_edits(&backend).collect();
-    assert_eq!(request, [HeaderEdit::Set("x", "rule"), HeaderEdit::Set("x", "backend")]);
+    let [of_rule, of_backend] = ["rule", "backend"].map(HeaderText::from);
+    assert_eq!(request, [HeaderEdit::Set("x", &of_rule), HeaderEdit::Set("x", &of_backend)]);
     let response: Vec<_> = rule.response_edits(&backend).collect();
-    assert_eq!(response, [HeaderEdit::Set("y", "backend"), HeaderEdit::Set("y", "rule")]);
+    assert_eq!(response, [HeaderEdit::Set("y", &of_backend), HeaderEdit::Set("y", &of_rule)]);
 }
 
 #[test]

@@ -8,12 +8,13 @@ use mesh_core::route::{
     cluster::{Algorithm, Balancing, Cluster, ClusterKey, ConnectionPool, HashKey, HashTable, TrafficPolicy},
     defaults::{DefaultClusters, MeshDefaults},
     http::{
-        Abort, Action, Backend, Cors, Fault, HeaderOps, HttpTable, Millionths, PathRewrite, Redirect,
-        RedirectPort, RetryOn, RetryPolicy, Rewrite, WeightedBackend,
+        Abort, Action, Backend, Cors, Fault, HeaderOps, HttpRule, HttpTable, Millionths, PathRewrite,
+        Redirect, RedirectPort, RetryOn, RetryPolicy, Rewrite, WeightedBackend,
     },
     matching::{HeaderMatch, HttpMatch, PathMatch, StringMatch},
     normalize::PathNormalization,
     scope::Scoped,
+    variables::HeaderText,
 };
 use mesh_core::snapshot::{Mesh, Name};
 use tokio::time::Instant;
@@ -102,6 +103,43 @@ fn paths_authorities_and_headers_are_changed_on_the_way() {
         assert_eq!(head.headers["x-set"], "1");
         assert_eq!(head.headers["x-envoy-original-path"], "/old/x?q=1");
         assert!(!head.headers.contains_key("x-gone"));
+    });
+}
+
+#[test]
+fn headers_say_what_is_known_of_the_exchange() {
+    test(|world| async move {
+        let (addr, seen) = echo("one").await;
+        let text = |text: &str| HeaderText::parse(text).unwrap();
+        let mut changed = HttpRule { name: Some("to-one".into()), ..forward() };
+        changed.request_headers = HeaderOps {
+            set: vec![
+                ("x-client".into(), text("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%")),
+                ("x-kept".into(), text("%REQ(x-none)%")),
+                ("x-swapped".into(), text("%REQ(x-kept)%")),
+            ],
+            add: vec![("x-how".into(), text("%PROTOCOL% %REQ(:path)% %ROUTE_NAME%"))],
+            ..HeaderOps::default()
+        };
+        changed.response_headers = HeaderOps {
+            set: vec![
+                ("x-by".into(), text("%UPSTREAM_HOST%")),
+                ("x-code".into(), text("%RESPONSE_CODE% %RESPONSE_FLAGS%")),
+                ("x-asked".into(), text("%REQ(x-kept)%")),
+            ],
+            ..HeaderOps::default()
+        };
+        publish(&world, vec![changed], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        let reply = client.ask("GET", "/a?b=c", "X-Kept: 1\r\n", "").await;
+        let head = seen.last();
+        assert_eq!(head.headers["x-client"], "127.0.0.1");
+        assert_eq!(head.headers["x-kept"], "1", "a variable without a value changes nothing");
+        assert_eq!(head.headers["x-swapped"], "1");
+        assert_eq!(head.headers["x-how"], "HTTP/1.1 /a?b=c to-one");
+        assert_eq!(reply.header("x-by"), Some(addr.to_string().as_str()));
+        assert_eq!(reply.header("x-code"), Some("200 -"));
+        assert_eq!(reply.header("x-asked"), Some("1"));
     });
 }
 

@@ -17,6 +17,7 @@ use mesh_core::{
         matching::{FullRegex, HeaderMatch, HttpMatch, PathMatch, QueryMatch, StringMatch},
         scope::{EgressHost, EgressListener, InNamespace, OutboundPolicy, Scoped, SidecarScope},
         stream::{StreamMatch, StreamRule, StreamTable},
+        variables::HeaderText,
     },
     snapshot::Name,
 };
@@ -106,7 +107,11 @@ fn http_match() -> impl Strategy<Value = HttpMatch> {
 }
 
 fn ops() -> impl Strategy<Value = HeaderOps> {
-    let pairs = || vec((word(), word()), 0..2);
+    let text = prop_oneof![
+        word().prop_map(HeaderText::Plain),
+        select(vec!["%PROTOCOL%", "a%%%REQ(:path?x):3%"]).prop_map(|text| HeaderText::parse(text).unwrap()),
+    ];
+    let pairs = move || vec((word(), text.clone()), 0..2);
     (pairs(), pairs(), vec(word(), 0..2), option::of(word()))
         .prop_map(|(set, add, remove, authority)| HeaderOps { set, add, remove, authority })
 }
