@@ -235,6 +235,9 @@ pub struct NodeArgs {
     /// Move bulk flows with splice(2) instead of copying them.
     #[arg(long, env = "MESH_SPLICE", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub splice: bool,
+    /// Folder of the certificates and keys that DestinationRules name for TLS. No file outside of it is read.
+    #[arg(long, env = "MESH_TLS_FILES", value_name = "DIR", default_value = mesh_proxy::TLS_FILES)]
+    pub tls_files: PathBuf,
     /// Let the kernel connect pods of this node to each other directly once the agent has admitted the pair. Without
     /// it every connection goes through the agent, which sees its bytes as they pass.
     #[arg(long, env = "MESH_DIRECT", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]

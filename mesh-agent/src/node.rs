@@ -299,6 +299,7 @@ fn proxy_settings(node: &str, args: &NodeArgs) -> Settings {
     settings.attempt_timeout = settings.attempt_timeout.min(args.connect_timeout);
     settings.idle_timeout = args.idle_timeout;
     settings.splice = args.splice;
+    settings.tls_files.clone_from(&args.tls_files);
     settings
 }
 

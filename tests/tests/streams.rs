@@ -16,7 +16,7 @@ struct Scene {
     files: PathBuf,
     authority: WebAuthority,
     servers: Vec<Backend>,
-    _agents: Vec<Agent>,
+    agents: Vec<Agent>,
 }
 
 impl Drop for Scene {
@@ -34,8 +34,11 @@ impl Scene {
         std::fs::create_dir_all(&files)?;
         let authority = WebAuthority::new("web")?;
         std::fs::write(files.join("ca.pem"), &authority.certificate)?;
-        let agents = shop.start_agents()?;
-        Ok(Self { shop, client, files, authority, servers: Vec::new(), _agents: agents })
+        let args = ["--tls-files", files.to_str().unwrap_or_default()];
+        let nodes = shop.world().nodes();
+        let agents = nodes.map(|node| node.agent().args(&args).launch()).collect::<Result<Vec<_>, _>>()?;
+        agents.iter().try_for_each(Agent::wait_ready)?;
+        Ok(Self { shop, client, files, authority, servers: Vec::new(), agents })
     }
 
     /// The path of a file beside `ca.pem`.
@@ -230,6 +233,13 @@ fn plain_requests_become_tls_to_a_verified_server() -> TestResult {
     let strangers = scene.file("strangers.pem");
     scene.policy(&format!("{{tls: {{mode: SIMPLE, caCertificates: {strangers}, sni: api.example.com}}}}"))?;
     scene.answers(vip, get, is("HTTP/1.1 503", "tls_unknown_issuer"))?;
+    // The agent may read what policies must not name.
+    scene.policy(
+        "{tls: {mode: SIMPLE, caCertificates: /etc/ssl/certs/ca-certificates.crt, sni: api.example.com}}",
+    )?;
+    scene.answers(vip, get, is("HTTP/1.1 503", "tls_setup"))?;
+    let said = || scene.agents.iter().any(|agent| agent.log_text().contains("--tls-files"));
+    eventually(SOON, said, |said| *said)?;
     // The other name is good as well, if the policy says that the certificate may have this one.
     let names = "sni: other.example.com, subjectAltNames: [api.example.com]";
     scene.policy(&format!("{{tls: {{mode: SIMPLE, caCertificates: {roots}, {names}}}}}"))?;

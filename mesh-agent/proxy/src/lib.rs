@@ -45,7 +45,7 @@ pub use dns::lookup::{Lookup, servers_of};
 pub use http::preview;
 pub use metrics::{DirectTraffic, Metrics, Security, TunnelledTraffic};
 pub use proxy::{AddPodError, Dependencies, Drained, Proxy, StartError};
-pub use settings::{DnsSettings, HboneSettings, HttpSettings, Settings};
+pub use settings::{DnsSettings, HboneSettings, HttpSettings, Settings, TLS_FILES};
 
 #[cfg(test)]
 mod tests;

@@ -137,6 +137,7 @@ impl Proxy {
         let admission = Arc::new(Admission::new(settings.connections_max));
         let handshakes = Admission::new(settings.hbone.handshakes_max);
         let shared = Arc::new(Shared {
+            origination: Origination::new(&settings.tls_files),
             settings,
             sockets,
             kernel,
@@ -144,7 +145,6 @@ impl Proxy {
             certificates,
             handshakes,
             limits: Limits::default(),
-            origination: Origination::default(),
             admission,
             links,
             alive,

@@ -1,6 +1,9 @@
 //! Limits and time-outs of the data path, with where each number comes from.
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
+
+/// Where files of policies are unless something else is said.
+pub const TLS_FILES: &str = "/etc/nodemesh/tls";
 
 /// Settings of a [`crate::Proxy`]; fixed for its life.
 #[derive(Clone, Debug)]
@@ -31,6 +34,8 @@ pub struct Settings {
     pub held_bytes_max: usize,
     /// Move bulk flows with `splice(2)` instead of copying.
     pub splice: bool,
+    /// Folder that the files of DestinationRules' `tls` are in; others are not read. Default `/etc/nodemesh/tls`.
+    pub tls_files: PathBuf,
     /// The DNS proxy.
     pub dns: DnsSettings,
     /// Tunnels between nodes.
@@ -142,6 +147,7 @@ impl Settings {
             pod_connections_max: connections_max / 2,
             held_bytes_max: 16 << 20,
             splice: true,
+            tls_files: TLS_FILES.into(),
             dns: DnsSettings::default(),
             hbone: HboneSettings::default(),
             http: HttpSettings::default(),

@@ -14,6 +14,7 @@ mod verify;
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,7 +23,7 @@ use mesh_core::route::cluster::{ClientTls, ClientTlsMode};
 use rustls::{ClientConfig, crypto::aws_lc_rs::default_provider, pki_types::ServerName};
 
 use self::{
-    files::Stamp,
+    files::{Folder, Stamp},
     verify::{Trust, Verifier},
 };
 
@@ -70,8 +71,11 @@ struct Entry {
 }
 
 /// Settings of all policies that want TLS.
-#[derive(Debug, Default)]
-pub(crate) struct Origination(Mutex<Known>);
+#[derive(Debug)]
+pub(crate) struct Origination {
+    folder: Folder,
+    known: Mutex<Known>,
+}
 
 #[derive(Debug, Default)]
 struct Known {
@@ -92,6 +96,11 @@ pub(crate) fn server_name(tls: &ClientTls, host: &str) -> Result<ServerName<'sta
 }
 
 impl Origination {
+    /// With the folder that the files of policies are in.
+    pub(crate) fn new(folder: &Path) -> Self {
+        Self { folder: Folder(folder.to_owned()), known: Mutex::default() }
+    }
+
     /// Settings for handshakes.
     ///
     /// # Errors
@@ -101,7 +110,7 @@ impl Origination {
     }
 
     fn ready_at(&self, tls: &ClientTls, inside: Inside, now: Instant) -> Result<Ready, SetupError> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Known { all, last } = &mut *known;
         // The name is not part of them.
         let key = (ClientTls { sni: None, ..tls.clone() }, inside);
@@ -110,13 +119,13 @@ impl Origination {
                 return entry.ready.clone();
             }
             entry.looked = now;
-            if !entry.stamps.iter().any(Stamp::is_old) {
+            if !entry.stamps.iter().any(|stamp| self.folder.is_old(stamp)) {
                 return entry.ready.clone();
             }
         }
         let paths = paths(tls);
-        let stamps: Vec<Stamp> = paths.map(Stamp::of).collect();
-        let made = configure(tls, inside);
+        let stamps: Vec<Stamp> = paths.map(|path| self.folder.stamp(path)).collect();
+        let made = configure(&self.folder, tls, inside);
         *last += 1;
         let made = made.map(|config| Ready { id: *last, config: Arc::new(config) });
         let before = all.get(&key).and_then(|entry| entry.ready.as_ref().ok()).cloned();
@@ -127,6 +136,14 @@ impl Origination {
                     "files for TLS are not usable; what was read before stays"
                 );
                 Ok(before)
+            }
+            (Err(error), None) => {
+                // Looked at once a second at most, and so said.
+                tracing::warn!(
+                    error = crate::connect::report(&error),
+                    "what a DestinationRule wants for TLS cannot be used; connections are refused"
+                );
+                Err(error)
             }
             (made, _) => made,
         };
@@ -145,7 +162,7 @@ fn paths(tls: &ClientTls) -> impl Iterator<Item = &str> {
     own.chain(tls.ca_certificates.as_deref())
 }
 
-fn configure(tls: &ClientTls, inside: Inside) -> Result<ClientConfig, SetupError> {
+fn configure(folder: &Folder, tls: &ClientTls, inside: Inside) -> Result<ClientConfig, SetupError> {
     if let Some(name) = &tls.credential_name {
         return Err(SetupError::Secret(Arc::clone(name)));
     }
@@ -154,7 +171,7 @@ fn configure(tls: &ClientTls, inside: Inside) -> Result<ClientConfig, SetupError
         Trust::Anything
     } else {
         let roots = match &tls.ca_certificates {
-            Some(path) => files::roots(path)?,
+            Some(path) => folder.roots(path)?,
             None => files::system_roots()?,
         };
         Trust::Roots { roots, names: tls.subject_alt_names.clone() }
@@ -167,7 +184,7 @@ fn configure(tls: &ClientTls, inside: Inside) -> Result<ClientConfig, SetupError
         .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match (&tls.mode, &tls.client_certificate) {
         (ClientTlsMode::Mutual, Some((certificate, key))) => {
-            let (chain, key) = (files::certificates(certificate)?, files::key(key)?);
+            let (chain, key) = (folder.certificates(certificate)?, folder.key(key)?);
             builder.with_client_auth_cert(chain, key).map_err(SetupError::Unusable)?
         }
         (ClientTlsMode::Mutual, None) => return Err(SetupError::NoCertificate),

@@ -1,17 +1,23 @@
 //! PEM files that a policy names, on this node, and the roots of the system.
 //!
 //! Invariants:
+//! - No file outside of one folder is opened, whatever a policy says: not by `..`, not by a link, not by one that is made meanwhile.
 //! - A file is read whole and at most [`FILE_MAX`] bytes of it; what was read together with its stamp is never older than that.
 //! - Errors name the file.
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io::{self, Read},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, LazyLock},
     time::SystemTime,
 };
 
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+};
 use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
@@ -31,6 +37,14 @@ pub(crate) enum SetupError {
         /// The kernel's verdict.
         #[source]
         source: Arc<io::Error>,
+    },
+    /// A file that policies must not name.
+    #[error("{path} is not in {folder}, where files for TLS have to be (--tls-files)")]
+    Outside {
+        /// The file.
+        path: PathBuf,
+        /// The folder.
+        folder: PathBuf,
     },
     /// A file without what it should have.
     #[error("{path} has no {wanted} in PEM")]
@@ -57,68 +71,97 @@ pub(crate) enum SetupError {
     Name(String),
 }
 
+/// The folder that policies' files are in.
+#[derive(Clone, Debug)]
+pub(super) struct Folder(pub(super) PathBuf);
+
 /// What tells a changed file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
-    path: PathBuf,
+    path: String,
     seen: Option<(SystemTime, u64, u64)>,
 }
 
-impl Stamp {
+impl Folder {
     /// A file as it is now.
-    pub(super) fn of(path: &str) -> Self {
-        use std::os::unix::fs::MetadataExt;
-        let seen = std::fs::metadata(path).ok();
-        let seen = seen.and_then(|data| Some((data.modified().ok()?, data.len(), data.ino())));
-        Self { path: path.into(), seen }
+    pub(super) fn stamp(&self, path: &str) -> Stamp {
+        let data = self.open(Path::new(path)).ok().map(|(_, data)| data);
+        let seen = data.and_then(|data| Some((data.modified().ok()?, data.len(), data.ino())));
+        Stamp { path: path.to_owned(), seen }
     }
 
-    /// Whether the file is another one by now.
-    pub(super) fn is_old(&self) -> bool {
-        *self != self.path.to_str().map_or_else(|| self.clone(), Self::of)
+    /// Whether a file is another one by now.
+    pub(super) fn is_old(&self, stamp: &Stamp) -> bool {
+        *stamp != self.stamp(&stamp.path)
     }
-}
 
-fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
-    let failed = |source: io::Error| SetupError::Read { path: path.into(), source: Arc::new(source) };
-    let file = File::open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        // A pipe would hold the worker up.
-        return Err(failed(io::ErrorKind::InvalidInput.into()));
+    /// Opens a file by its path, or by its path below the folder.
+    fn open(&self, path: &Path) -> Result<(File, Metadata), SetupError> {
+        let failed = |source: io::Error| SetupError::Read { path: path.into(), source: Arc::new(source) };
+        let Self(folder) = self;
+        let below = match path.strip_prefix(folder) {
+            Ok(below) => below,
+            Err(_) if path.is_relative() => path,
+            Err(_) => return Err(self.outside(path)),
+        };
+        let root = File::open(folder).map_err(failed)?;
+        // One that waits for a writer would hold the worker up.
+        let how = OpenHow::new()
+            .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let file = match openat2(&root, below, how) {
+            Ok(file) => File::from(file),
+            Err(Errno::EXDEV | Errno::ELOOP) => return Err(self.outside(path)),
+            Err(error) => return Err(failed(error.into())),
+        };
+        let data = file.metadata().map_err(failed)?;
+        if !data.is_file() {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        }
+        Ok((file, data))
     }
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > FILE_MAX {
-        return Err(failed(io::ErrorKind::FileTooLarge.into()));
+
+    fn outside(&self, path: &Path) -> SetupError {
+        SetupError::Outside { path: path.into(), folder: self.0.clone() }
     }
-    Ok(bytes)
-}
 
-/// The certificates of a file.
-pub(super) fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, SetupError> {
-    let path = Path::new(path);
-    let bytes = read(path)?;
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    all.ok()
-        .filter(|all| !all.is_empty())
-        .ok_or_else(|| SetupError::Content { path: path.into(), wanted: "certificate" })
-}
-
-/// The key of a file.
-pub(super) fn key(path: &str) -> Result<PrivateKeyDer<'static>, SetupError> {
-    let path = Path::new(path);
-    PrivateKeyDer::from_pem_slice(&read(path)?)
-        .map_err(|_| SetupError::Content { path: path.into(), wanted: "private key" })
-}
-
-/// The authorities of a file.
-pub(super) fn roots(path: &str) -> Result<Arc<RootCertStore>, SetupError> {
-    let mut roots = RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(certificates(path)?);
-    if added == 0 {
-        return Err(SetupError::Content { path: path.into(), wanted: "certificate of an authority" });
+    fn read(&self, path: &Path) -> Result<Vec<u8>, SetupError> {
+        let failed = |source: io::Error| SetupError::Read { path: path.into(), source: Arc::new(source) };
+        let (file, _) = self.open(path)?;
+        let mut bytes = Vec::new();
+        file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > FILE_MAX {
+            return Err(failed(io::ErrorKind::FileTooLarge.into()));
+        }
+        Ok(bytes)
     }
-    Ok(Arc::new(roots))
+
+    /// The certificates of a file.
+    pub(super) fn certificates(&self, path: &str) -> Result<Vec<CertificateDer<'static>>, SetupError> {
+        let path = Path::new(path);
+        let bytes = self.read(path)?;
+        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+        all.ok()
+            .filter(|all| !all.is_empty())
+            .ok_or_else(|| SetupError::Content { path: path.into(), wanted: "certificate" })
+    }
+
+    /// The key of a file.
+    pub(super) fn key(&self, path: &str) -> Result<PrivateKeyDer<'static>, SetupError> {
+        let path = Path::new(path);
+        PrivateKeyDer::from_pem_slice(&self.read(path)?)
+            .map_err(|_| SetupError::Content { path: path.into(), wanted: "private key" })
+    }
+
+    /// The authorities of a file.
+    pub(super) fn roots(&self, path: &str) -> Result<Arc<RootCertStore>, SetupError> {
+        let mut roots = RootCertStore::empty();
+        let (added, _) = roots.add_parsable_certificates(self.certificates(path)?);
+        if added == 0 {
+            return Err(SetupError::Content { path: path.into(), wanted: "certificate of an authority" });
+        }
+        Ok(Arc::new(roots))
+    }
 }
 
 /// The authorities that the node's system trusts, as of the first time that they are asked for.

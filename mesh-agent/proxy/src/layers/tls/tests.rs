@@ -17,7 +17,8 @@ fn simple(roots: &Arc<str>) -> ClientTls {
 
 #[test]
 fn a_file_that_changes_is_read_again_and_one_that_breaks_leaves_what_was() {
-    let (folder, origination, start) = (Folder::new(), Origination::default(), Instant::now());
+    let folder = Folder::new();
+    let (origination, start) = (Origination::new(&folder.0), Instant::now());
     let roots = folder.file("ca.pem", &Authority::new("first").pem);
     let tls = simple(&roots);
     let id = |seconds| {
@@ -40,7 +41,8 @@ fn a_file_that_changes_is_read_again_and_one_that_breaks_leaves_what_was() {
 
 #[test]
 fn a_file_that_comes_later_is_found() {
-    let (folder, origination, start) = (Folder::new(), Origination::default(), Instant::now());
+    let folder = Folder::new();
+    let (origination, start) = (Origination::new(&folder.0), Instant::now());
     let path: Arc<str> = folder.0.join("ca.pem").to_str().unwrap().into();
     let tls = simple(&path);
     let error = origination.ready_at(&tls, Inside::Bytes, start).unwrap_err();
@@ -51,7 +53,8 @@ fn a_file_that_comes_later_is_found() {
 
 #[test]
 fn settings_that_differ_are_not_shared_and_the_server_name_is_none_of_them() {
-    let (folder, origination) = (Folder::new(), Origination::default());
+    let folder = Folder::new();
+    let origination = Origination::new(&folder.0);
     let roots = folder.file("ca.pem", &Authority::new("root").pem);
     let id = |tls: &ClientTls, inside| origination.ready(tls, inside).unwrap().id;
     let tls = simple(&roots);
@@ -77,7 +80,38 @@ fn a_name_is_the_policys_else_the_hosts_and_may_be_an_address() {
 fn a_file_that_is_no_file_or_without_pem_is_an_error_that_names_it() {
     let folder = Folder::new();
     for path in [folder.0.to_str().unwrap(), &folder.file("empty.pem", "")] {
-        let error = Origination::default().ready(&simple(&path.into()), Inside::Bytes).unwrap_err();
+        let error = Origination::new(&folder.0).ready(&simple(&path.into()), Inside::Bytes).unwrap_err();
         assert!(error.to_string().contains(path), "{error}");
+    }
+}
+
+#[test]
+fn files_are_read_from_one_folder_only() {
+    let (outer, authority) = (Folder::new(), Authority::new("root"));
+    let outside = outer.file("outside.pem", &authority.pem);
+    let inner = outer.0.join("inner");
+    std::fs::create_dir_all(inner.join("..2026")).unwrap();
+    std::fs::write(inner.join("..2026/ca.pem"), &authority.pem).unwrap();
+    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, inner.join(name)).unwrap();
+    // As mounted Secrets are.
+    link("..2026", "..data");
+    link("..data/ca.pem", "ca.pem");
+    link("../outside.pem", "up.pem");
+    link(&outside, "away.pem");
+    let origination = Origination::new(&inner);
+    let made = |path: &str| {
+        let made = origination.ready(&simple(&path.into()), Inside::Bytes);
+        made.map(|_| ()).map_err(|error| error.to_string())
+    };
+    let below = |name: &str| inner.join(name).to_str().unwrap().to_owned();
+    for good in ["ca.pem", "..2026/ca.pem", &below("ca.pem"), &below("..data/ca.pem")] {
+        assert_eq!(made(good), Ok(()), "{good}");
+    }
+    let others = ["../outside.pem", &*outside, "/etc/passwd", "/dev/zero", "/proc/self/environ"];
+    for bad in
+        others.map(str::to_owned).into_iter().chain(["../outside.pem", "up.pem", "away.pem"].map(below))
+    {
+        let error = made(&bad).unwrap_err();
+        assert!(error.contains("--tls-files") && error.contains(&bad), "{bad}: {error}");
     }
 }
