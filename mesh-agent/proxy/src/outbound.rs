@@ -23,8 +23,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     Settings,
     close::CloseReason,
-    connect::{ConnectError, dial, report},
-    connections::{Live, Names},
+    connect::{ConnectError, dial, keep_alive, report},
+    connections::{Live, Names, Term},
     hbone::{
         TunnelFailure,
         client::Route,
@@ -151,6 +151,14 @@ async fn connect<'a>(
     accepted: &mut Stream,
 ) -> Result<Upstream<'a>, ConnectError> {
     let settings = worker.settings();
+    let pool = routed::pool_of_mesh(snapshot, target);
+    let mut share = None;
+    let mut connect_timeout = settings.connect_timeout;
+    if let Some(pool) = pool {
+        share = routed::share_of_mesh(worker, live, snapshot, target, pool)?;
+        live.set_term(Term::of(pool));
+        connect_timeout = pool.connect_timeout;
+    }
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last = ConnectError::NoEndpoint;
     for attempt in 1..=settings.attempts_max.max(1) {
@@ -163,12 +171,17 @@ async fn connect<'a>(
         }
         tried.push(choice.addr);
         let is_last = attempt == settings.attempts_max || choose(&tried).is_none();
-        let attempt = Attempt::of(settings, settings.connect_timeout, is_last);
+        let attempt = Attempt::of(settings, connect_timeout, is_last);
         let load = worker.loads().count(choice.addr);
         let service = target.service();
         let bytes = Bytes::Relayed(accepted);
         match open_transport(worker, live, snapshot, service, choice, attempt, bytes).await {
-            Ok(transport) => return Ok(Upstream { transport, load: Some(load), share: None }),
+            Ok(transport) => {
+                if let Some(pool) = pool {
+                    keep_alive(&transport, pool);
+                }
+                return Ok(Upstream { transport, load: Some(load), share });
+            }
             Err(error) if error.is_endpoints_fault() => last = error,
             Err(error) => return Err(error),
         }

@@ -26,6 +26,10 @@ use crate::{
     stream::Stream,
 };
 
+/// Ticks without a byte after which a connection is between two exchanges: as long as requests on kept connections have when an agent
+/// leaves.
+const QUIET_TICKS: u32 = 10;
+
 /// What a relay needs of its worker.
 #[derive(Debug)]
 pub(crate) struct RelayEnv<'a> {
@@ -152,7 +156,7 @@ pub(crate) async fn relay(
             Turn::Yield => tokio::task::yield_now().await,
         }
     };
-    if reason.resets() {
+    if reason.resets() && !relay.leaves_in_order(reason) {
         relay.downstream.reset();
         relay.upstream.reset();
     }
@@ -250,6 +254,17 @@ impl Relay<'_> {
 
     fn linger(&self, reason: CloseReason) {
         self.meter.linger(reason, self.env.tick.get());
+    }
+
+    /// Whether both sides may learn of the end by an orderly one: the agent leaves, and neither has said anything for a while, so that
+    /// nothing is cut off in its middle. A side that has sent something meanwhile is reset by the kernel all the same.
+    fn leaves_in_order(&self, reason: CloseReason) -> bool {
+        let quiet = self.env.tick.get().wrapping_sub(self.meter.active.get());
+        reason == CloseReason::Drained
+            && self.failed.is_none()
+            && quiet >= QUIET_TICKS
+            && self.request.holds_nothing()
+            && self.response.holds_nothing()
     }
 }
 

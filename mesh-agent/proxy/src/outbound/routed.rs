@@ -2,7 +2,11 @@
 
 use std::{net::SocketAddr, rc::Rc};
 
-use mesh_core::{balance::outlier::Observed, route::cluster::ConnectionPool, snapshot::Snapshot};
+use mesh_core::{
+    balance::outlier::Observed,
+    route::cluster::{ClusterKey, ConnectionPool},
+    snapshot::Snapshot,
+};
 use tokio::time::Instant;
 
 use super::{Attempt, Bytes, Upstream, open_transport};
@@ -17,7 +21,7 @@ use crate::{
     layers::{Layers, lay, tls::Inside},
     stream::Stream,
     streams::hash_of,
-    target::Choice,
+    target::{Choice, Target},
     worker::Worker,
 };
 
@@ -25,7 +29,40 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Share {
     _connection: Taken,
-    _load: Load,
+    /// Where the connection is not counted at its endpoint otherwise.
+    _load: Option<Load>,
+}
+
+/// What the mesh says about connections to services that no resource is about; `None`: nothing.
+pub(super) fn pool_of_mesh<'s>(snapshot: &'s Snapshot, target: &Target<'_>) -> Option<&'s ConnectionPool> {
+    let pool = &snapshot.mesh().defaults.clusters.get(target.service()?.distribution).policy.pool;
+    (*pool != ConnectionPool::default()).then_some(pool)
+}
+
+/// A connection's part in the limit of a service that no resource is about.
+///
+/// # Errors
+/// There are as many as there may be.
+pub(super) fn share_of_mesh(
+    worker: &Worker,
+    live: &Live,
+    snapshot: &Snapshot,
+    target: &Target<'_>,
+    pool: &ConnectionPool,
+) -> Result<Option<Share>, ConnectError> {
+    let Target::Service { service, port, .. } = target else { return Ok(None) };
+    if pool.max_connections.is_none() {
+        return Ok(None);
+    }
+    let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
+    let client = snapshot.workload(live.pod.workload).map(|client| &**client);
+    let Some(destination) = Destination::of(snapshot, &key, client, &live.pod.name.namespace) else {
+        return Ok(None);
+    };
+    let endpoints = worker.destinations.of(worker, live.pod.pod, &destination);
+    let connection =
+        endpoints.usage.take(Kind::Connection, pool.max_connections).ok_or(ConnectError::Limit)?;
+    Ok(Some(Share { _connection: connection, _load: None }))
 }
 
 /// Opens a transport to an endpoint of a destination, by its policy.
@@ -99,7 +136,7 @@ pub(super) async fn connect<'a>(
                     },
                 };
                 endpoints.observe(policy, member.addr, Observed::Success);
-                let share = Share { _connection: connection, _load: load };
+                let share = Share { _connection: connection, _load: Some(load) };
                 return Ok(Upstream { transport, load: None, share: Some(share) });
             }
             Err(error) if error.is_endpoints_fault() => {

@@ -89,6 +89,11 @@ impl<'a> Flow<'a> {
         self.state == State::Ended
     }
 
+    /// Whether nothing is on its way to the sink.
+    pub(super) fn holds_nothing(&self) -> bool {
+        matches!(self.pending, Pending::Nothing)
+    }
+
     pub(super) fn take_moved(&mut self) -> u64 {
         std::mem::take(&mut self.moved)
     }

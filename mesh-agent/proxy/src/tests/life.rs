@@ -98,25 +98,34 @@ fn a_drain_ends_early_when_the_last_connection_does() {
 }
 
 #[test]
-fn a_drain_takes_nothing_new_and_resets_what_is_left_after_the_grace_period() {
+fn a_drain_takes_nothing_new_and_ends_what_is_left_after_the_grace_period() {
     in_world(
         true,
         |_| {},
         |world| async move {
             let (mut client, mut server) = world.pair().await;
+            let (mut idle, mut its_server) = world.pair().await;
             let begun = Instant::now();
             let during = async {
                 sleep(Duration::from_secs(1)).await;
                 assert!(refused(world.outbound).await);
-                client.write_all(b"x").await.unwrap();
-                server.read_exact(&mut [0]).await.unwrap();
+                idle.write_all(b"x").await.unwrap();
+                its_server.read_exact(&mut [0]).await.unwrap();
+                while begun.elapsed() < Duration::from_millis(4800) {
+                    client.write_all(b"x").await.unwrap();
+                    server.read_exact(&mut [0]).await.unwrap();
+                    sleep(Duration::from_millis(200)).await;
+                }
             };
             let (rest, ()) = tokio::join!(drain(&world, Duration::from_secs(5)), during);
-            assert_eq!(rest, 1);
+            assert_eq!(rest, 2);
             assert!((5000..6000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
             assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
             assert_eq!(server.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
-            world.ended(CloseReason::Drained, 1).await;
+            // Of one that says nothing, nothing is cut off.
+            assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
+            assert_eq!(its_server.read(&mut [0]).await.unwrap(), 0);
+            world.ended(CloseReason::Drained, 2).await;
         },
     );
 }
