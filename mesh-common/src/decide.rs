@@ -12,12 +12,12 @@ use crate::{
     pod::{
         DIR_INBOUND, DIR_OUTBOUND, INBOUND_FAIL_CLOSED, INBOUND_PORTS, InboundCfg, POD_EXCLUDED,
         POD_FAIL_CLOSED, POD_PORTS, POD_PROXY_UNKNOWN, POD_SIGHT_SHIFT, PORT_EXCLUDED, PORT_FAIL_CLOSED,
-        PORT_FAIL_OPEN, PodCfg, PortKey,
+        PORT_FAIL_OPEN, PORT_PROXY_UNKNOWN, PodCfg, PortKey,
     },
     ports,
     service::{
         Affinity, AffinityKey, Backend, BackendIndexKey, BackendKey, PEER_LOCAL, PEER_MESHED, PEER_PLAIN,
-        SERVICE_HIDDEN_SHIFT, SERVICE_L7, ServiceKey, ServiceVal, WorkloadVal,
+        SERVICE_ANSWERED, SERVICE_HIDDEN_SHIFT, SERVICE_L7, ServiceKey, ServiceVal, WorkloadVal,
     },
     stats::{Outcome, Reason},
     ticket::Ticket,
@@ -118,15 +118,30 @@ pub fn connect<T: Tables>(tables: &T, pod: &PodCfg, dial: &Dial) -> Decision {
         return to_address(tables, pod, dial);
     };
     let Some(backend) = choose(tables, &service, dial) else {
-        let mut refused = Decision::new(Outcome::Deny, Reason::NoEndpoints);
-        refused.service = service.service;
-        return refused;
+        return to_nobody(tables, pod, dial, &service);
     };
     let asks_agent = service.flags & SERVICE_L7 != 0 || is_perhaps_hidden(pod, &service);
     let mut decision = to_backend(tables, pod, dial, backend, asks_agent);
     decision.service = service.service;
     if service.affinity_s != 0 {
         decision.affinity_slots = service.slots;
+    }
+    decision
+}
+
+/// A service without endpoints: refused, unless the agent lives and has an answer.
+#[inline(always)]
+fn to_nobody<T: Tables>(tables: &T, pod: &PodCfg, dial: &Dial, service: &ServiceVal) -> Decision {
+    let mut decision = Decision::new(Outcome::Deny, Reason::NoEndpoints);
+    decision.service = service.service;
+    if service.flags & SERVICE_ANSWERED == 0 {
+        return decision;
+    }
+    decision = proxied(tables, pod, dial, decision);
+    if matches!(decision.outcome, Outcome::Bypass) {
+        // Nobody else leads to the service's address either.
+        decision.outcome = Outcome::Deny;
+        decision.reason = Reason::NoEndpoints;
     }
     decision
 }
@@ -221,7 +236,7 @@ fn choose<T: Tables>(tables: &T, service: &ServiceVal, dial: &Dial) -> Option<Ba
 fn to_address<T: Tables>(tables: &T, pod: &PodCfg, dial: &Dial) -> Decision {
     let Some(peer) = tables.workload(&dial.dst) else {
         // Metadata and agents of the node itself are no part of any registry.
-        if pod.flags & POD_PROXY_UNKNOWN == 0 || dial.dst.is_link_local() {
+        if dial.dst.is_link_local() || !asks_about_unknown(tables, pod, dial) {
             return Decision::new(Outcome::Bypass, Reason::UnknownDestination);
         }
         return proxied(tables, pod, dial, Decision::new(Outcome::Proxy, Reason::UnknownDestination));
@@ -235,6 +250,19 @@ fn to_address<T: Tables>(tables: &T, pod: &PodCfg, dial: &Dial) -> Decision {
         pad: 0,
     };
     to_backend(tables, pod, dial, backend, false)
+}
+
+/// Whether the agent decides on what no table knows, at this port or at all.
+#[inline(always)]
+fn asks_about_unknown<T: Tables>(tables: &T, pod: &PodCfg, dial: &Dial) -> bool {
+    if pod.flags & POD_PROXY_UNKNOWN != 0 {
+        return true;
+    }
+    if pod.flags & POD_PORTS == 0 {
+        return false;
+    }
+    let key = PortKey { pod: pod.pod, port: dial.port, dir: DIR_OUTBOUND };
+    tables.port(&key).unwrap_or(0) & PORT_PROXY_UNKNOWN != 0
 }
 
 #[inline(always)]

@@ -79,6 +79,8 @@ pub const PORT_EXCLUDED: u32 = 1;
 pub const PORT_FAIL_CLOSED: u32 = 1 << 1;
 /// Overrides the pod's default: open while the agent is down.
 pub const PORT_FAIL_OPEN: u32 = 1 << 2;
+/// Of an outbound port: destinations that no table knows go to the agent too, which may know them by the name that is asked for.
+pub const PORT_PROXY_UNKNOWN: u32 = 1 << 3;
 
 shared! {
     /// Key of `PROBES`: a declared probe port of a local pod; the value is the workload id.

@@ -26,7 +26,7 @@ shared! {
         pub service: u64,
         /// Slot table id: names service, port, protocol and family.
         pub slots: u64,
-        /// Number of slots; 0 means refuse.
+        /// Number of slots; 0 means refuse, unless [`SERVICE_ANSWERED`] is set.
         pub count: u32,
         /// `SERVICE_*` flags.
         pub flags: u32,
@@ -39,6 +39,8 @@ shared! {
 
 /// The service needs the proxy for every connection (L7 routes or protocol).
 pub const SERVICE_L7: u32 = 1;
+/// While the service has no endpoint the agent takes its connections, and answers them or knows where else they go.
+pub const SERVICE_ANSWERED: u32 = 2;
 /// First of the bits of the flags that say, by the kind of a pod's sight, that the agent has to decide whether the pod sees the service.
 pub const SERVICE_HIDDEN_SHIFT: u32 = 8;
 

@@ -16,8 +16,8 @@ struct Scene {
     shop: Shop,
     client: Pod,
     vip: Vip,
+    agents: Vec<Agent>,
     _servers: Vec<Server>,
-    _agents: Vec<Agent>,
 }
 
 /// Version 1 and version 2 of `web`.
@@ -46,7 +46,7 @@ impl Scene {
         }
         let vip = shop.service("web", 80)?;
         let agents = shop.start_agents()?;
-        let scene = Self { shop, client, vip, _servers: servers, _agents: agents };
+        let scene = Self { shop, client, vip, agents, _servers: servers };
         for _ in 0..4 {
             assert_eq!(scene.get("")?.0, 200);
         }
@@ -198,5 +198,56 @@ fn a_slow_response_is_given_up_and_a_dead_endpoint_is_tried_around() -> TestResu
     for _ in 0..30 {
         assert_eq!(scene.get("")?.0, 200);
     }
+    Ok(())
+}
+
+#[test]
+fn a_routed_service_without_endpoints_answers_and_others_refuse() -> TestResult {
+    require_agent!();
+    let scene = Scene::set(test_name!())?;
+    // No pod is `empty`.
+    let empty = scene.shop.service_with("empty", 80, |service| {
+        service.port("http", 80, TARGET_PORT).port("tcp", 81, TARGET_PORT).port("http-two", 82, TARGET_PORT)
+    })?;
+    let status = |to: std::net::SocketAddr| {
+        let answer = scene.client.tool().and_then(|tool| tool.http_get(to, "empty", "/"));
+        answer.map_err(|error| error.to_string()).map(|answer| answer.status)
+    };
+    let refused = |got: &Result<u16, String>| got.as_ref().is_err_and(|error| error.contains("refused"));
+    eventually(SOON, || status(empty.v4), refused)?.ok();
+
+    scene.apply(
+        "empty.yaml",
+        "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: empty, namespace: shop}
+spec:
+  host: empty
+  trafficPolicy:
+    portLevelSettings:
+    - {port: {number: 80}, loadBalancer: {simple: ROUND_ROBIN}}
+    - {port: {number: 81}, loadBalancer: {simple: ROUND_ROBIN}}
+",
+    )?;
+    eventually(SOON, || status(empty.v4), |got| *got == Ok(503))?.ok();
+    assert!(refused(&status(empty.at_port(81).v4)), "bytes have no answer to be given");
+    let unhealthy = &["istio_requests_total", "response_flags=\"UH\"", "response_code=\"503\""];
+    let counted = || scene.agents[0].metric(unhealthy).unwrap_or(0.0);
+    eventually(SOON, counted, |count| *count >= 1.0)?;
+
+    // A rule may send its requests to somebody else.
+    scene.apply(
+        "elsewhere.yaml",
+        "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: empty, namespace: shop}
+spec:
+  hosts: [empty]
+  http: [{route: [{destination: {host: web}}]}]
+",
+    )?;
+    eventually(SOON, || status(empty.at_port(80).v4), |got| *got == Ok(200))?.ok();
     Ok(())
 }

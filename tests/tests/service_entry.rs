@@ -198,3 +198,57 @@ fn a_host_by_name_follows_its_name_and_a_name_that_fails_takes_nothing_away() ->
     assert_eq!(scene.get(nowhere, missing, "/").0, 0, "nothing is known of it");
     Ok(())
 }
+
+#[test]
+fn a_host_without_addresses_is_told_by_the_name_that_is_asked_for() -> TestResult {
+    require_agent!();
+    let scene = Scene::set(test_name!(), |_| Vec::new())?;
+    let host = "named.ext.test";
+    let (one, two) = (SocketAddr::from((scene.one, PORT)), SocketAddr::from((scene.two, PORT)));
+    let apply = |name: &str, text: &str| scene.shop.world().manifests().apply_text(name, text);
+    let entry = |fields: &str| {
+        let text = format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: named, namespace: shop}}
+spec:
+  hosts: [{host}]
+  ports: [{{name: http, number: {PORT}, protocol: HTTP}}]
+  {fields}
+"
+        );
+        apply("named.yaml", &text)
+    };
+    entry("resolution: NONE")?;
+    apply(
+        "rule.yaml",
+        &format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: named, namespace: shop}}
+spec:
+  hosts: [{host}]
+  http:
+  - match: [{{uri: {{prefix: /gone}}}}]
+    directResponse: {{status: 410}}
+  - route: [{{destination: {{host: {host}}}}}]
+"
+        ),
+    )?;
+    scene.settles(one, host, "/gone", (410, ""))?;
+    // It goes where it was dialled, and so does what nothing is said about.
+    assert_eq!(scene.get(one, host, "/"), (200, "one".to_owned()));
+    assert_eq!(scene.get(two, host, "/"), (200, "two".to_owned()));
+    assert_eq!(scene.get(one, "other.ext.test", "/gone"), (200, "one".to_owned()));
+
+    // A network, whatever name is asked for there; its endpoints are elsewhere.
+    let network = format!("addresses: [{}/31]", scene.one);
+    entry(&format!("{network}\n  resolution: NONE"))?;
+    scene.settles(one, "other.ext.test", "/gone", (410, ""))?;
+    assert_eq!(scene.get(one, "other.ext.test", "/"), (200, "one".to_owned()));
+    entry(&format!("{network}\n  resolution: STATIC\n  endpoints: [{{address: {}}}]", scene.two))?;
+    scene.settles(one, host, "/", (200, "two"))?;
+    Ok(())
+}

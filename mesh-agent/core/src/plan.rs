@@ -63,6 +63,8 @@ pub struct PortRule {
     pub excluded: bool,
     /// Overrides the direction's fail_closed while the agent is down.
     pub fail_closed: Option<bool>,
+    /// Outbound: destinations that nothing describes are the agent's to decide on.
+    pub proxy_unknown: bool,
 }
 
 impl PodConfig {
@@ -93,7 +95,14 @@ impl PodConfig {
         for port in &workload.settings.exclude_inbound_ports {
             inbound_ports.entry(*port).or_default().excluded = true;
         }
-        let excluded_port = |port: &u16| (*port, PortRule { excluded: true, fail_closed: None });
+        let sight = snapshot.sight_of(workload);
+        let mut outbound_ports: BTreeMap<u16, PortRule> = BTreeMap::new();
+        for port in &workload.settings.exclude_outbound_ports {
+            outbound_ports.entry(*port).or_default().excluded = true;
+        }
+        for port in sight.unlisted_ports() {
+            outbound_ports.entry(port).or_default().proxy_unknown = true;
+        }
         Ok(Self {
             workload: workload.id,
             name: workload.name.clone(),
@@ -103,9 +112,9 @@ impl PodConfig {
             inbound_fail_closed,
             dns_capture: !workload.settings.dns_capture_off,
             inbound_ports,
-            outbound_ports: workload.settings.exclude_outbound_ports.iter().map(excluded_port).collect(),
+            outbound_ports,
             excluded: workload.settings.exclude_outbound_cidrs.clone(),
-            proxy_unknown: snapshot.sight_of(workload).outbound() == OutboundPolicy::RegistryOnly,
+            proxy_unknown: sight.outbound() == OutboundPolicy::RegistryOnly,
             sight: sight_kind(workload),
             probe_ports: workload.probe_ports.clone(),
             policy_hash,

@@ -22,6 +22,7 @@ use crate::{
     route::{
         cluster::ClusterKey,
         defaults::Distribution,
+        protocol::AppProtocol,
         sight::{Sight, sight_kind},
     },
     snapshot::{Endpoint, Protocol, Resolution, Service, ServicePort, Snapshot, Workload},
@@ -84,12 +85,14 @@ pub struct ServiceEntry {
     pub service: ServiceId,
     /// Slot table id, never 0: names service, port, protocol and family.
     pub slots: u64,
-    /// Number of slots; 0 means refuse.
+    /// Number of slots; 0 means refuse, unless `answered`.
     pub count: u32,
     /// Session affinity in seconds; 0 for none.
     pub affinity_s: u32,
     /// Every connection needs the proxy.
     pub l7: bool,
+    /// While there is no slot, connections go to the proxy instead of being refused.
+    pub answered: bool,
     /// Those of clients whose sight is of these kinds do ([`sight_kind`]), as bits: some of them do not see it.
     pub hidden: u32,
 }
@@ -162,12 +165,14 @@ pub fn tables(snapshot: &Snapshot, view: &NodeView, previous: &Tables) -> Tables
             }
         };
         let frontend = Frontend { addr, port: port.port, protocol: port.protocol };
+        let l7 = port.protocol == Protocol::Tcp && is_routed(snapshot, service, port.port);
         let entry = ServiceEntry {
             service: service.id,
             slots,
             count: u32::try_from(count).unwrap_or(u32::MAX),
             affinity_s: service.affinity.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX)),
-            l7: port.protocol == Protocol::Tcp && is_routed(snapshot, service, port.port),
+            l7,
+            answered: l7 && is_answered(snapshot, service, port),
             hidden: sights
                 .iter()
                 .filter(|(_, sight)| port.protocol == Protocol::Tcp && !sight.sees(service, port.port))
@@ -207,6 +212,15 @@ pub fn is_routed(snapshot: &Snapshot, service: &Service, port: u16) -> bool {
     }
     let host = snapshot.host_of(service);
     routes.http(&host, port).is_some() || routes.stream(&host, port).is_some()
+}
+
+/// Whether the agent has something to say to clients of a routed port that has no endpoint: a response where requests are looked at,
+/// or another destination where rules for TLS or TCP may name one. A policy alone about a port of bytes is no answer.
+fn is_answered(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> bool {
+    let protocol = AppProtocol::of(port);
+    protocol.is_http()
+        || protocol == AppProtocol::Sniffed
+        || snapshot.routes().stream(&snapshot.host_of(service), port.port).is_some()
 }
 
 /// Fills one slot table, or returns the previous one when nothing in it changed.

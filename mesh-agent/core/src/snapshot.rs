@@ -355,6 +355,8 @@ pub struct Snapshot {
     /// Ports at which some host has an HTTP table.
     http_ports: BTreeSet<u16>,
     stream_ports: BTreeSet<u16>,
+    /// Services, with a port, that are told by name or network alone and that something is said about.
+    unlisted: Arc<[(Name, u16)]>,
     mesh: Arc<Mesh>,
 }
 
@@ -399,7 +401,7 @@ impl Snapshot {
                 }
             }
         }
-        Self {
+        let mut snapshot = Self {
             version,
             workloads: Arc::new(by_id),
             services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
@@ -410,9 +412,12 @@ impl Snapshot {
             by_network: by_network.into(),
             http_ports: routes.http.keys().map(|at| at.port).collect(),
             stream_ports: routes.streams.keys().map(|at| at.port).collect(),
+            unlisted: Arc::default(),
             routes,
             mesh,
-        }
+        };
+        snapshot.unlisted = snapshot.find_unlisted().collect();
+        snapshot
     }
 
     /// The same world with other endpoints: `changed` are services of it that differ in nothing else. What is not theirs is shared.

@@ -58,7 +58,8 @@ pub(crate) async fn route(
     let snapshot = worker.snapshot();
     let routes = snapshot.routes();
     let is_refused = || snapshot.sight(live.pod.workload, &live.pod.name.namespace).refuses(dialled);
-    if routes.streams.is_empty() && routes.clusters.is_empty() && !is_refused() {
+    let is_quiet = routes.streams.is_empty() && routes.clusters.is_empty() && !snapshot.has_unlisted();
+    if is_quiet && !is_refused() {
         return Way::AsDialled;
     }
     let hello = match patience(worker, live, &snapshot, dialled) {
@@ -88,7 +89,8 @@ fn patience(worker: &Worker, live: &Live, snapshot: &Snapshot, dialled: SocketAd
         None => {
             let is_refused =
                 || AppProtocol::of_number(dialled.port()) != AppProtocol::Tcp && sight.refuses(dialled);
-            (snapshot.has_stream_at(dialled.port()) || is_refused()).then_some(detection)
+            let port = dialled.port();
+            (snapshot.has_stream_at(port) || sight.is_unlisted(port) || is_refused()).then_some(detection)
         }
     }
 }
@@ -139,8 +141,8 @@ fn decide(snapshot: &Snapshot, live: &Live, dialled: SocketAddr, hello: &Hello, 
     by_policy(snapshot, &sight, client, dialled, sni).map_or(Way::AsDialled, Way::To)
 }
 
-/// Where a connection goes that no rule is about: to the service as it is, if something is said about that. What would be refused
-/// goes to the service of the server that is asked for by name.
+/// Where a connection goes that no rule is about: to the service as it is, if something is said about that. At an address of no
+/// service it is the one whose name is asked for.
 pub(crate) fn by_policy(
     snapshot: &Snapshot,
     sight: &Sight<'_>,
@@ -154,9 +156,13 @@ pub(crate) fn by_policy(
             snapshot.routes().clusters.contains_key(&key).then_some(key)?
         }
         None => {
-            let name = sni.filter(|_| sight.refuses(dialled))?.trim_end_matches('.').to_ascii_lowercase();
+            let name = sni?.trim_end_matches('.').to_ascii_lowercase();
             let service = sight.service_of_server(&name, dialled.port())?;
-            ClusterKey { service: service.name.clone(), port: dialled.port(), subset: None }
+            let key = ClusterKey { service: service.name.clone(), port: dialled.port(), subset: None };
+            // A service with addresses is met there, whatever name is asked for elsewhere, unless nothing else is allowed.
+            let is_met_by_name =
+                sight.is_unlisted(dialled.port()) && service.frontend_addrs().next().is_none();
+            (is_met_by_name || sight.refuses(dialled)).then_some(key)?
         }
     };
     Destination::of(snapshot, &key, client, sight.namespace())

@@ -13,7 +13,7 @@ use mesh_common::{
     pod::{
         DIR_INBOUND, DIR_OUTBOUND, ExcludedKey, INBOUND_FAIL_CLOSED, INBOUND_PORTS, InboundCfg, POD_DNS,
         POD_EXCLUDED, POD_FAIL_CLOSED, POD_PORTS, POD_PROXY_UNKNOWN, POD_SIGHT_SHIFT, PORT_EXCLUDED,
-        PORT_FAIL_CLOSED, PORT_FAIL_OPEN, PodCfg, PortKey, ProbeKey,
+        PORT_FAIL_CLOSED, PORT_FAIL_OPEN, PORT_PROXY_UNKNOWN, PodCfg, PortKey, ProbeKey,
     },
 };
 use mesh_core::plan::{PodConfig, PortRule};
@@ -63,7 +63,8 @@ fn port_flags(rule: &PortRule) -> u32 {
         Some(false) => PORT_FAIL_OPEN,
         None => 0,
     };
-    excluded | closed
+    let unknown = if rule.proxy_unknown { PORT_PROXY_UNKNOWN } else { 0 };
+    excluded | closed | unknown
 }
 
 /// The keys of `EXCLUDED`.
@@ -137,9 +138,11 @@ mod tests {
 
     #[test]
     fn port_rules_become_flags() {
-        let flags = |excluded, fail_closed| port_flags(&PortRule { excluded, fail_closed });
+        let flags =
+            |excluded, fail_closed| port_flags(&PortRule { excluded, fail_closed, ..PortRule::default() });
         assert_eq!(flags(true, None), PORT_EXCLUDED);
         assert_eq!(flags(false, Some(true)), PORT_FAIL_CLOSED);
         assert_eq!(flags(true, Some(false)), PORT_EXCLUDED | PORT_FAIL_OPEN);
+        assert_eq!(port_flags(&PortRule { proxy_unknown: true, ..PortRule::default() }), PORT_PROXY_UNKNOWN);
     }
 }

@@ -17,7 +17,7 @@ use mesh_common::{
     Addr,
     service::{
         Backend, BackendIndexKey, BackendKey, PEER_LOCAL, PEER_MESHED, PEER_PLAIN, PROTO_TCP, PROTO_UDP,
-        SERVICE_HIDDEN_SHIFT, SERVICE_L7, ServiceKey, ServiceVal, WorkloadVal,
+        SERVICE_ANSWERED, SERVICE_HIDDEN_SHIFT, SERVICE_L7, ServiceKey, ServiceVal, WorkloadVal,
     },
 };
 use mesh_core::{
@@ -53,7 +53,9 @@ impl From<&slots::Tables> for DesiredTables {
                 service: entry.service.0,
                 slots: entry.slots,
                 count: entry.count,
-                flags: (u32::from(entry.l7) * SERVICE_L7) | (entry.hidden << SERVICE_HIDDEN_SHIFT),
+                flags: (u32::from(entry.l7) * SERVICE_L7)
+                    | (u32::from(entry.answered) * SERVICE_ANSWERED)
+                    | (entry.hidden << SERVICE_HIDDEN_SHIFT),
                 affinity_s: entry.affinity_s,
                 pad: 0,
             };

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use mesh_common::{
     decide::Tables,
     ports,
-    service::{PROTO_TCP, ServiceKey},
+    service::{PROTO_TCP, SERVICE_ANSWERED, ServiceKey},
 };
 use mesh_core::{
     route::{
@@ -350,7 +350,7 @@ pub(super) fn listeners<T: Tables>(
             let protocol = AppProtocol::of(port);
             let decision = match &entry {
                 None => "absent",
-                Some(entry) if entry.count == 0 => "refuse",
+                Some(entry) if entry.count == 0 && entry.flags & SERVICE_ANSWERED == 0 => "refuse",
                 Some(_) if !is_routed(snapshot, service, port.port) => "direct",
                 Some(_) => {
                     let treatment = preview::treatment(snapshot, None, (addr, port.port).into());

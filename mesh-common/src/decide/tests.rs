@@ -243,12 +243,42 @@ fn under_registry_only_the_agent_decides_on_what_is_unknown_but_not_on_the_nodes
 }
 
 #[test]
+fn at_some_ports_the_agent_decides_on_what_is_unknown() {
+    let mut world = World::new(0);
+    world.port_flags = PORT_PROXY_UNKNOWN;
+    check(&world, POD_PORTS, "192.0.2.1", 80, (Outcome::Proxy, Reason::UnknownDestination));
+    check(&world, POD_PORTS, "169.254.169.254", 80, (Outcome::Bypass, Reason::UnknownDestination));
+    check(&world, 0, "192.0.2.1", 80, (Outcome::Bypass, Reason::UnknownDestination));
+    check(&world, POD_PORTS, "10.96.0.1", 80, (Outcome::Direct, Reason::Unmeshed));
+    world.port_flags |= PORT_EXCLUDED;
+    check(&world, POD_PORTS, "192.0.2.1", 80, (Outcome::Bypass, Reason::ExcludedPort));
+    world.port_flags = PORT_PROXY_UNKNOWN;
+    world.alive = false;
+    check(&world, POD_PORTS, "192.0.2.1", 80, (Outcome::Bypass, Reason::AgentDown));
+}
+
+#[test]
 fn an_l7_service_is_always_proxied_and_an_empty_one_refused() {
     let mut world = World::new(0);
     world.service_flags = SERVICE_L7;
     check(&world, 0, "10.96.0.1", 80, (Outcome::Proxy, Reason::L7));
     world.count = 0;
     check(&world, 0, "10.96.0.1", 80, (Outcome::Deny, Reason::NoEndpoints));
+}
+
+#[test]
+fn an_empty_service_that_the_agent_answers_for_is_proxied_while_it_lives_and_refused_otherwise() {
+    let mut world = World::new(0);
+    world.service_flags = SERVICE_L7 | SERVICE_ANSWERED;
+    world.count = 0;
+    let got = check(&world, 0, "10.96.0.1", 80, (Outcome::Proxy, Reason::NoEndpoints));
+    assert!(!got.has_backend && got.service == 900);
+    world.alive = false;
+    check(&world, 0, "10.96.0.1", 80, (Outcome::Deny, Reason::NoEndpoints));
+    check(&world, POD_FAIL_CLOSED, "10.96.0.1", 80, (Outcome::Deny, Reason::FailClosed));
+    world.count = 2;
+    world.alive = true;
+    check(&world, 0, "10.96.0.1", 80, (Outcome::Proxy, Reason::L7));
 }
 
 #[test]

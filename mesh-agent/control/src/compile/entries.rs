@@ -130,16 +130,7 @@ impl Entries {
         let mut services = Vec::new();
         for (at, host) in entry.hosts.iter().enumerate() {
             match self.fates.get(&entry.name).and_then(|fates| fates.get(host)) {
-                Some(Fate::Own(vips)) => {
-                    if entry.resolution == ServiceEntryResolution::None && vips.is_empty() {
-                        let message = format!(
-                            "is {host}, which has no address to be told by, with resolution NONE: its connections go where they were \
-                             dialled, and rules about it count for requests that pass the agent anyway"
-                        );
-                        warn(format!("spec.hosts[{at}]"), message);
-                    }
-                    services.push(service(entry, host, vips, sources));
-                }
+                Some(Fate::Own(vips)) => services.push(service(entry, host, vips, sources)),
                 Some(Fate::Kubernetes(name)) => warn(
                     format!("spec.hosts[{at}]"),
                     format!(
@@ -159,9 +150,7 @@ impl Entries {
             warn("spec.resolution".to_owned(), message.to_owned());
         }
         for (at, net) in entry.addresses.iter().enumerate().filter(|(_, net)| !is_single(net)) {
-            let message = format!(
-                "is {net}, a network: DNS does not answer with it, and connections to its addresses go where they were dialled"
-            );
+            let message = format!("is {net}, a network: DNS does not answer with it");
             warn(format!("spec.addresses[{at}]"), message);
         }
         for workload in selected(entry, sources) {

@@ -353,7 +353,7 @@ fn check(entry: &ServiceEntry, problems: &mut Problems) {
                     "has no effect with resolution NONE, which goes where the client dialled; wanted STATIC",
                 );
             }
-            everything_at_a_port(entry, problems);
+            nothing_to_be_told_by(entry, problems);
         }
         Resolution::Static => {
             if entry.endpoints.is_empty() && entry.selector.is_none() {
@@ -412,20 +412,19 @@ fn check(entry: &ServiceEntry, problems: &mut Problems) {
     several_hosts(entry, problems);
 }
 
-/// A port without addresses and without names in its protocol takes every connection to its number.
-fn everything_at_a_port(entry: &ServiceEntry, problems: &mut Problems) {
-    let named = |protocol: PortProtocol| protocol.is_http() || protocol.is_tls();
+/// Without addresses and without names in its protocol nothing tells a port's connections from others (S52).
+fn nothing_to_be_told_by(entry: &ServiceEntry, problems: &mut Problems) {
+    let is_nameless = |protocol: PortProtocol| {
+        matches!(
+            protocol,
+            PortProtocol::Tcp | PortProtocol::Mongo | PortProtocol::Mysql | PortProtocol::Redis
+        )
+    };
     for (at, port) in entry.ports.iter().enumerate() {
-        if entry.addresses.is_empty()
-            && !named(port.protocol)
-            && entry.hosts.iter().all(|h| h.starts_with('*'))
-        {
-            let message = format!(
-                "is a port of a protocol without host names, and there are no addresses: it takes connections to \
-                 port {} of every address",
-                port.number
-            );
-            problems.warning(format!("spec.ports[{at}]"), message);
+        if entry.addresses.is_empty() && is_nameless(port.protocol) {
+            let message = "is of a protocol without host names, and there are no addresses: nothing tells its connections from others, \
+                           so that they are as if this port were not here";
+            problems.warning(format!("spec.ports[{at}]"), message.to_owned());
         }
     }
 }

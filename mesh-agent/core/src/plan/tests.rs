@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     mode::{Mode, PortModes},
-    snapshot::{Parts, PodSettings},
+    route::scope::Audience,
+    snapshot::{Parts, PodSettings, Protocol, Service, ServicePort},
 };
 
 fn meshed(name: &str) -> Workload {
@@ -244,4 +245,29 @@ proptest! {
         let removed = steps.iter().any(|s| matches!(s, Step::Remove { .. }));
         prop_assert!(!removed, "{:?}", steps);
     }
+}
+
+#[test]
+fn ports_at_which_the_agent_knows_unknown_destinations_by_name_are_the_pods_own() {
+    let host = |namespace: &str, port: u16| {
+        let name = Name::new(namespace, "api.x");
+        Arc::new(Service {
+            hostname: Some("api.x".into()),
+            audience: Audience::Only([Arc::from(namespace)].into()),
+            ports: vec![ServicePort {
+                name: "http".into(),
+                port,
+                protocol: Protocol::Tcp,
+                app_protocol: None,
+                endpoints: Vec::new(),
+            }],
+            ..Service::named(name)
+        })
+    };
+    let services = vec![host("default", 8080), host("other", 9090)];
+    let snapshot = Snapshot::new(1, Parts { services, ..Parts::default() });
+    let settings = PodSettings { exclude_outbound_ports: [7, 8080].into(), ..PodSettings::default() };
+    let config = PodConfig::of(&snapshot, &Workload { settings, ..meshed("a") }).unwrap();
+    let rule = |excluded, proxy_unknown| PortRule { excluded, fail_closed: None, proxy_unknown };
+    assert_eq!(config.outbound_ports, [(7, rule(true, false)), (8080, rule(true, true))].into());
 }

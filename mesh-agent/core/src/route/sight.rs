@@ -109,8 +109,35 @@ impl<'a> Sight<'a> {
         dialled: SocketAddr,
         protocol: Protocol,
     ) -> Option<(&'a Arc<Service>, &'a ServicePort)> {
-        let found = self.snapshot.service_at(dialled.ip(), dialled.port(), protocol)?;
-        self.sees(found.0, dialled.port()).then_some(found)
+        let found = self.snapshot.service_at(dialled.ip(), dialled.port(), protocol);
+        let seen = found.filter(|(service, _)| self.sees(service, dialled.port()));
+        seen.or_else(|| self.service_of_network(dialled).filter(|_| protocol == Protocol::Tcp))
+    }
+
+    /// The service with the smallest network that an address is in, unless the address is a pod's.
+    fn service_of_network(&self, dialled: SocketAddr) -> Option<(&'a Arc<Service>, &'a ServicePort)> {
+        let (addr, number) = (dialled.ip(), dialled.port());
+        let tcp = |service: &'a Arc<Service>| {
+            let is_it = |port: &&ServicePort| port.port == number && port.protocol == Protocol::Tcp;
+            Some((service, service.ports.iter().find(is_it)?))
+        };
+        let all =
+            self.snapshot.services_with_network_of(addr).filter(|(_, service)| self.sees(service, number));
+        let ports = all.filter_map(|(length, service)| Some((length, tcp(service)?)));
+        // Of equal ones the first, which has precedence.
+        let smallest = ports.reduce(|one, other| if other.0 > one.0 { other } else { one });
+        smallest.map(|(_, found)| found).filter(|_| self.snapshot.workload_at(addr).is_none())
+    }
+
+    /// Ports at which connections to addresses of no service may be for one all the same.
+    pub fn unlisted_ports(&self) -> impl Iterator<Item = u16> {
+        let seen = self.snapshot.unlisted().filter(|(service, port)| self.sees(service, *port));
+        seen.map(|(_, port)| port)
+    }
+
+    /// Whether a connection to this port of an address of no service may be for one that the client sees: by the name that it asks for.
+    pub fn is_unlisted(&self, port: u16) -> bool {
+        self.unlisted_ports().any(|known| known == port)
     }
 
     /// Whether an address is refused, because nothing that the client sees describes it (F10).
@@ -118,15 +145,7 @@ impl<'a> Sight<'a> {
         !self.all
             && self.outbound() == OutboundPolicy::RegistryOnly
             && self.service_at(dialled, Protocol::Tcp).is_none()
-            && !self.is_in_network(dialled)
             && self.snapshot.workload_at(dialled.ip()).is_none()
-    }
-
-    /// Whether a service that the client sees has the network that an address is in.
-    fn is_in_network(&self, dialled: SocketAddr) -> bool {
-        let port = dialled.port();
-        let mut services = self.snapshot.services_with_network_of(dialled.ip());
-        services.any(|service| has_tcp(service, port) && self.sees(service, port))
     }
 
     /// The service that a TLS server's name means at a port (lower case, without trailing dot), if the client sees it there.

@@ -231,6 +231,37 @@ fn a_port_that_a_route_or_a_policy_names_needs_the_agent_and_no_other_does() {
 }
 
 #[test]
+fn a_port_without_endpoints_is_the_agents_where_it_has_an_answer() {
+    let answered = |name: &str, routes: &Routes| {
+        let mut service = service(&["10.96.0.1"], Vec::new());
+        service.ports[0].name = name.into();
+        let parts =
+            Parts { services: vec![Arc::new(service)], routes: Arc::new(routes.clone()), ..Parts::default() };
+        let tables = tables(&Snapshot::new(1, parts), &NodeView::default(), &Tables::default());
+        let at = Frontend { addr: "10.96.0.1".parse().unwrap(), port: 80, protocol: Protocol::Tcp };
+        (tables.services[&at].count == 0).then_some(tables.services[&at].answered)
+    };
+    let cluster = Cluster { origin: None, labels: BTreeMap::new(), policy: TrafficPolicy::default() };
+    let key = ClusterKey { service: Name::new("default", "web"), port: 80, subset: None };
+    let policy =
+        Routes { clusters: [(key, Scoped::everywhere(Arc::new(cluster)))].into(), ..Routes::default() };
+    let at = HostPort { host: "web.default.svc.cluster.local".into(), port: 80 };
+    let table = Arc::new(StreamTable { tls: Vec::new(), tcp: Vec::new() });
+    let streams = Routes { streams: [(at, Scoped::everywhere(table))].into(), ..Routes::default() };
+    for (name, routes, expected) in [
+        ("http", &policy, true),
+        ("grpc", &policy, true),
+        ("", &policy, true),
+        ("tcp", &policy, false),
+        ("tls", &policy, false),
+        ("tcp", &streams, true),
+        ("http", &Routes::default(), false),
+    ] {
+        assert_eq!(answered(name, routes), Some(expected), "{name}");
+    }
+}
+
+#[test]
 fn an_address_that_is_kept_leads_to_itself_and_to_whoever_is_there() {
     let workload = pod("web", 7, true, PortModes::default());
     let service = Service {

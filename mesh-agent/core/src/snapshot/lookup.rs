@@ -4,8 +4,11 @@ use std::{borrow::Borrow, borrow::Cow, cmp::Ordering, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-use super::{Name, Service, Snapshot};
-use crate::route::sight::Sight;
+use super::{Name, Protocol, Resolution, Service, ServicePort, Snapshot};
+use crate::{
+    route::{protocol::AppProtocol, sight::Sight},
+    slots::is_routed,
+};
 
 /// Namespace and name, owned or borrowed; ordered as [`Name`] is.
 trait NameParts {
@@ -62,10 +65,41 @@ impl Snapshot {
         self.by_host.get(host).map_or(&[], Vec::as_slice)
     }
 
-    /// The services that have a network which an address is in.
-    pub fn services_with_network_of(&self, addr: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
+    /// The services that have a network which an address is in, with that network's length, those of precedence first.
+    pub fn services_with_network_of(&self, addr: IpAddr) -> impl Iterator<Item = (u8, &Arc<Service>)> {
         let of = move |(net, _): &&(IpNet, Name)| net.contains(&addr);
-        self.by_network.iter().filter(of).filter_map(|(_, name)| self.service(name))
+        let found = self.by_network.iter().filter(of);
+        found.filter_map(|(net, name)| Some((net.prefix_len(), self.service(name)?)))
+    }
+
+    /// Whether there are services that no address of their own leads to, and that matter all the same ([`Sight::is_unlisted`]).
+    pub fn has_unlisted(&self) -> bool {
+        !self.unlisted.is_empty()
+    }
+
+    /// Those services, each with such a port.
+    pub(crate) fn unlisted(&self) -> impl Iterator<Item = (&Arc<Service>, u16)> {
+        self.unlisted.iter().filter_map(|(name, port)| Some((self.service(name)?, *port)))
+    }
+
+    /// Hosts of ServiceEntries that only the name tells that is asked for, or a network. Where connections to them go where they were
+    /// dialled and nothing is said about them, there is nothing to be told.
+    pub(super) fn find_unlisted(&self) -> impl Iterator<Item = (Name, u16)> {
+        let without_address = |service: &&Arc<Service>| {
+            let is_nowhere = service.frontend_addrs().next().is_none();
+            service.hostname.is_some() && (is_nowhere || !service.networks.is_empty())
+        };
+        let of_service = |service: &'_ Arc<Service>| {
+            let matters = |port: &&ServicePort| {
+                let is_told = !service.networks.is_empty() || AppProtocol::of(port) != AppProtocol::Tcp;
+                port.protocol == Protocol::Tcp
+                    && is_told
+                    && (service.resolution != Resolution::Dialled || is_routed(self, service, port.port))
+            };
+            let named = |port: &ServicePort| (service.name.clone(), port.port);
+            service.ports.iter().filter(matters).map(named).collect::<Vec<_>>()
+        };
+        self.services().filter(without_address).flat_map(of_service)
     }
 
     fn service_of_kubernetes(&self, host: &str) -> Option<&Arc<Service>> {

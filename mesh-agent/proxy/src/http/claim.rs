@@ -42,7 +42,9 @@ const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "
 
 /// Whether anything is said that makes connections worth a look.
 pub(crate) fn may_claim(snapshot: &Snapshot) -> bool {
-    !snapshot.routes().is_empty() || snapshot.mesh().defaults.outbound == OutboundPolicy::RegistryOnly
+    !snapshot.routes().is_empty()
+        || snapshot.has_unlisted()
+        || snapshot.mesh().defaults.outbound == OutboundPolicy::RegistryOnly
 }
 
 /// Decides whether an accepted outbound connection is HTTP that something is said about.

@@ -27,7 +27,10 @@ pub(super) fn concerns(snapshot: &Snapshot, sight: &Sight<'_>, dialled: SocketAd
                 || has_policy(routes, &service.name, port.port)
         }
         // Of an address that is no service's, only the host that is asked for can say it.
-        None => snapshot.has_http_at(dialled.port()) || sight.refuses(dialled),
+        None => {
+            let port = dialled.port();
+            snapshot.has_http_at(port) || sight.is_unlisted(port) || sight.refuses(dialled)
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use mesh_core::{
         scope::Scoped,
         stream::{StreamMatch, StreamRule, StreamTable},
     },
-    snapshot::{Name, Parts, Service, Snapshot},
+    snapshot::{Name, Parts, Resolution, Service, Snapshot},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

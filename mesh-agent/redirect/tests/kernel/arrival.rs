@@ -91,7 +91,7 @@ fn an_excluded_port_goes_to_the_app_and_the_tunnel_port_to_the_agent() {
     let (outsider, server) = (bed.pod(), bed.pod());
     let enrolled = server.enrol(&node);
     let mut config = server.config();
-    config.inbound_ports.insert(9000, PortRule { excluded: true, fail_closed: None });
+    config.inbound_ports.insert(9000, PortRule { excluded: true, ..PortRule::default() });
     node.update(enrolled.pod, &config).unwrap();
     let _alive = Alive::new(&node);
     let app = server.run(|| TcpListener::bind((server.v4, 9000)).unwrap());
@@ -118,7 +118,7 @@ fn without_the_agent_open_ports_reach_the_app_and_closed_ones_are_refused() {
 
     let mut config = server.config();
     config.inbound_fail_closed = true;
-    config.inbound_ports.insert(8081, PortRule { excluded: false, fail_closed: Some(false) });
+    config.inbound_ports.insert(8081, PortRule { fail_closed: Some(false), ..PortRule::default() });
     node.update(enrolled.pod, &config).unwrap();
     let error = dial(&outsider, (server.v4, 8080).into()).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);

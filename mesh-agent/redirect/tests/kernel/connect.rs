@@ -205,7 +205,7 @@ fn excluded_ports_and_prefixes_are_left_alone() {
     assert_eq!(pair.count(Hook::Connect4, Outcome::Bypass, Reason::ExcludedPrefix), 1);
 
     config.excluded = vec!["::/0".parse().unwrap()];
-    config.outbound_ports.insert(8080, mesh_core::plan::PortRule { excluded: true, fail_closed: None });
+    config.outbound_ports.insert(8080, mesh_core::plan::PortRule { excluded: true, ..Default::default() });
     pair.node.update(pair.client_pod.pod, &config).unwrap();
     drop(pair.dial(&direct));
     assert_eq!(

@@ -24,7 +24,10 @@ fn an_enrolled_pod_is_complete_and_a_removed_one_leaves_nothing() {
     let mut request = pod.request(&node);
     request.config.probe_ports = [8080].into();
     request.config.excluded = vec!["192.0.2.0/24".parse().unwrap(), "::/0".parse().unwrap()];
-    request.config.inbound_ports.insert(9, mesh_core::plan::PortRule { excluded: true, fail_closed: None });
+    request
+        .config
+        .inbound_ports
+        .insert(9, mesh_core::plan::PortRule { excluded: true, ..Default::default() });
     let enrolled = node.enrol(request).unwrap();
     let live = LiveTables::new(node.maps());
     let entry = live.pod(pod.netns().cookie()).unwrap().unwrap();

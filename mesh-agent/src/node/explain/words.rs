@@ -21,7 +21,19 @@ pub(super) fn connect(outcome: Outcome, reason: Reason) -> &'static str {
                 "neither a service nor a pod of the mesh; the kernel routes it as if there were no mesh"
             }
         },
-        Reason::NoEndpoints => "the service has no ready endpoint; the app gets an error at once",
+        Reason::NoEndpoints => match outcome {
+            Outcome::Proxy => {
+                "the service has no ready endpoint, and something is said about its requests or connections: the agent answers or \
+                 sends them elsewhere"
+            }
+            Outcome::Bypass
+            | Outcome::Direct
+            | Outcome::Deny
+            | Outcome::Pass
+            | Outcome::Drop
+            | Outcome::Capture
+            | Outcome::Error => "the service has no ready endpoint; the app gets an error at once",
+        },
         Reason::L7 => "the service needs its requests looked at, so the agent carries it",
         Reason::Hairpin => "the backend is the client itself; it connects to itself over loopback",
         Reason::Unmeshed => "the backend is not in the mesh; the kernel connects to it without the agent",

@@ -88,7 +88,7 @@ fn the_defaults_are_istios() {
 #[test]
 fn older_versions_and_snake_case_are_read_alike() {
     let text = "{apiVersion: networking.istio.io/v1alpha3, kind: ServiceEntry, metadata: {name: e}, \
-                spec: {hosts: [a.example.com], export_to: ['*'], ports: [{number: 1, name: a, protocol: TCP, target_port: 2}]}}";
+                spec: {hosts: [a.example.com], export_to: ['*'], ports: [{number: 1, name: a, protocol: TLS, target_port: 2}]}}";
     let parsed = parse("a.yaml".as_ref(), text, &Rules::default(), &Known::new());
     assert_eq!(parsed.problems, []);
     let Resource::ServiceEntry(read) = &*parsed.resources[0].1 else { panic!("{parsed:?}") };
@@ -177,7 +177,7 @@ fn networks_go_with_none_and_static() {
         (&with("STATIC", "10.0.0.0/8"), &[]),
         (&with("DNS", "10.0.0.0/8"), &["E spec.addresses[0]"]),
         (&with("DNS", "10.0.0.1"), &[]),
-        (&with("NONE", "10.0.0"), &["E spec.addresses[0]"]),
+        (&with("NONE", "10.0.0"), &["E spec.addresses[0]", "W spec.ports[0]"]),
     ]);
 }
 
@@ -188,7 +188,7 @@ fn a_selector_stands_alone_and_is_for_the_mesh() {
     table(&[
         (&with("location: MESH_INTERNAL, resolution: STATIC"), &[]),
         (&with("resolution: STATIC"), &["W spec.workloadSelector"]),
-        (&with("location: MESH_INTERNAL"), &["W spec.workloadSelector"]),
+        (&with("location: MESH_INTERNAL"), &["W spec.workloadSelector", "W spec.ports[0]"]),
         (
             &with("location: MESH_INTERNAL, resolution: STATIC, endpoints: [{address: 10.0.0.1}]"),
             &["E spec.workloadSelector"],

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::{
     route::{
-        Origin, Routes,
+        HostPort, Origin, Routes,
         defaults::MeshDefaults,
         http::{Action, HeaderOps, HttpRule, Rewrite},
-        scope::{Audience, EgressHost, EgressListener},
+        scope::{Audience, EgressHost, EgressListener, Scoped},
     },
     snapshot::{Mesh, Parts, Resolution},
 };
@@ -208,4 +210,136 @@ fn kinds_of_sight_depend_on_namespace_and_sidecar_alone() {
     let kinds: BTreeSet<u32> = (0..200).map(|n| of(&format!("n{n}"), None)).collect();
     assert_eq!(kinds.len(), SIGHTS as usize, "all are used, and no others");
     assert!((0..200).any(|n| of(&format!("n{n}"), Some("x")) != of(&format!("n{n}"), None)));
+}
+
+#[test]
+fn an_address_in_a_network_is_the_smallest_networks_unless_it_is_a_pods() {
+    let host = |host: &str, networks: &[&str]| declared("a", host, Audience::Everyone, networks);
+    let own = declared("b", "own", only(&["b"]), &["198.51.100.8/32"]);
+    let services = vec![
+        host("wide", &["198.51.100.0/24", "10.0.0.0/8"]),
+        host("narrow", &["198.51.100.0/28"]),
+        own,
+        service("a", "web", "198.51.100.9", Audience::Everyone),
+    ];
+    let pod = Workload { addrs: vec!["10.0.0.9".parse().unwrap()], ..Workload::named(Name::new("b", "pod")) };
+    let workloads = vec![Arc::new(pod)];
+    let world = Snapshot::new(1, Parts { workloads, services, ..Parts::default() });
+    let found = |namespace: &str, addr: &str| {
+        let client = client(namespace, None);
+        let found = world.sight_of(&client).service_at(at(addr), Protocol::Tcp);
+        found.map(|(service, _)| service.name.name.to_string())
+    };
+    for (addr, expected) in [
+        ("198.51.100.8:80", Some("narrow")),
+        ("198.51.100.99:80", Some("wide")),
+        ("198.51.100.9:80", Some("web")),
+        ("198.51.100.8:90", None),
+        ("10.0.0.8:80", Some("wide")),
+        ("10.0.0.9:80", None),
+        ("192.0.2.1:80", None),
+    ] {
+        assert_eq!(found("a", addr).as_deref(), expected, "{addr}");
+    }
+    assert_eq!(found("b", "198.51.100.8:80").as_deref(), Some("own"));
+}
+
+#[test]
+fn ports_of_hosts_that_only_their_names_tell_are_known_where_something_is_said_about_them() {
+    let rules = |hosts: &[&str]| {
+        let table = HttpTable { rules: Vec::new(), unmatched: Action::Passthrough };
+        let table = Arc::new(table);
+        let entry = |host: &&str| {
+            (HostPort { host: (*host).into(), port: 80 }, Scoped::everywhere(Arc::clone(&table)))
+        };
+        Routes { http: hosts.iter().map(entry).collect(), ..Routes::default() }
+    };
+    let ports = |routes: Routes, service: Arc<Service>| {
+        let world =
+            Snapshot::new(1, Parts { services: vec![service], routes: Arc::new(routes), ..Parts::default() });
+        let of = |namespace| {
+            let client = client(namespace, None);
+            world.sight_of(&client).unlisted_ports().collect::<Vec<_>>()
+        };
+        (of("a"), of("b"))
+    };
+    let named = || declared("a", "api.x", Audience::Everyone, &[]);
+    assert_eq!(ports(Routes::default(), named()), (vec![], vec![]), "it goes where it was dialled anyway");
+    assert_eq!(ports(rules(&["api.x"]), named()), (vec![80], vec![80]));
+    assert_eq!(ports(rules(&["*.x"]), declared("a", "*.x", only(&["b"]), &[])), (vec![], vec![80]));
+    let listed = Service { resolution: Resolution::Listed, ..(*named()).clone() };
+    assert_eq!(ports(Routes::default(), Arc::new(listed)).0, [80, 81], "it has endpoints of its own");
+    let mut bytes = (*named()).clone();
+    bytes.ports[0].name = "tcp".into();
+    assert!(ports(rules(&["api.x"]), Arc::new(bytes.clone())).0.is_empty(), "bytes say no name");
+    bytes.networks = vec!["192.0.2.0/24".parse().unwrap()];
+    assert_eq!(ports(rules(&["api.x"]), Arc::new(bytes)).0, [80]);
+    let addressed = service("a", "web", "10.96.0.1", Audience::Everyone);
+    assert!(ports(rules(&["web.a.svc.cluster.local"]), addressed).0.is_empty());
+}
+
+fn audience() -> impl Strategy<Value = Audience> {
+    let names = prop::collection::btree_set(prop::sample::select(vec!["a", "b", "c"]), 0..3);
+    prop_oneof![
+        Just(Audience::Everyone),
+        names.prop_map(|names| only(&names.into_iter().collect::<Vec<_>>()))
+    ]
+}
+
+fn egress_host() -> impl Strategy<Value = EgressHost> {
+    let namespace = prop::option::of(prop::sample::select(vec!["a", "b", "c"]));
+    let text = prop::sample::select(vec!["*", "*.svc.cluster.local", "web.b.svc.cluster.local", "api.x"]);
+    (namespace, text, any::<bool>())
+        .prop_map(|(namespace, text, excluded)| EgressHost { excluded, ..host(namespace, text) })
+}
+
+fn egress() -> impl Strategy<Value = Vec<EgressListener>> {
+    let listener =
+        (prop::option::of(prop::sample::select(vec![80, 81])), prop::collection::vec(egress_host(), 0..4))
+            .prop_map(|(port, hosts)| EgressListener { port, hosts });
+    prop::collection::vec(listener, 0..3)
+}
+
+proptest! {
+    #[test]
+    fn no_sidecar_shows_what_is_not_exported_and_what_it_takes_away_shows_nothing_more(
+        audience in audience(), egress in egress(), taken in egress_host(), from in prop::sample::select(vec!["a", "b", "c"]),
+    ) {
+        let seen_with = |egress: Option<Vec<EgressListener>>| {
+            let sidecars = egress
+                .into_iter()
+                .map(|egress| (Name::new(from, "own"), Arc::new(SidecarScope { egress, outbound: None })));
+            let routes = Arc::new(Routes { sidecars: sidecars.collect(), ..Routes::default() });
+            let services = vec![
+                service("b", "web", "10.96.0.1", audience.clone()),
+                declared("b", "api.x", audience.clone(), &["198.51.100.0/24"]),
+            ];
+            let world = Snapshot::new(1, Parts { services, routes, ..Parts::default() });
+            let client = client(from, Some("own"));
+            let sight = world.sight_of(&client);
+            let mut seen = BTreeSet::new();
+            for service in world.services() {
+                let ports: BTreeSet<u16> = [80, 81].into_iter().filter(|port| sight.sees(service, *port)).collect();
+                // A name is seen where any of its ports is.
+                assert_eq!(sight.sees_name(service), !ports.is_empty());
+                seen.extend(ports.into_iter().map(|port| (service.name.clone(), port)));
+            }
+            for addr in ["10.96.0.1:80", "10.96.0.1:81", "198.51.100.1:80"] {
+                if let Some((service, port)) = sight.service_at(at(addr), Protocol::Tcp) {
+                    assert!(seen.contains(&(service.name.clone(), port.port)), "{addr}");
+                }
+            }
+            seen
+        };
+        let exported = seen_with(None);
+        prop_assert_eq!(exported.is_empty(), !audience.includes(from));
+        let all = seen_with(Some(egress.clone()));
+        prop_assert!(all.is_subset(&exported), "{:?} {:?}", all, exported);
+        let mut fewer = egress;
+        for listener in &mut fewer {
+            listener.hosts.push(EgressHost { excluded: true, ..taken.clone() });
+        }
+        let left = seen_with(Some(fewer));
+        prop_assert!(left.is_subset(&all), "{:?} {:?}", left, all);
+    }
 }

@@ -128,3 +128,46 @@ fn of_an_address_that_is_no_services_the_name_decides() {
         }
     });
 }
+
+#[test]
+fn a_host_without_addresses_is_told_by_the_name_that_is_asked_for() {
+    test(|world| async move {
+        let (own, outside) = (Server::named("N").await, Server::named("O").await);
+        let host = |endpoints: &[SocketAddr], resolution: Resolution| {
+            let mut service = plain("named", VIP, "tls", endpoints);
+            service.hostname = Some("named.example.com".into());
+            service.vips = Vec::new();
+            service.ports[0].port = outside.addr.port();
+            service.resolution = resolution;
+            service
+        };
+        let reaches = async |world: &World, name: &str| {
+            world.dial(outside.addr);
+            let sent = hello(name, 10);
+            let mut client = connect(world).await;
+            client.write_all(&sent).await.unwrap();
+            let mut first = [0];
+            soon(client.read_exact(&mut first)).await.ok().map(|_| char::from(first[0]))
+        };
+        publish(&world, vec![host(&[own.addr], Resolution::Listed)], Routes::default());
+        assert_eq!(reaches(&world, "named.example.com").await, Some('N'));
+        assert_eq!(reaches(&world, "other.example.com").await, Some('O'), "as it was dialled");
+        // Without endpoints of its own it is where it was dialled, by its policy.
+        let policy = |max_connections| {
+            let mut policy = TrafficPolicy::default();
+            policy.pool.max_connections = Some(max_connections);
+            let cluster = Cluster { origin: None, labels: BTreeMap::new(), policy };
+            let key = ClusterKey { port: outside.addr.port(), ..key("named") };
+            Routes {
+                clusters: BTreeMap::from([(key, Scoped::everywhere(Arc::new(cluster)))]),
+                ..Routes::default()
+            }
+        };
+        publish(&world, vec![host(&[], Resolution::Dialled)], policy(1));
+        assert_eq!(reaches(&world, "named.example.com").await, Some('O'));
+        publish(&world, vec![host(&[], Resolution::Dialled)], policy(0));
+        assert_eq!(reaches(&world, "named.example.com").await, None, "no connection is allowed");
+        assert_eq!(reaches(&world, "other.example.com").await, Some('O'));
+        world.ended_so_far(CloseReason::Overflow, 1).await;
+    });
+}

@@ -1,6 +1,12 @@
 //! Limits, lives and failures of connections as a policy has them.
 
-use mesh_core::route::cluster::OutlierDetection;
+use mesh_core::{
+    route::{
+        cluster::OutlierDetection,
+        defaults::{DefaultClusters, MeshDefaults},
+    },
+    snapshot::Mesh,
+};
 use socket2::SockRef;
 
 use super::*;
@@ -123,5 +129,42 @@ fn keep_alive_is_set_as_the_policy_says() {
         pool.keepalive = Some((Some(4), Some(Duration::from_secs(77)), None));
         crate::connect::keep_alive(&transport, &pool);
         assert_eq!(seen(&transport), (true, Duration::from_secs(77), 4));
+    });
+}
+
+#[test]
+fn what_the_mesh_says_holds_for_services_that_nothing_else_is_said_about() {
+    test(|world| async move {
+        let a = Server::named("A").await;
+        let mut policy = TrafficPolicy::default();
+        policy.pool.max_connections = Some(1);
+        policy.pool.idle_timeout = Duration::from_millis(300);
+        let clusters = DefaultClusters::of(&policy);
+        let defaults = MeshDefaults { clusters, ..MeshDefaults::default() };
+        let own = workload("client", "a", "127.0.0.1".parse().unwrap());
+        let parts = Parts {
+            workloads: vec![Arc::new(own)],
+            services: vec![Arc::new(plain("web", VIP, "tcp", &[a.addr]))],
+            mesh: Arc::new(Mesh { defaults: Arc::new(defaults), ..Mesh::default() }),
+            ..Parts::default()
+        };
+        world.snapshots.send_replace(Arc::new(Snapshot::new(2, parts)));
+        world.dial(SocketAddr::new(VIP.parse().unwrap(), 80));
+        let mut first = connect(&world).await;
+        assert_eq!(answered(&mut first, b"").await, 'A');
+        let mut second = connect(&world).await;
+        assert!(soon(second.read(&mut [0])).await.is_err());
+        world.ended_so_far(CloseReason::Overflow, 1).await;
+        assert!(soon(first.read(&mut [0])).await.is_err());
+        world.ended_so_far(CloseReason::IdleTimeout, 1).await;
+        // An address is no service.
+        world.dial(a.addr);
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            held.push(connect(&world).await);
+        }
+        for client in &mut held {
+            assert_eq!(answered(client, b"").await, 'A');
+        }
     });
 }
