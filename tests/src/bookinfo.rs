@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use app::{App, AppOptions, NAMESPACE};
+pub use app::{App, AppOptions, NAMESPACE, OUTSIDE_HOST};
 pub use visitor::{Answer, Visitor};
 
 /// The port of every Bookinfo service.

@@ -252,6 +252,62 @@ fn a_change_of_rules_under_load_holds_at_once_and_loses_no_request() -> TestResu
     Ok(())
 }
 
+fn now_us() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The figures are printed; what they must be depends on the machine.
+#[test]
+fn a_change_of_rules_takes_effect_on_every_node_without_a_failure() -> TestResult {
+    require_agent!();
+    let scene = WebScene::set(test_name!())?;
+    let there = scene.shop.pod("b", "client-b")?;
+    // Enrolled as soon as it is answered.
+    let script = || Script { to: scene.vip.v4, http2: false, requests: vec![get("/")] };
+    let answered =
+        || web::ask(&there, &script()).is_ok_and(|told| told.iter().all(|told| told.status == 200));
+    eventually(SOON, answered, |answered| *answered)?;
+    scene.route(&format!("  -\n{TO_V1}"))?;
+    scene.settles(get("/"), by("v1"))?;
+    let loads = [("a", &scene.client), ("b", &there)]
+        .map(|(node, pod)| WebLoad::start(pod, &mix(&scene)).map(|load| (node, load)));
+    let loads = loads.into_iter().collect::<Result<Vec<_>, _>>()?;
+    for (_, load) in &loads {
+        go_on(load, 200)?;
+    }
+    for (old, new, rule) in [("v1", "v2", TO_V2), ("v2", "v1", TO_V1), ("v1", "v2", TO_V2)] {
+        let changed = now_us();
+        scene.route(&format!("  -\n{rule}"))?;
+        for (node, load) in &loads {
+            let first = |report: &MixReport| {
+                let turned = report.turns.iter().find(|(at, to)| *at >= changed && to == new);
+                turned.map(|(at, _)| *at)
+            };
+            let report = eventually(SOON, || load.report(), |report| first(report).is_some())?;
+            let first = first(&report).unwrap_or(changed);
+            // Requests that were sent before are over by then, and only the new one answers.
+            let quiet = || {
+                let before = load.report();
+                let after = go_on(load, 300).unwrap_or_default();
+                (before.by_server.get(old) == after.by_server.get(old)).then_some(after)
+            };
+            let report = eventually(SOON, quiet, Option::is_some)?.unwrap_or_default();
+            let last = report.last_sent_us.get(old).map_or(0, |sent| sent.saturating_sub(changed));
+            println!(
+                "clients on node {node}, {old} to {new}: first new answer after {:.1} ms, last request that the old one answered sent after {:.1} ms",
+                (first - changed) as f64 / 1000.0,
+                last as f64 / 1000.0
+            );
+        }
+    }
+    for (node, load) in loads {
+        let report = load.stop();
+        assert_eq!(report.failures(), 0, "clients on node {node}: {report:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_agent_that_is_restarted_under_load_loses_no_request() -> TestResult {
     require_agent!();

@@ -50,6 +50,7 @@ const AGENT_SUITES: [&str; 24] = [
     "http_features",
     "http_routing",
     "http_servers",
+    "http_smuggling",
     "http_soak",
     "lifecycle",
     "meshctl",

@@ -10,11 +10,15 @@ use std::time::Duration;
 
 use super::{LISTENING, PORT, TrafficReport};
 use crate::manifests::{NamespaceManifest, ServiceAccountManifest, ServiceManifest};
-use crate::{Agent, Controller, ControllerSeat, Pod, World, artefacts, eventually, programs};
+use crate::nameserver::NameServer;
+use crate::{Agent, Controller, ControllerSeat, Place, Pod, World, artefacts, eventually, programs};
 use anyhow::{Context as _, bail};
 
 /// The namespace of the application.
 pub const NAMESPACE: &str = "bookinfo";
+
+/// The name of the server outside the mesh.
+pub const OUTSIDE_HOST: &str = "httpbin.example.org";
 
 /// How long the services may take to listen.
 const LISTEN_LIMIT: Duration = Duration::from_secs(20);
@@ -53,7 +57,7 @@ const SERVICES: [(&str, u16); 5] =
 pub struct AppOptions {
     /// Visits per second over all visitors; 0: nobody visits.
     pub visits: u32,
-    /// With httpbin in two versions.
+    /// With httpbin in two versions, and a third outside the mesh.
     pub httpbin: bool,
 }
 
@@ -83,6 +87,8 @@ pub struct App<'w> {
     services: Vec<Process>,
     visitors: Vec<Process>,
     reports: Vec<Arc<Mutex<TrafficReport>>>,
+    /// Where the server outside is, with who knows its name.
+    outside: Option<(SocketAddr, NameServer)>,
 }
 
 impl<'w> App<'w> {
@@ -97,7 +103,8 @@ impl<'w> App<'w> {
         apply_manifests(world, &pods, &rows)?;
         let seat = ControllerSeat::new(world).context("cannot make the controller's host")?;
         let controller = seat.start(&[]).context("the controller")?;
-        let agents = start_agents(world, &seat)?;
+        let outside = if options.httpbin { Some(make_outside(world)?) } else { None };
+        let agents = start_agents(world, &seat, outside.as_ref().map(|(_, names)| names.address()))?;
         let mut app = Self {
             world,
             pods: pods.clone(),
@@ -106,7 +113,13 @@ impl<'w> App<'w> {
             services: Vec::new(),
             visitors: Vec::new(),
             reports: Vec::new(),
+            outside: None,
         };
+        if let Some((server, names)) = outside {
+            let at = server.at4(80);
+            app.services.push(start_service_at(&server, "httpbin-v1", Some(at))?);
+            app.outside = Some((at, names));
+        }
         for (pod, run) in pods.iter().zip(rows.iter().map(|row| row.4)) {
             if let Run::Serve(kind) = run {
                 app.services.push(start_service(pod, kind)?);
@@ -158,6 +171,15 @@ impl<'w> App<'w> {
         let found = (1..).zip(SERVICES).find(|(_, (service, _))| *service == name);
         let (number, (_, port)) = found.with_context(|| format!("the application has no service {name}"))?;
         Ok((World::service_ips(number).0, port).into())
+    }
+
+    /// Where the server outside the mesh is dialled.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn outside(&self) -> anyhow::Result<SocketAddr> {
+        let (at, _) = self.outside.as_ref().context("the application has no server outside")?;
+        Ok(*at)
     }
 
     /// The agents with their nodes' names.
@@ -262,13 +284,33 @@ fn apply_manifests(world: &World, pods: &[Pod], rows: &[PodRow]) -> anyhow::Resu
     Ok(())
 }
 
-fn start_agents(world: &World, controller: &ControllerSeat) -> anyhow::Result<Vec<(String, Agent)>> {
+/// A place outside the mesh for a server, and a name server that knows it.
+fn make_outside(world: &World) -> anyhow::Result<(Place, NameServer)> {
+    let server = world.outsider("outside")?;
+    let name = format!("{OUTSIDE_HOST}.");
+    let records = [(name.as_str(), vec![server.ip4().into()])];
+    let names = NameServer::start(&world.outsider("names")?, &records).context("the name server")?;
+    Ok((server, names))
+}
+
+fn start_agents(
+    world: &World,
+    controller: &ControllerSeat,
+    names: Option<SocketAddr>,
+) -> anyhow::Result<Vec<(String, Agent)>> {
+    let names = names.map(|names| format!("--dns-upstream={names}"));
+    let args: Vec<&str> = names.iter().map(String::as_str).collect();
     world
         .nodes()
         .map(|node| {
             let what = || format!("the agent of node {}", node.name());
-            let agent =
-                node.agent().controller(controller).apart_from_the_terminal().start().with_context(what)?;
+            let agent = node
+                .agent()
+                .controller(controller)
+                .args(&args)
+                .apart_from_the_terminal()
+                .start()
+                .with_context(what)?;
             agent.wait_enrolled(&node.pods()).with_context(what)?;
             Ok((node.name().to_owned(), agent))
         })
@@ -276,9 +318,15 @@ fn start_agents(world: &World, controller: &ControllerSeat) -> anyhow::Result<Ve
 }
 
 fn start_service(pod: &Pod, kind: &str) -> anyhow::Result<Process> {
+    start_service_at(pod, kind, None)
+}
+
+fn start_service_at(pod: &Place, kind: &str, listen: Option<SocketAddr>) -> anyhow::Result<Process> {
     let listening = Arc::new(AtomicBool::new(false));
     let heard = Arc::clone(&listening);
-    let args = ["serve", kind, "--pod", pod.name()];
+    let listen = listen.map(|listen| format!("--listen={listen}"));
+    let mut args = vec!["serve", kind, "--pod", pod.name()];
+    args.extend(listen.as_deref());
     let child = start(pod, &args, move |line| heard.store(line == LISTENING, Ordering::Release))?;
     Ok(Process { pod: pod.name().to_owned(), child: Mutex::new(child), listening })
 }
@@ -303,7 +351,7 @@ fn start_visitors(pod: &Pod, per_second: u32) -> anyhow::Result<(Process, Arc<Mu
     Ok((process, report))
 }
 
-fn start(pod: &Pod, args: &[&str], heard: impl Fn(&str) + Send + 'static) -> anyhow::Result<Child> {
+fn start(pod: &Place, args: &[&str], heard: impl Fn(&str) + Send + 'static) -> anyhow::Result<Child> {
     let mut command = Command::new(programs::bookinfo()?);
     // A process group of its own: Ctrl-C is for the driver, which ends everything in order.
     command.args(args).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(pod.log_file()?);

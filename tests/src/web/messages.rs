@@ -241,9 +241,19 @@ pub struct MixReport {
     pub failed: BTreeMap<String, u64>,
     /// Requests by kind of client.
     pub by_kind: BTreeMap<String, u64>,
+    /// When the newest of the requests was sent that a server has answered, in microseconds since 1970.
+    #[serde(default)]
+    pub last_sent_us: BTreeMap<String, u64>,
+    /// Answers by another server than the one before, of all clients: when they came, in microseconds since 1970. At most
+    /// [`Self::TURNS_MAX`].
+    #[serde(default)]
+    pub turns: Vec<(u64, String)>,
 }
 
 impl MixReport {
+    /// Turns that are kept.
+    pub const TURNS_MAX: usize = 4096;
+
     /// Requests that were answered with 200.
     #[must_use]
     pub fn ok(&self) -> u64 {

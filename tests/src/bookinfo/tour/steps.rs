@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::{Finding, JASON, Step, Tour, shares};
-use crate::bookinfo::{Answer, PORT};
+use crate::bookinfo::{Answer, OUTSIDE_HOST, PORT};
 use crate::eventually;
 
 macro_rules! manifest {
@@ -15,10 +15,12 @@ macro_rules! manifest {
 }
 
 /// The manifests by name.
-const MANIFESTS: [(&str, &str); 13] = [
+const MANIFESTS: [(&str, &str); 15] = [
     manifest!("destination-rule-all.yaml"),
+    manifest!("external-httpbin.yaml"),
     manifest!("httpbin-circuit-breaker.yaml"),
     manifest!("httpbin-mirror.yaml"),
+    manifest!("mesh-registry-only.yaml"),
     manifest!("ratings-delay.yaml"),
     manifest!("ratings-test-abort.yaml"),
     manifest!("ratings-test-delay.yaml"),
@@ -109,6 +111,24 @@ pub const STEPS: &[Step] = &[
             "reviews-timeout.yaml",
         ],
         measure: timeout,
+    },
+    Step {
+        name: "egress-open",
+        title: "Egress: a server outside the mesh is reached, as long as nothing else is said",
+        manifests: &[],
+        measure: egress_open,
+    },
+    Step {
+        name: "egress-blocked",
+        title: "Egress: with REGISTRY_ONLY nothing is reached that no resource describes",
+        manifests: &["mesh-registry-only.yaml"],
+        measure: egress_blocked,
+    },
+    Step {
+        name: "egress-entry",
+        title: "Egress: a ServiceEntry describes the server, and a rule gives it half a second",
+        manifests: &["mesh-registry-only.yaml", "external-httpbin.yaml"],
+        measure: egress_entry,
     },
     Step {
         name: "mirroring",
@@ -223,6 +243,56 @@ fn timeout(tour: &Tour<'_>) -> anyhow::Result<Vec<Finding>> {
         |page| format!("everybody: {} after {:.1} s", page.reviews(), page.took.as_secs_f64()),
     )?;
     Ok(vec![direct, page])
+}
+
+/// All requests to the server outside get this status.
+fn outside(tour: &Tour<'_>, host: &str, path: &str, status: u16) -> anyhow::Result<Finding> {
+    const COUNT: usize = 10;
+    let server = tour.app.outside()?;
+    tour.settled(
+        &format!("{host}{path}: {status}"),
+        || {
+            let get = |_| Ok(tour.visitor.get(server, host, path, &[])?.status);
+            (0..COUNT).map(get).collect::<anyhow::Result<Vec<u16>>>()
+        },
+        |seen| seen.iter().all(|one| *one == status),
+        |seen| {
+            let mut statuses = BTreeMap::new();
+            seen.iter().for_each(|one| *statuses.entry(one.to_string()).or_default() += 1);
+            shares(&format!("{host}{path}"), &statuses, COUNT)
+        },
+    )
+}
+
+/// Pages of the application are complete, whatever is outside.
+fn pages_come(tour: &Tour<'_>) -> anyhow::Result<Finding> {
+    tour.settled(
+        "the product page: 200",
+        || tour.patient_page(&[]),
+        |page| page.status == 200,
+        |page| format!("the product page: {}", page.status),
+    )
+}
+
+fn egress_open(tour: &Tour<'_>) -> anyhow::Result<Vec<Finding>> {
+    Ok(vec![outside(tour, OUTSIDE_HOST, "/get", 200)?])
+}
+
+fn egress_blocked(tour: &Tour<'_>) -> anyhow::Result<Vec<Finding>> {
+    Ok(vec![outside(tour, OUTSIDE_HOST, "/get", 502)?, pages_come(tour)?])
+}
+
+fn egress_entry(tour: &Tour<'_>) -> anyhow::Result<Vec<Finding>> {
+    const LIMIT: Duration = Duration::from_millis(500);
+    let get = outside(tour, OUTSIDE_HOST, "/get", 200)?;
+    let server = tour.app.outside()?;
+    let late = tour.settled(
+        "a delay of 2 s: 504 after 0.5 s",
+        || tour.visitor.get(server, OUTSIDE_HOST, "/delay/2", &[]),
+        |answer| answer.status == 504 && answer.took >= LIMIT,
+        |answer| format!("a delay of 2 s: {} after {:.1} s", answer.status, answer.took.as_secs_f64()),
+    )?;
+    Ok(vec![get, late, outside(tour, "other.example.org", "/get", 502)?, pages_come(tour)?])
 }
 
 const HTTPBIN: &str = "httpbin:8000";

@@ -68,11 +68,19 @@ impl Crowd {
         *self.stopped.borrow()
     }
 
-    fn count(&self, kind: &str, outcome: Result<String, String>) {
+    fn count(&self, kind: &str, sent_us: u64, outcome: Result<String, String>) {
         let mut report = self.report.borrow_mut();
         *report.by_kind.entry(kind.to_owned()).or_default() += 1;
         match outcome {
-            Ok(server) => *report.by_server.entry(server).or_default() += 1,
+            Ok(server) => {
+                *report.by_server.entry(server.clone()).or_default() += 1;
+                let newest = report.last_sent_us.entry(server.clone()).or_default();
+                *newest = sent_us.max(*newest);
+                let is_another = report.turns.last().is_none_or(|(_, last)| *last != server);
+                if kind != "tcp" && is_another && report.turns.len() < MixReport::TURNS_MAX {
+                    report.turns.push((now_us(), server));
+                }
+            }
             Err(why) => *report.failed.entry(format!("{kind}: {why}")).or_default() += 1,
         }
     }
@@ -83,12 +91,13 @@ impl Crowd {
             if kind == "short" {
                 client = None;
             }
+            let sent_us = now_us();
             let outcome = timeout(LIMIT, self.one_or_again(&mut client, kind == "http2"));
             let outcome = outcome.await.unwrap_or_else(|_| Err("no answer in time".into()));
             if outcome.is_err() {
                 client = None;
             }
-            self.count(kind, outcome.map_err(|error| told(&*error)));
+            self.count(kind, sent_us, outcome.map_err(|error| told(&*error)));
             sleep(Duration::from_millis(self.mix.pause_ms)).await;
         }
     }
@@ -128,7 +137,7 @@ impl Crowd {
         while !self.is_over() {
             let outcome = timeout(LIMIT, self.lines(to)).await;
             if let Err(error) = outcome.unwrap_or_else(|_| Err("no answer in time".into())) {
-                self.count("tcp", Err(told(&*error)));
+                self.count("tcp", now_us(), Err(told(&*error)));
                 sleep(Duration::from_millis(self.mix.pause_ms)).await;
             }
         }
@@ -140,11 +149,16 @@ impl Crowd {
             stream.write_all(b"ping-").await?;
             let mut back = [0; 5];
             stream.read_exact(&mut back).await?;
-            self.count("tcp", Ok("tcp".to_owned()));
+            self.count("tcp", now_us(), Ok("tcp".to_owned()));
             sleep(Duration::from_millis(self.mix.pause_ms)).await;
         }
         Ok(())
     }
+}
+
+fn now_us() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Whether a request was never sent, or was behind the last one that a GOAWAY without an error covers.
