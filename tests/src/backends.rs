@@ -202,7 +202,17 @@ fn serve<F>(
 where
     F: Future<Output = io::Result<()>> + Send + 'static,
 {
-    let listener = place.run(|| StdListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port)))??;
+    let bind = || place.run(|| StdListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port)));
+    let by = Instant::now() + limit(STEP);
+    // A process that another test starts has the sockets of this one until it runs its own program.
+    let listener = loop {
+        match bind()? {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < by => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            bound => break bound?,
+        }
+    };
     listener.set_nonblocking(true)?;
     let task = runtime().spawn(async move {
         let Ok(listener) = TcpListener::from_std(listener) else { return };
