@@ -6,5 +6,6 @@ use clap::Parser;
 use mesh_agent::ctl;
 
 fn main() -> ExitCode {
+    ctl::complete();
     ctl::run(&ctl::Args::parse())
 }

@@ -33,7 +33,7 @@ pub use status::{
     AgentView, ControllerView, FailingNameView, ForeignProgramView, IdentityView, KernelView, MapView,
     NamesView, Phase, PodState, PodView, ProgramView, SnapshotView, SourceErrorView, StatusView,
 };
-pub use top::{EdgeCountersView, EdgeKeyView, EdgeView, EdgesView, TopRow, TopView, rates};
+pub use top::{EdgeCountersView, EdgeKeyView, EdgeView, EdgesView, TopRow, TopView, busiest, rates};
 
 /// Paths of the admin socket, one per question.
 pub mod paths {

@@ -13,6 +13,7 @@
 
 pub mod analyze;
 pub mod compile;
+pub mod crd;
 pub mod index;
 pub mod kubernetes;
 pub mod link;

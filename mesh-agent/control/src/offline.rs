@@ -82,14 +82,19 @@ impl Loaded {
 /// If one of `paths` cannot be read, or is a folder without manifests. Bad documents are no error: see
 /// [`Loaded::errors`].
 pub fn load(paths: &[PathBuf], settings: MeshSettings) -> Result<Loaded, LoadError> {
-    let World { mut index, problems, ignored, unread, files } = read_all(paths, &settings.root_namespace)?;
+    Ok(load_texts(texts(paths)?, settings))
+}
+
+/// As [`load`], for texts that are no files; each comes with the name it has in messages.
+pub fn load_texts(texts: Vec<(PathBuf, String)>, settings: MeshSettings) -> Loaded {
+    let World { mut index, problems, ignored, unread, files } = read_all(texts, &settings.root_namespace);
     let compiled = Compiler::new(settings).compile(&mut index);
     let (mut errors, mut warnings): (Vec<_>, Vec<_>) =
         problems.into_iter().partition(|problem| problem.level == Level::Error);
     warnings.extend(compiled.problems);
     errors.sort();
     warnings.sort();
-    Ok(Loaded { snapshot: compiled.snapshot, errors, warnings, ignored, files, unread, index })
+    Loaded { snapshot: compiled.snapshot, errors, warnings, ignored, files, unread, index }
 }
 
 /// What is wrong with documents, each by itself.
@@ -110,10 +115,15 @@ pub struct Validated {
 /// # Errors
 /// As [`load`].
 pub fn validate(paths: &[PathBuf], root_namespace: &str) -> Result<Validated, LoadError> {
-    let World { index, mut problems, ignored, files, unread: _ } = read_all(paths, root_namespace)?;
+    Ok(validate_texts(texts(paths)?, root_namespace))
+}
+
+/// As [`validate`], for texts that are no files; each comes with the name it has in messages.
+pub fn validate_texts(texts: Vec<(PathBuf, String)>, root_namespace: &str) -> Validated {
+    let World { index, mut problems, ignored, files, unread: _ } = read_all(texts, root_namespace);
     problems.sort();
     problems.dedup();
-    Ok(Validated { problems, files, resources: index.len(), ignored })
+    Validated { problems, files, resources: index.len(), ignored }
 }
 
 /// Everything that files hold.
@@ -125,18 +135,24 @@ struct World {
     files: usize,
 }
 
-fn read_all(paths: &[PathBuf], root_namespace: &str) -> Result<World, LoadError> {
+fn texts(paths: &[PathBuf]) -> Result<Vec<(PathBuf, String)>, LoadError> {
+    let text = |file: PathBuf| match read(&file) {
+        Ok(text) => Ok((file, text)),
+        Err(source) => Err(LoadError::Read { path: file, source }),
+    };
+    files(paths)?.into_iter().map(text).collect()
+}
+
+fn read_all(texts: Vec<(PathBuf, String)>, root_namespace: &str) -> World {
     let rules = Rules::new(root_namespace);
-    let files = files(paths)?;
     let mut world = World {
         index: Index::default(),
         problems: Vec::new(),
         ignored: BTreeMap::new(),
         unread: BTreeSet::new(),
-        files: files.len(),
+        files: texts.len(),
     };
-    for file in files {
-        let text = read(&file).map_err(|source| LoadError::Read { path: file.clone(), source })?;
+    for (file, text) in texts {
         let parsed = document::parse(&file, &text, &rules, &Known::new());
         world.problems.extend(parsed.problems);
         world.unread.extend(parsed.unread);
@@ -146,7 +162,7 @@ fn read_all(paths: &[PathBuf], root_namespace: &str) -> Result<World, LoadError>
         world.index.replace_placed(&file, parsed.resources, &parsed.lines);
     }
     world.problems.extend(world.index.duplicates());
-    Ok(world)
+    world
 }
 
 /// Every file once, in order.

@@ -29,6 +29,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use mesh_core::snapshot::Name;
 
+#[cfg(test)]
+pub(crate) use self::any_document::good as good_documents;
 pub use self::{
     authorization_policy::{Applied, AuthorizationPolicy},
     destination_rule::DestinationRule,

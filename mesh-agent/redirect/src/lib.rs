@@ -58,7 +58,7 @@ pub use map::{KernelMap, MapError, OpenMapError, PerCpuMap};
 pub use maps::Maps;
 pub use netns::{Netns, NetnsError};
 pub use node::{Node, NodeOptions, OpenError};
-pub use precheck::{KERNEL_MIN, PrecheckError};
+pub use precheck::{KERNEL_MIN, PrecheckError, cgroup2_mount, kernel_version};
 pub use running::{RunningPod, RunningPods};
 pub use sockets::{Dialled, LocalPeer, LocalPeers, Origins, PodSockets, SocketTags, TcpFigures, TicketTag};
 pub use stats::{

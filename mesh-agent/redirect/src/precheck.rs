@@ -66,7 +66,8 @@ fn read(path: &'static str) -> Result<String, PrecheckError> {
     fs::read_to_string(path).map_err(|source| PrecheckError::Proc { path, source })
 }
 
-fn kernel_version(release: &str) -> Option<(u32, u32)> {
+/// Major and minor version of what `uname -r` says.
+pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse().ok());
     Some((numbers.next()?, numbers.next()?))
 }
@@ -95,8 +96,8 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
     missing
 }
 
-/// On a hybrid v1+v2 host the v2 tree is not at `/sys/fs/cgroup`.
-fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
+/// Where cgroup v2 is, by the text of `/proc/mounts`. On a hybrid v1+v2 host that is not `/sys/fs/cgroup`.
+pub fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');
         let (_, target, kind) = (fields.next()?, fields.next()?, fields.next()?);

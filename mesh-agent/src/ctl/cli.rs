@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::{
+    bug_report::BugReportArgs,
+    cluster::ClusterArgs,
+    install::{InstallArgs, ManifestCommand, PrecheckArgs, UninstallArgs, VerifyArgs},
     policy::PolicyArgs,
     proxy_config::ProxyConfigCommand,
     validate::{AnalyzeArgs, ValidateArgs},
@@ -13,7 +16,7 @@ use super::{
 /// Where the agent listens unless told otherwise; both programs use it.
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/nodemesh/admin.sock";
 
-/// Asks the Nodemesh agent of this node what it does and why.
+/// Installs Nodemesh, and asks its agents what they do and why: the one of this node, or those of a cluster.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "meshctl",
@@ -23,13 +26,19 @@ pub const DEFAULT_ADMIN_SOCKET: &str = "/run/nodemesh/admin.sock";
         meshctl status\n  \
         meshctl explain --from shop/cart --to reviews:9080\n  \
         meshctl connections -o json | jq '.connections[].service'\n  \
-        meshctl --admin-socket /run/nodemesh/n2.sock top\n\n\
+        meshctl --admin-socket /run/nodemesh/n2.sock top\n  \
+        meshctl --context prod status\n\n\
+        Without --admin-socket, --context and --kubeconfig the agent of this host is asked if there is one, else the agents of\n\
+        the kubeconfig's cluster.\n\n\
         Exit status: 0 answered, 1 no answer (see the message), 2 wrong usage."
 )]
 pub struct Args {
-    /// Admin socket of the agent to ask.
-    #[arg(long, global = true, env = "MESH_ADMIN_SOCKET", value_name = "PATH", default_value = DEFAULT_ADMIN_SOCKET)]
-    pub admin_socket: PathBuf,
+    /// Admin socket of the agent to ask. [default: /run/nodemesh/admin.sock]
+    #[arg(long, global = true, env = "MESH_ADMIN_SOCKET", value_name = "PATH", conflicts_with_all = ["context", "kubeconfig"])]
+    pub admin_socket: Option<PathBuf>,
+    /// Which cluster, and where in it.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Form of the answer.
     #[arg(short, long, global = true, value_enum, value_name = "FORM", default_value_t = Output::Text)]
     pub output: Output,
@@ -44,10 +53,19 @@ pub enum Output {
     /// Tables for people.
     #[value(alias = "table", alias = "short")]
     Text,
+    /// Tables with more in them, where there is more.
+    Wide,
     /// One JSON document; field names are stable.
     Json,
     /// The same as YAML.
     Yaml,
+}
+
+impl Output {
+    /// Whether people read it.
+    pub(super) fn is_text(self) -> bool {
+        matches!(self, Self::Text | Self::Wide)
+    }
 }
 
 /// Questions.
@@ -104,7 +122,7 @@ pub enum Command {
     /// Whether manifests are valid, field by field. Needs no agent.
     #[command(
         after_help = "Examples:\n  meshctl validate mesh/\n  meshctl validate -o json routes.yaml policies.yaml | jq '.[].message'\n  \
-        kustomize build prod | meshctl validate -\n\n\
+        kustomize build prod | meshctl validate -\n  meshctl validate --live --context prod\n\n\
         Every kind that the mesh reads is checked as an agent checks it. Other kinds of the same API groups are warned about, all\n\
         others are counted.\n\n\
         Exit status: 0 all valid (warnings allowed), 1 something invalid, 2 wrong usage or a file that cannot be read."
@@ -112,12 +130,76 @@ pub enum Command {
     Validate(ValidateArgs),
     /// What is wrong between resources of manifests: hosts, subsets, ports and grants that are missing, conflicts. Needs no agent.
     #[command(
-        after_help = "Examples:\n  meshctl analyze mesh/\n  meshctl analyze -o json mesh/ | jq '.[] | select(.level == \"error\")'\n\n\
+        after_help = "Examples:\n  meshctl analyze mesh/\n  meshctl analyze -o json mesh/ | jq '.[] | select(.level == \"error\")'\n  \
+        meshctl analyze --live --context prod\n\n\
         The files are taken as the whole configuration: what is in none of them does not exist. What `meshctl validate` finds is\n\
         found too.\n\n\
         Exit status: 0 no errors (warnings allowed), 1 errors, 2 wrong usage or a file that cannot be read."
     )]
     Analyze(AnalyzeArgs),
+    /// Put the mesh into a cluster, or bring what is there to this version and these values.
+    #[command(
+        after_help = "Examples:\n  meshctl install\n  meshctl install --profile demo --set image=registry.example/nodemesh:0.1.0\n  \
+        meshctl install -f values.yaml --dry-run\n\n\
+        Values are those of the Helm chart deploy/helm/nodemesh. What an earlier version made and this one does not is deleted.\n\
+        Definitions of Istio's and the Gateway API's kinds that are there already are used as they are.\n\n\
+        Exit status: 0 installed and ready, 1 not (see the message), 2 wrong usage."
+    )]
+    Install(InstallArgs),
+    /// As install, for a mesh that is there already.
+    #[command(
+        after_help = "Examples:\n  meshctl upgrade -f values.yaml\n  meshctl upgrade --set image=registry.example/nodemesh:0.2.0\n\n\
+        Give all values again: those of before are not remembered. Agents are replaced node by node; their connections go on."
+    )]
+    Upgrade(InstallArgs),
+    /// Take the mesh out of a cluster: nothing of it is left on nodes or in the API.
+    #[command(after_help = "Examples:\n  meshctl uninstall\n  meshctl uninstall --purge\n\n\
+        Pods go on running, without the mesh. Definitions of kinds that the mesh made go too, unless resources of them are left.\n\n\
+        Exit status: 0 all is gone, 1 something is left (see the message), 2 wrong usage.")]
+    Uninstall(UninstallArgs),
+    /// Whether the mesh in a cluster is whole, node by node, and what to do where it is not.
+    #[command(
+        after_help = "Examples:\n  meshctl verify\n  meshctl verify -o json | jq '.[] | select(.grade != \"good\")'\n\n\
+        Exit status: 0 nothing is wrong, 1 something is, 2 wrong usage."
+    )]
+    Verify(VerifyArgs),
+    /// Whether the mesh can work in a cluster, or on this host, before it is installed.
+    #[command(after_help = "Examples:\n  meshctl precheck\n  meshctl precheck --host\n\n\
+        Exit status: 0 it can, 1 something is in the way, 2 wrong usage.")]
+    Precheck(PrecheckArgs),
+    /// What an installation consists of, as manifests. Needs no cluster.
+    #[command(
+        after_help = "Examples:\n  meshctl manifest generate --profile minimal > nodemesh.yaml\n  meshctl manifest crds"
+    )]
+    Manifest {
+        /// Which part.
+        #[command(subcommand)]
+        command: ManifestCommand,
+    },
+    /// Collect what an engineer needs to find a fault: objects, states and logs of the mesh, without any Secret.
+    #[command(
+        after_help = "Examples:\n  meshctl bug-report\n  meshctl bug-report --file /tmp/mesh.tar.gz --logs-since 3600"
+    )]
+    BugReport(BugReportArgs),
+    /// Print the script that completes commands, options and names of pods in a shell.
+    #[command(
+        after_help = "Examples:\n  source <(meshctl completion bash)\n  meshctl completion zsh > ~/.zfunc/_meshctl\n  \
+        meshctl completion fish > ~/.config/fish/completions/meshctl.fish"
+    )]
+    Completion {
+        /// Which shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the agent's answer to one path of its admin socket as it is. For `meshctl` itself, from another host.
+    #[command(hide = true, after_help = "Examples:\n  meshctl ask -- /status")]
+    Ask {
+        /// Path and query.
+        target: String,
+        /// Seconds to wait for the answer.
+        #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=900))]
+        within: u32,
+    },
 }
 
 /// Options of `top`.
@@ -146,7 +228,7 @@ pub struct ProfileArgs {
 #[derive(Clone, Debug, clap::Args)]
 pub struct ExplainArgs {
     /// The client: a pod of this node, `NAMESPACE/NAME`, or `NAME` if that is unique.
-    #[arg(long, value_name = "POD")]
+    #[arg(long, value_name = "POD", add = clap_complete::ArgValueCompleter::new(super::complete::pods))]
     pub from: String,
     /// What it dials: a name as the pod would write it, or an address, and a TCP port.
     #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
@@ -208,7 +290,12 @@ mod tests {
             assert_eq!(parse(line).unwrap().output, Output::Json, "{line}");
         }
         let args = parse("meshctl top --once --admin-socket /tmp/x.sock").unwrap();
-        assert_eq!(args.admin_socket, PathBuf::from("/tmp/x.sock"));
+        assert_eq!(args.admin_socket, Some(PathBuf::from("/tmp/x.sock")));
+        let args = parse("meshctl status --context prod -n shop").unwrap();
+        assert_eq!(
+            (args.cluster.context.as_deref(), args.cluster.namespace.as_deref()),
+            (Some("prod"), Some("shop"))
+        );
     }
 
     #[test]
@@ -228,6 +315,9 @@ mod tests {
             "meshctl explain --from a/b --to web:http",
             "meshctl explain --from a/b --to fd00::1:80",
             "meshctl profile --seconds 0",
+            "meshctl status --admin-socket /tmp/x.sock --context prod",
+            "meshctl manifest",
+            "meshctl completion csh",
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -1,4 +1,5 @@
-//! Owns the client side of the admin socket: one HTTP/1.1 request, one JSON answer.
+//! Owns the way of a question to an agent: over the admin socket of this host, one HTTP/1.1 request and one JSON answer, or through a
+//! cluster's API server to the agent of another node, where `meshctl ask` does the same.
 
 use std::{
     io,
@@ -13,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::cluster::{AgentPod, Cluster, ClusterError};
 use crate::view::ErrorView;
 
 /// Largest answer accepted: 100 000 connections of 500 bytes each, and some.
@@ -72,17 +74,30 @@ pub(super) enum AskError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
 }
 
-/// An agent's admin socket.
+/// An agent that can be asked.
 #[derive(Debug)]
-pub(super) struct Client {
-    socket: PathBuf,
+pub(super) enum Client {
+    /// The one of this host.
+    Socket(AdminSocket),
+    /// One in a cluster.
+    Remote(Box<Remote>),
+}
+
+/// An agent in a cluster. The runtime carries the connection to the API server between questions.
+#[derive(Debug)]
+pub(super) struct Remote {
+    pub(super) runtime: tokio::runtime::Runtime,
+    pub(super) cluster: Cluster,
+    pub(super) agent: AgentPod,
 }
 
 impl Client {
     pub(super) fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self::Socket(AdminSocket::new(socket))
     }
 
     /// Asks one question. Blocking: until the answer is there or `within` has passed.
@@ -92,28 +107,57 @@ impl Client {
         query: &[(&str, &str)],
         within: Duration,
     ) -> Result<T, AskError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|source| AskError::Runtime { source })?;
-        let answer = runtime
-            .block_on(async { tokio::time::timeout(within, self.exchange(&target(path, query))).await });
-        let (status, body) =
-            answer.map_err(|_| AskError::TimedOut { socket: self.socket.clone(), limit: within })??;
+        match self {
+            Self::Socket(socket) => socket.ask(path, query, within),
+            Self::Remote(remote) => {
+                let Remote { runtime, cluster, agent } = &**remote;
+                Ok(runtime.block_on(cluster.ask(agent, path, query, within))?)
+            }
+        }
+    }
+}
+
+/// An agent's admin socket.
+#[derive(Debug)]
+pub(super) struct AdminSocket {
+    path: PathBuf,
+}
+
+impl AdminSocket {
+    pub(super) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    fn ask<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        within: Duration,
+    ) -> Result<T, AskError> {
+        let (status, body) = self.get(&target(path, query), within)?;
         if status != StatusCode::OK {
             let error = serde_json::from_slice::<ErrorView>(&body).map_or_else(
-                |_| format!("the agent at {} answered {status}", self.socket.display()),
+                |_| format!("the agent at {} answered {status}", self.path.display()),
                 |v| v.error,
             );
             return Err(AskError::Refused { error });
         }
-        serde_json::from_slice(&body)
-            .map_err(|source| AskError::Decode { socket: self.socket.clone(), source })
+        serde_json::from_slice(&body).map_err(|source| AskError::Decode { socket: self.path.clone(), source })
+    }
+
+    /// Gets one path as it is, whatever the answer.
+    pub(super) fn get(&self, target: &str, within: Duration) -> Result<(StatusCode, Bytes), AskError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| AskError::Runtime { source })?;
+        let answer = runtime.block_on(async { tokio::time::timeout(within, self.exchange(target)).await });
+        answer.map_err(|_| AskError::TimedOut { socket: self.path.clone(), limit: within })?
     }
 
     async fn exchange(&self, target: &str) -> Result<(StatusCode, Bytes), AskError> {
-        let socket = || self.socket.clone();
-        let stream = UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
+        let socket = || self.path.clone();
+        let stream = UnixStream::connect(&self.path).await.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 AskError::NoAgent { socket: socket(), source }
             }
@@ -149,7 +193,7 @@ impl Client {
 }
 
 /// Path and query, percent-encoded.
-fn target(path: &str, query: &[(&str, &str)]) -> String {
+pub(super) fn target(path: &str, query: &[(&str, &str)]) -> String {
     let mut out = path.to_owned();
     for (i, (key, value)) in query.iter().enumerate() {
         out.push(if i == 0 { '?' } else { '&' });

@@ -51,7 +51,7 @@ pub enum ProxyConfigCommand {
 #[derive(Clone, Debug, clap::Args)]
 pub struct SeenArgs {
     /// A pod of this node, `NAMESPACE/NAME`, or `NAME` if that is unique; without it: what everybody sees.
-    #[arg(value_name = "POD")]
+    #[arg(value_name = "POD", add = clap_complete::ArgValueCompleter::new(crate::ctl::complete::pods))]
     pub pod: Option<String>,
     /// Only this host: its full name, or the beginning of it (`reviews`, `reviews.shop`).
     #[arg(long, visible_alias = "fqdn", value_name = "NAME")]
@@ -117,25 +117,45 @@ fn query(seen: &SeenArgs, subset: Option<&String>, address: Option<IpAddr>) -> V
     all.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
 }
 
-/// Answers one question.
-pub(super) fn run(client: &Client, command: &ProxyConfigCommand, out: Output) -> Result<(), CtlError> {
+/// Answers one question; `pod` is the full name of the pod that it is about, where that was looked up.
+pub(super) fn run(
+    client: &Client,
+    command: &ProxyConfigCommand,
+    pod: Option<String>,
+    out: Output,
+) -> Result<(), CtlError> {
+    let seen = |seen: &SeenArgs| SeenArgs { pod: pod.clone().or_else(|| seen.pod.clone()), ..seen.clone() };
     match command {
-        ProxyConfigCommand::Routes(RoutesArgs { seen }) => {
-            let view: RoutesView = ask(client, paths::ROUTES, &query(seen, None, None))?;
+        ProxyConfigCommand::Routes(RoutesArgs { seen: of }) => {
+            let view: RoutesView = ask(client, paths::ROUTES, &query(&seen(of), None, None))?;
             print(out, &view, text::routes)
         }
-        ProxyConfigCommand::Clusters(ClustersArgs { seen, subset }) => {
-            let view: ClustersView = ask(client, paths::CLUSTERS, &query(seen, subset.as_ref(), None))?;
+        ProxyConfigCommand::Clusters(ClustersArgs { seen: of, subset }) => {
+            let view: ClustersView = ask(client, paths::CLUSTERS, &query(&seen(of), subset.as_ref(), None))?;
             print(out, &view, text::clusters)
         }
-        ProxyConfigCommand::Endpoints(EndpointsArgs { seen, subset, address }) => {
-            let view: EndpointsView = ask(client, paths::ENDPOINTS, &query(seen, subset.as_ref(), *address))?;
+        ProxyConfigCommand::Endpoints(EndpointsArgs { seen: of, subset, address }) => {
+            let query = query(&seen(of), subset.as_ref(), *address);
+            let view: EndpointsView = ask(client, paths::ENDPOINTS, &query)?;
             print(out, &view, text::endpoints)
         }
-        ProxyConfigCommand::Listeners(ListenersArgs { seen, address }) => {
-            let view: ListenersView = ask(client, paths::LISTENERS, &query(seen, None, *address))?;
+        ProxyConfigCommand::Listeners(ListenersArgs { seen: of, address }) => {
+            let view: ListenersView = ask(client, paths::LISTENERS, &query(&seen(of), None, *address))?;
             print(out, &view, text::listeners)
         }
+    }
+}
+
+impl ProxyConfigCommand {
+    /// The pod that is asked about, if one is.
+    pub(super) fn pod(&self) -> Option<&str> {
+        let seen = match self {
+            Self::Routes(args) => &args.seen,
+            Self::Clusters(args) => &args.seen,
+            Self::Endpoints(args) => &args.seen,
+            Self::Listeners(args) => &args.seen,
+        };
+        seen.pod.as_deref()
     }
 }
 

@@ -24,13 +24,18 @@ fn line(out: &mut String, key: &str, value: &str) {
     let _ignored = writeln!(out, "{key:<8}  {value}");
 }
 
-fn summary(out: &mut String, view: &StatusView) {
-    let agent = &view.agent;
-    let phase = match agent.phase {
-        Phase::Starting => format!("starting, waits for: {}", agent.waiting_for.join("; ")),
+/// What the agent is doing, in words.
+pub(super) fn phase(view: &StatusView) -> String {
+    match view.agent.phase {
+        Phase::Starting => format!("starting, waits for: {}", view.agent.waiting_for.join("; ")),
         Phase::Ready => "ready".to_owned(),
         Phase::Draining => "draining".to_owned(),
-    };
+    }
+}
+
+fn summary(out: &mut String, view: &StatusView) {
+    let agent = &view.agent;
+    let phase = phase(view);
     let (version, node, pid, up) = (&agent.version, &agent.node, agent.pid, figures::age(agent.uptime_s));
     line(out, "agent", &format!("{version}, node {node}, pid {pid}, up {up}, {phase}"));
     let beat = agent

@@ -6,25 +6,26 @@ use std::{
 };
 
 use super::{
-    ANSWER_WITHIN, CtlError, Output, TopArgs,
-    client::Client,
-    figures,
+    CtlError, Output, TopArgs, figures,
     table::{Align, Table},
     write_out, yaml,
 };
-use crate::view::{EdgesView, TopRow, TopView, paths, rates};
+use crate::view::{EdgesView, TopRow, TopView, busiest, rates};
 
-/// Runs until it is interrupted, or once.
-pub(super) fn run(client: &Client, args: &TopArgs, out: Output) -> Result<(), CtlError> {
+/// Runs until it is interrupted, or once. `read` takes a reading of each node.
+pub(super) fn run(
+    read: impl Fn() -> Result<Vec<EdgesView>, CtlError>,
+    args: &TopArgs,
+    out: Output,
+) -> Result<(), CtlError> {
     let interval = Duration::from_secs(args.interval.into());
-    let read = || client.ask::<EdgesView>(paths::EDGES, &[], ANSWER_WITHIN);
     let mut before = read()?;
     let mut next = Instant::now() + interval;
     loop {
         thread::sleep(next.saturating_duration_since(Instant::now()));
         next += interval;
         let now = read()?;
-        let view = rates(&before, &now);
+        let view = of_all(&before, &now);
         before = now;
         match (out, args.once) {
             (Output::Json, _) => {
@@ -32,13 +33,32 @@ pub(super) fn run(client: &Client, args: &TopArgs, out: Output) -> Result<(), Ct
                 write_out(&format!("{json}\n"))?;
             }
             (Output::Yaml, _) => write_out(&format!("---\n{}", yaml(&view)?))?,
-            (Output::Text, true) => write_out(&render(&view, usize::MAX))?,
-            (Output::Text, false) => write_out(&redraw(&render(&view, args.rows as usize)))?,
+            (Output::Text | Output::Wide, true) => write_out(&render(&view, usize::MAX))?,
+            (Output::Text | Output::Wide, false) => write_out(&redraw(&render(&view, args.rows as usize)))?,
         }
         if args.once {
             return Ok(());
         }
     }
+}
+
+/// The rates of all nodes that were read both times, in one view. A connection between two nodes is in it twice: outbound of the one,
+/// inbound of the other.
+fn of_all(before: &[EdgesView], now: &[EdgesView]) -> TopView {
+    let pairs =
+        now.iter().filter_map(|now| Some((before.iter().find(|before| before.node == now.node)?, now)));
+    let mut views: Vec<TopView> = pairs.map(|(before, now)| rates(before, now)).collect();
+    if views.len() == 1
+        && let Some(only) = views.pop()
+    {
+        return only;
+    }
+    let names: Vec<&str> = views.iter().map(|view| view.node.as_str()).collect();
+    let node = names.join(",");
+    let interval_s = views.iter().map(|view| view.interval_s).fold(0.0, f64::max);
+    let mut rows: Vec<TopRow> = views.into_iter().flat_map(|view| view.rows).collect();
+    rows.sort_by(busiest);
+    TopView { node, interval_s, rows }
 }
 
 /// Moves the cursor home, overwrites line by line, and clears what is below: no flicker, no alternate screen,
@@ -140,6 +160,15 @@ mod tests {
         assert_eq!(&cells[..6], ["shop/cart", "shop/web-0:8080", "shop/web", "outbound", "direct", "120"]);
         assert_eq!(&cells[6..], ["0", "2.00", "KiB", "0", "B", "53.1", "µs", "-", "4"]);
         assert!(text.starts_with("node n1   1 edge   120 conns/s"), "{text}");
+    }
+
+    #[test]
+    fn several_nodes_stand_in_one_table_and_one_that_came_late_is_left_out() {
+        let edges = |node: &str, at_ns: u64| EdgesView { node: node.into(), at_ns, edges: Vec::new() };
+        let before = [edges("n1", 0), edges("n2", 0)];
+        let now = [edges("n1", 1_000_000_000), edges("n2", 2_000_000_000), edges("n3", 1)];
+        let view = of_all(&before, &now);
+        assert_eq!((view.node.as_str(), view.interval_s), ("n1,n2", 2.0));
     }
 
     #[test]

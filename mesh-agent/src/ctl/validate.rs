@@ -1,4 +1,4 @@
-//! Owns `meshctl validate` and `meshctl analyze`: what is wrong with manifests, without an agent.
+//! Owns `meshctl validate` and `meshctl analyze`: what is wrong with manifests, or with what is in a cluster, without an agent.
 //!
 //! Invariants:
 //! - The answers come from the parser, index and compiler of `mesh-control`, as in an agent.
@@ -16,7 +16,9 @@ use mesh_control::{
 };
 
 use super::{
-    CtlError, Output, print,
+    CtlError, Output,
+    cluster::{ClusterArgs, ClusterError},
+    live, print,
     table::{Align, Table},
 };
 use crate::report::report;
@@ -32,8 +34,11 @@ const IGNORED_MAX: usize = 8;
 #[derive(Clone, Debug, clap::Args)]
 pub struct ValidateArgs {
     /// Manifests: files, or folders with all below them; `-` is standard input.
-    #[arg(value_name = "FILE|DIR", required = true)]
+    #[arg(value_name = "FILE|DIR", required_unless_present = "live")]
     pub files: Vec<PathBuf>,
+    /// What is in the cluster instead.
+    #[arg(long, conflicts_with = "files")]
+    pub live: bool,
     /// Namespace of mesh-wide policies and of the MeshConfig.
     #[arg(long, value_name = "NAME", default_value = "istio-system")]
     pub root_namespace: String,
@@ -43,8 +48,11 @@ pub struct ValidateArgs {
 #[derive(Clone, Debug, clap::Args)]
 pub struct AnalyzeArgs {
     /// Manifests: files, or folders with all below them; `-` is standard input.
-    #[arg(value_name = "FILE|DIR", required = true)]
+    #[arg(value_name = "FILE|DIR", required_unless_present = "live")]
     pub files: Vec<PathBuf>,
+    /// What is in the cluster instead.
+    #[arg(long, conflicts_with = "files")]
+    pub live: bool,
     /// Namespace of mesh-wide policies and of the MeshConfig.
     #[arg(long, value_name = "NAME", default_value = "istio-system")]
     pub root_namespace: String,
@@ -59,6 +67,8 @@ enum ValidateError {
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
     Print(#[from] CtlError),
 }
 
@@ -72,13 +82,13 @@ struct Answer {
 }
 
 /// Answers `validate`; errors go to standard error.
-pub(super) fn validate(args: &ValidateArgs, out: Output) -> ExitCode {
-    finish(validated(args).and_then(|answer| show(&answer, out)))
+pub(super) fn validate(args: &ValidateArgs, of: &ClusterArgs, out: Output) -> ExitCode {
+    finish(validated(args, of).and_then(|answer| show(&answer, out)))
 }
 
 /// Answers `analyze`; errors go to standard error.
-pub(super) fn analyze(args: &AnalyzeArgs, out: Output) -> ExitCode {
-    finish(analyzed(args).and_then(|answer| show(&answer, out)))
+pub(super) fn analyze(args: &AnalyzeArgs, of: &ClusterArgs, out: Output) -> ExitCode {
+    finish(analyzed(args, of).and_then(|answer| show(&answer, out)))
 }
 
 fn finish(answered: Result<bool, ValidateError>) -> ExitCode {
@@ -96,8 +106,11 @@ fn finish(answered: Result<bool, ValidateError>) -> ExitCode {
     }
 }
 
-fn validated(args: &ValidateArgs) -> Result<Answer, ValidateError> {
-    let found = offline::validate(&args.files, &args.root_namespace)?;
+fn validated(args: &ValidateArgs, of: &ClusterArgs) -> Result<Answer, ValidateError> {
+    let found = match args.live {
+        true => offline::validate_texts(live::texts(of)?, &args.root_namespace),
+        false => offline::validate(&args.files, &args.root_namespace)?,
+    };
     Ok(Answer {
         rows: found.problems,
         files: found.files,
@@ -106,13 +119,16 @@ fn validated(args: &ValidateArgs) -> Result<Answer, ValidateError> {
     })
 }
 
-fn analyzed(args: &AnalyzeArgs) -> Result<Answer, ValidateError> {
+fn analyzed(args: &AnalyzeArgs, of: &ClusterArgs) -> Result<Answer, ValidateError> {
     let settings = MeshSettings {
         root_namespace: args.root_namespace.clone(),
         cluster_domain: args.cluster_domain.clone(),
         ..MeshSettings::default()
     };
-    let loaded = offline::load(&args.files, settings.clone())?;
+    let loaded = match args.live {
+        true => offline::load_texts(live::texts(of)?, settings.clone()),
+        false => offline::load(&args.files, settings.clone())?,
+    };
     let found = between::analyze(loaded.index(), &settings, &|kind, name| loaded.has_unread(kind, name));
     let resources = loaded.index().len();
     let mut rows = [loaded.errors, loaded.warnings, found].concat();

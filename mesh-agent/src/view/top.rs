@@ -1,6 +1,6 @@
 //! Owns the shape of the per-edge counters, and how `meshctl top` turns two readings into rates.
 
-use std::collections::HashMap;
+use std::{cmp::Ordering, collections::HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -127,11 +127,14 @@ pub fn rates(before: &EdgesView, now: &EdgesView) -> TopView {
         .iter()
         .map(|edge| row(&edge.key, earlier.get(&edge.key).copied(), &edge.counters, interval_s))
         .collect();
-    rows.sort_by(|a, b| {
-        let busy = |r: &TopRow| (r.conns_per_s + r.fails_per_s, r.tx_bytes_per_s + r.rx_bytes_per_s);
-        busy(b).partial_cmp(&busy(a)).unwrap_or(std::cmp::Ordering::Equal).then_with(|| a.key.cmp(&b.key))
-    });
+    rows.sort_by(busiest);
     TopView { node: now.node.clone(), interval_s, rows }
+}
+
+/// The order of rows: the busiest first.
+pub fn busiest(a: &TopRow, b: &TopRow) -> Ordering {
+    let busy = |r: &TopRow| (r.conns_per_s + r.fails_per_s, r.tx_bytes_per_s + r.rx_bytes_per_s);
+    busy(b).partial_cmp(&busy(a)).unwrap_or(Ordering::Equal).then_with(|| a.key.cmp(&b.key))
 }
 
 fn row(

@@ -76,8 +76,9 @@ const CONFINED: [Confined; 4] = [
     // The benches measure a bare program next to ours.
     Confined { name: "aya", to: &["mesh-common", "mesh-redirect", "mesh-benches"] },
     Confined { name: "aya-obj", to: &["mesh-redirect"] },
-    Confined { name: "kube", to: &["mesh-control"] },
-    Confined { name: "k8s-openapi", to: &["mesh-control"] },
+    // meshctl installs the mesh and asks its agents through the API server.
+    Confined { name: "kube", to: &["mesh-agent", "mesh-control"] },
+    Confined { name: "k8s-openapi", to: &["mesh-agent", "mesh-control"] },
 ];
 
 /// What would make the model impure: I/O, runtimes, kernels, clusters.

@@ -7,7 +7,7 @@ use super::Kind;
 use crate::source::document::{Known, Parsed, Rules, parse};
 
 /// Full documents, one per kind that is read field by field.
-fn good() -> Vec<Value> {
+pub(crate) fn good() -> Vec<Value> {
     let meta = json!({"name": "a", "namespace": "shop"});
     let to = json!([{"destination": {"host": "web", "subset": "v1", "port": {"number": 80}}, "weight": 1,
         "headers": {"request": {"set": {"a": "b"}, "add": {"host": "c"}, "remove": ["d"]}}}]);

@@ -23,8 +23,8 @@ impl Folder {
     fn answer(&self, command: &str) -> Answer {
         let line = ["meshctl", command, self.0.to_str().unwrap()];
         match Args::try_parse_from(line).unwrap().command {
-            Command::Validate(args) => validated(&args).unwrap(),
-            Command::Analyze(args) => analyzed(&args).unwrap(),
+            Command::Validate(args) => validated(&args, &ClusterArgs::default()).unwrap(),
+            Command::Analyze(args) => analyzed(&args, &ClusterArgs::default()).unwrap(),
             other => panic!("{other:?}"),
         }
     }
@@ -123,7 +123,8 @@ fn what_cannot_be_read_has_no_answer() {
         Command::Validate(args) => args,
         other => panic!("{other:?}"),
     };
-    let error = validated(&args(&["meshctl", "validate", "/nonexistent.yaml"])).unwrap_err();
+    let error =
+        validated(&args(&["meshctl", "validate", "/nonexistent.yaml"]), &ClusterArgs::default()).unwrap_err();
     assert!(error.to_string().contains("/nonexistent.yaml"), "{error}");
     assert_eq!(Args::try_parse_from(["meshctl", "validate"]).unwrap_err().exit_code(), 2);
 }

@@ -1,0 +1,222 @@
+//! Owns how objects get into a cluster and out of it: server-side apply under one name, in order.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, DynamicObject, Patch, PatchParams},
+};
+use serde::Serialize;
+
+use super::{
+    manifest::{Manifest, ObjectKind},
+    objects::{INSTALLED, MANAGER},
+};
+use crate::ctl::cluster::{Cluster, ClusterError, Doing};
+
+/// What became of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Action {
+    /// It was not there.
+    Created,
+    /// It was there and is changed.
+    Configured,
+    /// It was there, and just so.
+    Unchanged,
+    /// It is gone.
+    Deleted,
+    /// It was there and is left alone.
+    Kept,
+}
+
+impl Action {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Configured => "configured",
+            Self::Unchanged => "unchanged",
+            Self::Deleted => "deleted",
+            Self::Kept => "kept",
+        }
+    }
+}
+
+/// One object and what became of it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Done {
+    pub(crate) kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) namespace: Option<String>,
+    pub(crate) name: String,
+    pub(crate) action: Action,
+    /// Why, where that is not plain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) note: Option<String>,
+}
+
+impl Done {
+    pub(crate) fn of(manifest: &Manifest, action: Action) -> Self {
+        Self {
+            kind: manifest.kind.kind.to_owned(),
+            namespace: manifest.namespace.clone(),
+            name: manifest.name.clone(),
+            action,
+            note: None,
+        }
+    }
+
+    pub(crate) fn found(kind: ObjectKind, object: &DynamicObject, action: Action) -> Self {
+        Self {
+            kind: kind.kind.to_owned(),
+            namespace: object.namespace(),
+            name: object.name_any(),
+            action,
+            note: None,
+        }
+    }
+
+    /// One line for people.
+    pub(crate) fn line(&self) -> String {
+        let name = match &self.namespace {
+            Some(namespace) => format!("{namespace}/{}", self.name),
+            None => self.name.clone(),
+        };
+        let note = self.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+        format!("{} {name} {}{note}", self.kind, self.action.as_str())
+    }
+}
+
+/// Applies one object. In a dry run nothing is changed, and what is not there is not even asked about: its namespace may be missing.
+pub(crate) async fn apply(
+    cluster: &Cluster,
+    manifest: &Manifest,
+    dry_run: bool,
+) -> Result<Done, ClusterError> {
+    let api = cluster.api(manifest.kind, manifest.namespace.as_deref());
+    let before = api.get_opt(&manifest.name).await.doing(|| format!("get {manifest}"))?;
+    if dry_run && before.is_none() {
+        return Ok(Done::of(manifest, Action::Created));
+    }
+    let mut params = PatchParams::apply(MANAGER).force().validation_strict();
+    params.dry_run = dry_run;
+    let after = api
+        .patch(&manifest.name, &params, &Patch::Apply(&manifest.object))
+        .await
+        .doing(|| format!("apply {manifest}"))?;
+    let action = match before {
+        None => Action::Created,
+        Some(before) if before.metadata.resource_version == after.metadata.resource_version => {
+            Action::Unchanged
+        }
+        Some(_) => Action::Configured,
+    };
+    Ok(Done::of(manifest, action))
+}
+
+/// Applies a definition of a kind where there is none, or where it is ours. Another's is used as it is.
+pub(crate) async fn apply_definition(
+    cluster: &Cluster,
+    manifest: &Manifest,
+    dry_run: bool,
+) -> Result<Done, ClusterError> {
+    let api = cluster.api(manifest.kind, None);
+    let before = api.get_opt(&manifest.name).await.doing(|| format!("get {manifest}"))?;
+    let foreign = before.as_ref().is_some_and(|found| !found.labels().contains_key(INSTALLED));
+    if !foreign {
+        return apply(cluster, manifest, dry_run).await;
+    }
+    let note = Some("not ours, used as it is".to_owned());
+    Ok(Done { note, ..Done::of(manifest, Action::Kept) })
+}
+
+/// What is wrong with a definition in a cluster, if anything: API servers say so in conditions.
+pub(crate) fn complaint(definition: &CustomResourceDefinition) -> Option<String> {
+    let conditions =
+        definition.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let said = |type_: &str| conditions.iter().find(|condition| condition.type_ == type_);
+    let message = |condition: &k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinitionCondition| {
+        condition.message.clone().unwrap_or_default()
+    };
+    for type_ in ["NonStructuralSchema", "Terminating"] {
+        if let Some(condition) = said(type_).filter(|condition| condition.status == "True") {
+            return Some(format!("{type_}: {}", message(condition)));
+        }
+    }
+    for type_ in ["NamesAccepted", "Established"] {
+        match said(type_) {
+            Some(condition) if condition.status == "True" => {}
+            Some(condition) => return Some(format!("not {type_}: {}", message(condition))),
+            None => return Some(format!("not {type_} yet")),
+        }
+    }
+    None
+}
+
+/// Waits until definitions are served.
+pub(crate) async fn definitions_served(cluster: &Cluster, names: &[String]) -> Result<(), ClusterError> {
+    const TRIES: u32 = 150;
+    const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+    let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
+    for name in names {
+        let mut left = TRIES;
+        loop {
+            let found = api.get(name).await.doing(|| format!("get CustomResourceDefinition {name}"))?;
+            match complaint(&found) {
+                None => break,
+                Some(complaint) if left == 0 || complaint.starts_with("NonStructural") => {
+                    return Err(ClusterError::Said(format!(
+                        "CustomResourceDefinition {name} is {complaint}"
+                    )));
+                }
+                Some(_) => left -= 1,
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes what an earlier revision made and this one does not.
+pub(crate) async fn prune(
+    cluster: &Cluster,
+    kinds: &[ObjectKind],
+    wanted: &[Manifest],
+    dry_run: bool,
+) -> Result<Vec<Done>, ClusterError> {
+    let wanted: BTreeSet<(ObjectKind, Option<&str>, &str)> = wanted
+        .iter()
+        .map(|manifest| (manifest.kind, manifest.namespace.as_deref(), manifest.name.as_str()))
+        .collect();
+    let mut done = Vec::new();
+    for kind in kinds {
+        // Another mesh may live in another namespace; what is cluster-wide there is one of.
+        let within = kind.namespaced.then_some(cluster.mesh.as_str());
+        for object in cluster.list(*kind, within, &format!("{INSTALLED}=true")).await? {
+            let namespace = object.namespace();
+            if !wanted.contains(&(*kind, namespace.as_deref(), object.name_any().as_str())) {
+                if !dry_run {
+                    delete(cluster, *kind, &object).await?;
+                }
+                done.push(Done::found(*kind, &object, Action::Deleted));
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// Deletes an object; one that is gone already is no error.
+pub(crate) async fn delete(
+    cluster: &Cluster,
+    kind: ObjectKind,
+    object: &DynamicObject,
+) -> Result<(), ClusterError> {
+    let api = cluster.api(kind, object.namespace().as_deref());
+    let name = object.name_any();
+    match api.delete(&name, &DeleteParams::background()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(error).doing(|| format!("delete {} {name}", kind.kind)),
+    }
+}

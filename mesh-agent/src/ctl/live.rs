@@ -1,0 +1,78 @@
+//! Owns reading what the mesh reads from a cluster, once, for questions that are otherwise asked about files.
+
+use std::path::PathBuf;
+
+use k8s_openapi::{
+    api::{
+        core::v1::{ConfigMap, Namespace, Node, Pod, Service, ServiceAccount},
+        discovery::v1::EndpointSlice,
+    },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{ApiResource, DynamicObject},
+};
+
+use super::{
+    cluster::{self, Cluster, ClusterArgs, ClusterError, Doing, list, resource},
+    install::ObjectKind,
+};
+
+/// Every object of a kind that the mesh reads: one text a kind, named after it.
+pub(super) fn texts(of: &ClusterArgs) -> Result<Vec<(PathBuf, String)>, ClusterError> {
+    cluster::run(of, async |cluster| {
+        let mut kinds: Vec<ApiResource> = [
+            ObjectKind::of::<Namespace>(),
+            ObjectKind::of::<Node>(),
+            ObjectKind::of::<ServiceAccount>(),
+            ObjectKind::of::<Pod>(),
+            ObjectKind::of::<Service>(),
+            ObjectKind::of::<EndpointSlice>(),
+            ObjectKind::of::<ConfigMap>(),
+        ]
+        .into_iter()
+        .map(resource)
+        .collect();
+        kinds.extend(served(&cluster).await?);
+        let mut texts = Vec::new();
+        for kind in kinds {
+            let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &kind);
+            let objects = list(&api, "").await.doing(|| format!("list {}", kind.plural))?;
+            let text = objects.into_iter().filter_map(|object| document(&kind, object)).collect();
+            texts.push((PathBuf::from(format!("cluster/{}", kind.plural)), text));
+        }
+        Ok(texts)
+    })
+}
+
+/// The kinds of the mesh that the cluster serves, each in a version that the mesh reads.
+async fn served(cluster: &Cluster) -> Result<Vec<ApiResource>, ClusterError> {
+    let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
+    let found = list(&api, "").await.doing(|| "list definitions".to_owned())?;
+    let mut kinds = Vec::new();
+    for wanted in mesh_control::crd::all() {
+        let Some(found) = found.iter().find(|found| found.name_any() == wanted.name_any()) else { continue };
+        let is_served =
+            |name: &str| found.spec.versions.iter().any(|version| version.served && version.name == name);
+        let Some(version) = wanted.spec.versions.iter().find(|version| is_served(&version.name)) else {
+            continue;
+        };
+        kinds.push(ApiResource {
+            group: wanted.spec.group.clone(),
+            version: version.name.clone(),
+            api_version: format!("{}/{}", wanted.spec.group, version.name),
+            kind: wanted.spec.names.kind.clone(),
+            plural: wanted.spec.names.plural.clone(),
+        });
+    }
+    Ok(kinds)
+}
+
+/// One document of YAML, in one line. Items of lists come without their kind.
+fn document(kind: &ApiResource, mut object: DynamicObject) -> Option<String> {
+    object.metadata.managed_fields = None;
+    object.types =
+        Some(kube::api::TypeMeta { api_version: kind.api_version.clone(), kind: kind.kind.clone() });
+    Some(format!("---\n{}\n", serde_json::to_string(&object).ok()?))
+}

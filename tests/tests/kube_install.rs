@@ -1,0 +1,374 @@
+//! `meshctl install` and the Helm chart against a real API server: what they make is accepted, the same, and goes again.
+//!
+//! There are no nodes and no controllers here, so nothing becomes ready and a namespace is ended by the test itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::anyhow;
+use mesh_tests::cluster::{ApiServer, Binaries};
+use mesh_tests::{TestResult, programs, require_api_server, test_name};
+use serde_json::{Value, json};
+
+const NAMESPACE: &str = "nodemesh-system";
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/helm/nodemesh");
+
+/// Values that differ from the defaults in every form that a value has.
+const VALUES: &str = r#"
+image: registry.example:5000/mesh@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+imagePullPolicy: Always
+imagePullSecrets: [{name: registry}]
+clusterDomain: example.internal
+rootNamespace: mesh-root
+listenAddress: "[::]"
+meshConfig:
+  trustDomain: prod.example
+  outboundTrafficPolicy: {mode: REGISTRY_ONLY}
+  defaultConfig: {concurrency: 2}
+logging: {level: "info,mesh_proxy=debug", format: json}
+controller:
+  replicas: 3
+  resources: {requests: {cpu: "1"}, limits: null}
+  nodeSelector: {disk: ssd}
+  tolerations: [{key: a, operator: Equal, value: b, effect: NoExecute, tolerationSeconds: 30}]
+  priorityClassName: ""
+  podAnnotations: {prometheus.io/scrape: "true"}
+  env: {MESH_LOG: trace, A: "1"}
+agent:
+  nodeSelector: null
+  tolerations: []
+  podAnnotations: {a: b}
+  env: {MESH_WORKERS: 2, B: true}
+  cgroupRoot: /sys/fs/cgroup/unified/$(NODE_NAME)
+  proberCgroup: /sys/fs/cgroup/kubelet
+  drain: 5s
+  terminationGracePeriodSeconds: 10
+  maxUnavailable: 5
+cni: {binDir: /var/lib/cni/bin, confDir: /etc/other/net.d, unenrolled: allow}
+webhook: {failurePolicy: Ignore, timeoutSeconds: 2}
+"#;
+
+type Made = BTreeMap<(String, String, String), Value>;
+
+fn meshctl(kubeconfig: Option<&Path>, args: &[&str]) -> Result<Output, anyhow::Error> {
+    let mut command = Command::new(programs::meshctl()?);
+    command.env_remove("KUBECONFIG").env_remove("MESH_ADMIN_SOCKET");
+    if let Some(kubeconfig) = kubeconfig {
+        command.arg("--kubeconfig").arg(kubeconfig);
+    }
+    Ok(command.args(args).output()?)
+}
+
+/// Its JSON; it has to end well.
+fn answer(kubeconfig: Option<&Path>, args: &[&str]) -> Result<Value, anyhow::Error> {
+    let out = meshctl(kubeconfig, args)?;
+    if !out.status.success() {
+        return Err(anyhow!("meshctl {args:?}: {}", String::from_utf8_lossy(&out.stderr)));
+    }
+    Ok(serde_json::from_slice(&out.stdout)?)
+}
+
+fn text<'a>(value: &'a Value, path: &str) -> &'a str {
+    value.pointer(path).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Objects by kind, namespace and name. The namespace itself is left out: Helm makes it by itself.
+fn by_name(objects: Vec<Value>) -> Result<Made, anyhow::Error> {
+    let mut made = Made::new();
+    for mut object in objects {
+        if object.is_null() || text(&object, "/kind") == "Namespace" {
+            continue;
+        }
+        // A text that is YAML again is compared by what it means.
+        if text(&object, "/kind") == "ConfigMap" {
+            let meant: Value = serde_saphyr::from_str(text(&object, "/data/mesh"))?;
+            object["data"]["mesh"] = meant;
+        }
+        let key =
+            ["/kind", "/metadata/namespace", "/metadata/name"].map(|path| text(&object, path).to_owned());
+        let key = (key[0].clone(), key[1].clone(), key[2].clone());
+        assert!(made.insert(key.clone(), object).is_none(), "{key:?} is there twice");
+    }
+    Ok(made)
+}
+
+fn by_helm(args: &[&str]) -> Result<Made, anyhow::Error> {
+    let out = Binaries::find()?
+        .command("helm")?
+        .args(["template", "nodemesh", CHART, "--namespace", NAMESPACE])
+        .args(args)
+        .output()?;
+    if !out.status.success() {
+        return Err(anyhow!("helm: {}", String::from_utf8_lossy(&out.stderr)));
+    }
+    let text = String::from_utf8(out.stdout)?;
+    let documents = format!("\n{text}");
+    let parse = |text: &str| {
+        Ok::<Value, anyhow::Error>(serde_saphyr::from_str::<Option<Value>>(text)?.unwrap_or_default())
+    };
+    by_name(documents.split("\n---").map(parse).collect::<Result<_, _>>()?)
+}
+
+fn by_meshctl(args: &[&str]) -> Result<Made, anyhow::Error> {
+    let all = [&["manifest", "generate", "--skip-crds", "-o", "json"], args].concat();
+    by_name(answer(None, &all)?.as_array().cloned().unwrap_or_default())
+}
+
+#[test]
+fn chart_and_command_line_make_the_same_objects() -> TestResult {
+    require_api_server!();
+    let folder = std::env::temp_dir().join(format!("mesh-kube-install-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    let file = folder.join("values.yaml");
+    fs::write(&file, VALUES)?;
+    let file = file.display().to_string();
+    let profile = |name: &str| format!("{CHART}/profiles/{name}.yaml");
+    let (minimal, demo) = (profile("minimal"), profile("demo"));
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&[], &[]),
+        (&["-f", &minimal], &["--profile", "minimal"]),
+        (&["-f", &demo], &["--profile", "demo"]),
+        (&["-f", &file], &["-f", &file]),
+        (&["--set", "webhook.enabled=false"], &["--set", "webhook.enabled=false"]),
+        (
+            &["-f", &demo, "-f", &file, "--set", "controller.replicas=7"],
+            &["--profile", "demo", "-f", &file, "--set", "controller.replicas=7"],
+        ),
+    ];
+    for (helm, ours) in cases {
+        let (helm, made) = (by_helm(helm)?, by_meshctl(ours)?);
+        assert!(made.len() >= 13, "{ours:?}: {}", made.len());
+        let names = |made: &Made| made.keys().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(names(&helm), names(&made), "{ours:?}");
+        for (key, object) in &made {
+            assert_eq!(&helm[key], object, "{ours:?}: {key:?}");
+        }
+    }
+    fs::remove_dir_all(&folder)?;
+    Ok(())
+}
+
+fn actions(report: &Value) -> BTreeMap<String, usize> {
+    let mut count = BTreeMap::new();
+    for object in report["objects"].as_array().into_iter().flatten() {
+        *count.entry(text(object, "/action").to_owned()).or_default() += 1;
+    }
+    count
+}
+
+/// Ends a namespace as its controller would.
+fn finalize(api: &ApiServer, name: &str) -> TestResult {
+    let mut namespace = api.kubectl().json(&["get", "namespace", name])?;
+    assert!(namespace["metadata"]["deletionTimestamp"].is_string(), "{namespace}");
+    namespace["spec"]["finalizers"] = json!([]);
+    let path = format!("/api/v1/namespaces/{name}/finalize");
+    api.kubectl().feed(&["replace", "--raw", &path, "-f", "-"], &namespace.to_string())?;
+    Ok(())
+}
+
+#[test]
+fn an_installation_is_accepted_repeated_changed_and_taken_out_again() -> TestResult {
+    require_api_server!();
+    let api = ApiServer::start(test_name!())?;
+    let config = api.kubeconfig();
+    let install =
+        |args: &[&str]| answer(Some(&config), &[&["install", "--no-wait", "-o", "json"], args].concat());
+
+    let planned = install(&["--dry-run"])?;
+    assert_eq!(actions(&planned).keys().collect::<Vec<_>>(), ["created"], "{planned:#}");
+    assert!(api.kubectl().run(&["get", "namespace", NAMESPACE]).is_err(), "a dry run makes nothing");
+
+    let first = install(&[])?;
+    assert_eq!(actions(&first), actions(&planned), "{first:#}");
+    let second = install(&[])?;
+    assert_eq!(actions(&second).keys().collect::<Vec<_>>(), ["unchanged"], "{second:#}");
+
+    the_definitions_are_whole(&api)?;
+    the_rights_are_small(&api)?;
+
+    let mended = install(&[])?;
+    assert_eq!(actions(&mended)["created"], 1, "the webhook, which the checks took away: {mended:#}");
+    let without = install(&["--set", "webhook.enabled=false", "--set", "controller.replicas=1"])?;
+    assert_eq!((actions(&without)["deleted"], actions(&without)["configured"]), (1, 1), "{without:#}");
+    assert!(api.kubectl().run(&["get", "validatingwebhookconfiguration", "nodemesh"]).is_err());
+
+    // What the mesh makes while it runs.
+    api.kubectl().apply(
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: nodemesh-ca-root-cert, namespace: default, \
+         labels: {app.kubernetes.io/part-of: nodemesh}}}",
+    )?;
+    let gone = meshctl(Some(&config), &["uninstall", "--skip-nodes", "--timeout", "1"])?;
+    let said = String::from_utf8_lossy(&gone.stderr).into_owned();
+    assert!(said.contains("namespace nodemesh-system is still terminating"), "nobody ends it here: {said}");
+    finalize(&api, NAMESPACE)?;
+    let again = meshctl(Some(&config), &["uninstall", "--skip-nodes"])?;
+    assert!(again.status.success() && again.stdout.is_empty(), "{again:?}");
+    nothing_is_left(&api)
+}
+
+/// API servers say in conditions what they do not like about a definition, and serve it all the same.
+fn the_definitions_are_whole(api: &ApiServer) -> TestResult {
+    let all = api.kubectl().json(&["get", "crd"])?;
+    let all = all["items"].as_array().cloned().unwrap_or_default();
+    assert!(all.len() >= 15, "{}", all.len());
+    for definition in &all {
+        let name = text(definition, "/metadata/name");
+        for condition in definition["status"]["conditions"].as_array().into_iter().flatten() {
+            let (kind, status) = (text(condition, "/type"), text(condition, "/status"));
+            let wanted = if kind == "NonStructuralSchema" { "False" } else { "True" };
+            // Ours are not the approved ones, and say so.
+            if kind != "KubernetesAPIApprovalPolicyConformant" {
+                assert_eq!(status, wanted, "{name}: {condition}");
+            }
+        }
+    }
+    // As users write them, and as a typing error is answered.
+    api.kubectl().run(&["delete", "validatingwebhookconfiguration", "nodemesh"])?;
+    for version in ["v1", "v1beta1", "v1alpha3"] {
+        api.kubectl().apply(&format!(
+            "{{apiVersion: networking.istio.io/{version}, kind: VirtualService, metadata: {{name: {version}, namespace: default}}, \
+             spec: {{hosts: [web], http: [{{timeout: 1.5s, route: [{{destination: {{host: web}}, weight: 100}}]}}]}}}}"
+        ))?;
+    }
+    let listed = api.kubectl().run(&["get", "virtualservices", "-n", "default"])?;
+    assert!(listed.contains("HOSTS") && listed.contains("v1alpha3"), "{listed}");
+    for (wrong, wanted) in [
+        ("{hosts: [web], http: [{rout: []}]}", "rout"),
+        ("{hosts: [web], http: [{timeout: soon}]}", "timeout"),
+        ("{hosts: [web], http: [{match: [{uri: {exact: /a, prefix: /b}}]}]}", "uri"),
+    ] {
+        let manifest = format!(
+            "{{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {{name: wrong, namespace: default}}, spec: {wrong}}}"
+        );
+        let refused = api.kubectl().apply(&manifest).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused.contains(wanted), "{wrong}: {refused}");
+    }
+    api.kubectl().run(&["delete", "virtualservices", "-n", "default", "--all"])?;
+    Ok(())
+}
+
+fn the_rights_are_small(api: &ApiServer) -> TestResult {
+    let may = |account: &str, verb: &str, what: &str, namespace: &str| {
+        let user = format!("--as=system:serviceaccount:{NAMESPACE}:{account}");
+        // It ends badly to say no.
+        api.kubectl().run(&["auth", "can-i", verb, what, "-n", namespace, &user]).is_ok()
+    };
+    for (account, verb, what, namespace, wanted) in [
+        ("nodemesh-agent", "list", "pods", "shop", true),
+        ("nodemesh-agent", "get", "secrets", NAMESPACE, false),
+        ("nodemesh-agent", "get", "secrets", "shop", false),
+        ("nodemesh-agent", "create", "pods/exec", "shop", false),
+        ("nodemesh-agent", "create", "serviceaccounts/token", "shop", false),
+        ("nodemesh-agent", "patch", "pods", "shop", false),
+        ("nodemesh-controller", "get", "secrets", NAMESPACE, true),
+        ("nodemesh-controller", "get", "secrets", "shop", false),
+        ("nodemesh-controller", "patch", "configmaps/nodemesh-ca-root-cert", "shop", true),
+        ("nodemesh-controller", "patch", "configmaps/other", "shop", false),
+        ("nodemesh-controller", "create", "tokenreviews.authentication.k8s.io", "shop", true),
+        ("nodemesh-controller", "patch", "virtualservices.networking.istio.io/status", "shop", true),
+        ("nodemesh-controller", "patch", "virtualservices.networking.istio.io", "shop", false),
+        ("nodemesh-controller", "patch", "validatingwebhookconfigurations/other", "shop", false),
+    ] {
+        // A name is its own argument.
+        let found = match what
+            .split_once('/')
+            .filter(|(kind, _)| ["configmaps", "validatingwebhookconfigurations"].contains(kind))
+        {
+            Some(_) => may(account, verb, what, namespace),
+            None => match what.split_once('/') {
+                Some((kind, sub)) => {
+                    let user = format!("--as=system:serviceaccount:{NAMESPACE}:{account}");
+                    let sub = format!("--subresource={sub}");
+                    api.kubectl().run(&["auth", "can-i", verb, kind, &sub, "-n", namespace, &user]).is_ok()
+                }
+                None => may(account, verb, what, namespace),
+            },
+        };
+        assert_eq!(found, wanted, "{account} {verb} {what} in {namespace}");
+    }
+    Ok(())
+}
+
+fn nothing_is_left(api: &ApiServer) -> TestResult {
+    let kinds = "crd,clusterrole,clusterrolebinding,validatingwebhookconfiguration,namespace,configmap,secret,serviceaccount,role,\
+        rolebinding,service,deployment,daemonset,poddisruptionbudget,lease";
+    let left =
+        api.kubectl().run(&["get", kinds, "-A", "-l", "app.kubernetes.io/part-of=nodemesh", "-o", "name"])?;
+    assert_eq!(left.trim(), "");
+    Ok(())
+}
+
+#[test]
+fn definitions_of_others_and_resources_of_users_are_left_alone() -> TestResult {
+    require_api_server!();
+    let api = ApiServer::start(test_name!())?;
+    let config = api.kubeconfig();
+    // Somebody else's definition: an older one, with a field that ours does not have.
+    let mut all = answer(None, &["manifest", "crds", "-o", "json"])?;
+    let routes = all.as_array_mut().and_then(|all| {
+        all.iter_mut()
+            .find(|definition| text(definition, "/metadata/name") == "httproutes.gateway.networking.k8s.io")
+    });
+    let routes = routes.ok_or_else(|| anyhow!("no HTTPRoute"))?;
+    routes["metadata"]["labels"] = json!({"owner": "platform"});
+    for version in routes["spec"]["versions"].as_array_mut().into_iter().flatten() {
+        version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["theirs"] =
+            json!({"type": "string"});
+    }
+    api.kubectl().apply(&routes.to_string())?;
+    let before = api.kubectl().json(&["get", "crd", "httproutes.gateway.networking.k8s.io"])?;
+
+    let precheck = answer(Some(&config), &["precheck", "-o", "json"])?;
+    let found = precheck.to_string();
+    assert!(found.contains("1 kinds are there and used as they are"), "{found}");
+
+    let report = answer(Some(&config), &["install", "--no-wait", "-o", "json"])?;
+    assert_eq!(actions(&report)["kept"], 1, "{report:#}");
+    let after = api.kubectl().json(&["get", "crd", "httproutes.gateway.networking.k8s.io"])?;
+    assert_eq!(before["spec"], after["spec"]);
+
+    let refused = meshctl(Some(&config), &["upgrade", "--no-wait", "--set", "agent.cgroup=x"])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("agent.cgroup"), "{said}");
+
+    api.kubectl().run(&["delete", "validatingwebhookconfiguration", "nodemesh"])?;
+    api.kubectl().apply(
+        "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a, namespace: default}, spec: {mtls: {mode: STRICT}}}",
+    )?;
+    let out = meshctl(Some(&config), &["uninstall", "--skip-nodes", "--timeout", "1"])?;
+    let done = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(
+        done.contains("peerauthentications.security.istio.io kept (there are still peerauthentications"),
+        "{done}"
+    );
+    api.kubectl().run(&["get", "peerauthentication", "-n", "default", "a"])?;
+    api.kubectl().run(&["get", "crd", "httproutes.gateway.networking.k8s.io"])?;
+    finalize(&api, NAMESPACE)?;
+    let purged = meshctl(Some(&config), &["uninstall", "--skip-nodes", "--purge"])?;
+    assert!(purged.status.success(), "{purged:?}");
+    assert!(api.kubectl().run(&["get", "crd", "peerauthentications.security.istio.io"]).is_err());
+    api.kubectl().run(&["get", "crd", "httproutes.gateway.networking.k8s.io"])?;
+    nothing_is_left(&api)
+}
+
+#[test]
+fn a_bug_report_holds_states_and_no_secrets() -> TestResult {
+    require_api_server!();
+    let api = ApiServer::start(test_name!())?;
+    let config = api.kubeconfig();
+    answer(Some(&config), &["install", "--no-wait", "-o", "json"])?;
+    api.kubectl().apply(&format!(
+        "{{apiVersion: v1, kind: Secret, metadata: {{name: nodemesh-ca, namespace: {NAMESPACE}}}, stringData: {{ca-key.pem: hunter2}}}}"
+    ))?;
+    let file: PathBuf = api.directory().join("report.tar.gz");
+    let path = file.display().to_string();
+    let report = answer(Some(&config), &["bug-report", "--file", &path, "-o", "json"])?;
+    assert!(report["files"].as_u64().is_some_and(|files| files > 20), "{report}");
+    let out = Command::new("tar").args(["-xzOf", &path]).output()?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success() && text.contains("nodemesh-controller"), "{text}");
+    assert!(!text.contains("hunter2"));
+    Ok(())
+}
