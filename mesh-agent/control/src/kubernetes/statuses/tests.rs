@@ -1,3 +1,5 @@
+//! Tests of statuses: what is said of which resource.
+
 use mesh_core::snapshot::Name;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of the source: from objects of an API server to the index.
+
 use std::sync::Arc;
 
 use mesh_core::snapshot::Snapshot;
