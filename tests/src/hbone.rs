@@ -24,7 +24,7 @@ use crate::netns::NetNsError;
 use crate::waiting::limit;
 
 pub use client::{Connect, Session, Tunnel};
-pub use grpc::{CallOutcome, request_certificate};
+pub use grpc::{CallOutcome, request_certificate, request_certificate_here};
 pub use knock::{Answer, End, client_hello_of_tls12, half_open, knock, raise_descriptor_limit};
 pub use server::{HboneServer, Seen};
 

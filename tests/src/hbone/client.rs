@@ -1,5 +1,6 @@
 //! The client: one TLS connection is a [`Session`], each CONNECT on it a [`Tunnel`].
 
+use std::io;
 use std::net::{SocketAddr, TcpStream as StdStream};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -74,6 +75,13 @@ impl Connect {
     }
 }
 
+fn connect(to: SocketAddr) -> io::Result<StdStream> {
+    let stream = StdStream::connect_timeout(&to, limit(CONNECT_LIMIT))?;
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
 impl Session {
     /// Connect from inside `from`, show these credentials, and wait for the server's first answer, so that a
     /// refused certificate is an error here.
@@ -96,15 +104,17 @@ impl Session {
         Self::with_tls(from, to, tls::anonymous_client(credentials)?)
     }
 
+    /// As [`Session::open_anonymously`], from the namespace that the test itself is in.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn open_anonymously_here(to: SocketAddr, credentials: &Credentials) -> Result<Self, HboneError> {
+        let stream = connect(to).map_err(io_error("connect"))?;
+        within("the TLS handshake", Self::over(stream, to, tls::anonymous_client(credentials)?))
+    }
+
     fn with_tls(from: &Place, to: SocketAddr, config: Arc<ClientConfig>) -> Result<Self, HboneError> {
-        let stream = from
-            .run(|| {
-                let stream = StdStream::connect_timeout(&to, limit(CONNECT_LIMIT))?;
-                stream.set_nodelay(true)?;
-                stream.set_nonblocking(true)?;
-                Ok(stream)
-            })?
-            .map_err(io_error("connect"))?;
+        let stream = from.run(|| connect(to))?.map_err(io_error("connect"))?;
         within("the TLS handshake", Self::over(stream, to, config))
     }
 

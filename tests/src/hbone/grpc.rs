@@ -32,7 +32,23 @@ pub fn request_certificate(
     token: &str,
     csr_pem: &str,
 ) -> Result<CallOutcome, HboneError> {
-    let session = Session::open_anonymously(from, to, trust)?;
+    ask(&Session::open_anonymously(from, to, trust)?, to, token, csr_pem)
+}
+
+/// As [`request_certificate`], from the namespace that the test itself is in.
+///
+/// # Errors
+/// As [`request_certificate`].
+pub fn request_certificate_here(
+    to: SocketAddr,
+    trust: &Credentials,
+    token: &str,
+    csr_pem: &str,
+) -> Result<CallOutcome, HboneError> {
+    ask(&Session::open_anonymously_here(to, trust)?, to, token, csr_pem)
+}
+
+fn ask(session: &Session, to: SocketAddr, token: &str, csr_pem: &str) -> Result<CallOutcome, HboneError> {
     let mut message = BytesMut::new();
     // IstioCertificateRequest.csr = 1, validity_duration = 3.
     put_bytes(&mut message, 1, csr_pem.as_bytes());
