@@ -9,7 +9,9 @@ use crate::source::document::{Known, Parsed, Rules, parse};
 /// Full documents, one per kind that is read field by field.
 pub(crate) fn good() -> Vec<Value> {
     let meta = json!({"name": "a", "namespace": "shop"});
-    let to = json!([{"destination": {"host": "web", "subset": "v1", "port": {"number": 80}}, "weight": 1,
+    let destination = json!({"host": "web", "subset": "v1", "port": {"number": 80}});
+    let relayed = json!([{"destination": destination, "weight": 1}]);
+    let to = json!([{"destination": destination, "weight": 1,
         "headers": {"request": {"set": {"a": "b"}, "add": {"host": "c"}, "remove": ["d"]}}}]);
     let of = |kind: &str, spec: Value| json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": meta, "spec": spec});
     let mesh = json!({"outboundTrafficPolicy": {"mode": "ALLOW_ANY"}, "localityLbSetting": {"enabled": true},
@@ -31,8 +33,8 @@ pub(crate) fn good() -> Vec<Value> {
                     {"directResponse": {"status": 200, "body": {"bytes": "aGk="}}},
                     {"delegate": {"name": "d", "namespace": "other"}}
                 ],
-                "tls": [{"match": [{"sniHosts": ["a.example.com"], "destinationSubnets": ["::ffff:10.0.0.0/104"]}], "route": to}],
-                "tcp": [{"match": [{"port": 1}], "route": to}],
+                "tls": [{"match": [{"sniHosts": ["a.example.com"], "destinationSubnets": ["::ffff:10.0.0.0/104"]}], "route": relayed}],
+                "tcp": [{"match": [{"port": 1}], "route": relayed}],
             }),
         ),
         of(

@@ -1,7 +1,5 @@
 //! What tests against an API server share: the server, controllers of it, and their questions.
 
-pub(crate) mod objects;
-
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -15,6 +13,8 @@ use mesh_tests::authority::{Authority, Leaf, spiffe};
 use mesh_tests::cluster::{ApiServer, Kubectl};
 use mesh_tests::{Credentials, Failure, TestResult, limit, programs};
 use serde_json::Value;
+
+use crate::objects;
 
 /// The mesh's own namespace.
 pub(crate) const NAMESPACE: &str = "nodemesh-system";

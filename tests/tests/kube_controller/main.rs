@@ -1,13 +1,14 @@
 //! A controller of a cluster, against a real API server without nodes: what it reads, writes, refuses and issues.
 
-mod kube;
+mod objects;
+mod scene;
 
 use std::time::Duration;
 
-use kube::{ControllerProcess, NAMESPACE, Scene, ServiceAddress, objects};
 use mesh_tests::authority::request_for;
 use mesh_tests::hbone::request_certificate_here;
 use mesh_tests::{TestResult, eventually, require_agent, require_api_server, test_name};
+use scene::{ControllerProcess, NAMESPACE, Scene, ServiceAddress};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(30);

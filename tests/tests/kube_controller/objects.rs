@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::NAMESPACE;
+use crate::scene::NAMESPACE;
 
 fn documents(objects: impl IntoIterator<Item = Value>) -> String {
     objects.into_iter().map(|object| format!("---\n{object}\n")).collect()
