@@ -112,7 +112,8 @@ const END_HEADERS: u8 = 4;
 
 /// A frame of HTTP/2. Only bytes of ASCII, since the tool sends text.
 fn frame(kind: u8, flags: u8, stream: u16, payload: &str) -> String {
-    let (len, stream) = (u16::try_from(payload.len()).unwrap().to_be_bytes(), stream.to_be_bytes());
+    let (len, stream) =
+        (u16::try_from(payload.len()).unwrap_or(u16::MAX).to_be_bytes(), stream.to_be_bytes());
     let head = [0, len[0], len[1], kind, flags, 0, 0, stream[0], stream[1]];
     assert!(head.iter().all(u8::is_ascii));
     head.iter().map(|byte| char::from(*byte)).collect::<String>() + payload
@@ -120,7 +121,7 @@ fn frame(kind: u8, flags: u8, stream: u16, payload: &str) -> String {
 
 /// Header fields as literals.
 fn fields(fields: &[(&str, &str)]) -> String {
-    let text = |text: &str| format!("{}{text}", char::from(u8::try_from(text.len()).unwrap()));
+    let text = |text: &str| format!("{}{text}", char::from(u8::try_from(text.len()).unwrap_or(u8::MAX)));
     fields.iter().map(|(name, value)| format!("\0{}{}", text(name), text(value))).collect()
 }
 
