@@ -131,6 +131,12 @@ pub(crate) fn webhook(addr: &str, port: u16) -> String {
     documents([
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "nodemesh-controller", "namespace": NAMESPACE},
             "spec": {"clusterIP": addr, "ports": [{"name": "webhook", "port": port}]}}),
+        // The API server asks an endpoint itself.
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "nodemesh-controller", "namespace": NAMESPACE,
+                "labels": {"kubernetes.io/service-name": "nodemesh-controller"}},
+            "endpoints": [{"addresses": [addr], "conditions": {"ready": true}}],
+            "ports": [{"name": "webhook", "port": port, "protocol": "TCP"}]}),
         json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
             "metadata": {"name": "nodemesh"},
             "webhooks": [{"name": "validate.nodemesh.dev", "admissionReviewVersions": ["v1"], "sideEffects": "None",
