@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::anyhow;
 use mesh_tests::cluster::{ApiServer, Binaries};
-use mesh_tests::{TestResult, programs, require_api_server, test_name};
+use mesh_tests::{TestResult, eventually, programs, require_api_server, test_name};
 use serde_json::{Value, json};
 
 const NAMESPACE: &str = "nodemesh-system";
@@ -65,7 +66,9 @@ fn meshctl(kubeconfig: Option<&Path>, args: &[&str]) -> Result<Output, anyhow::E
 fn answer(kubeconfig: Option<&Path>, args: &[&str]) -> Result<Value, anyhow::Error> {
     let out = meshctl(kubeconfig, args)?;
     if !out.status.success() {
-        return Err(anyhow!("meshctl {args:?}: {}", String::from_utf8_lossy(&out.stderr)));
+        // Checks say on standard output what they found.
+        let said = [out.stderr, out.stdout].map(|said| String::from_utf8_lossy(&said).into_owned());
+        return Err(anyhow!("meshctl {args:?}: {}", said.concat()));
     }
     Ok(serde_json::from_slice(&out.stdout)?)
 }
@@ -208,8 +211,19 @@ fn an_installation_is_accepted_repeated_changed_and_taken_out_again() -> TestRes
     nothing_is_left(&api)
 }
 
+/// Removes the webhook, which nobody answers here, and waits until the API server does not ask it any more.
+fn remove_webhook(api: &ApiServer) -> TestResult {
+    let kubectl = api.kubectl();
+    kubectl.run(&["delete", "validatingwebhookconfiguration", "nodemesh"])?;
+    let object = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a, namespace: default}, spec: {}}";
+    let create = || kubectl.feed(&["create", "--dry-run=server", "-f", "-"], object);
+    eventually(Duration::from_secs(60), create, Result::is_ok)?;
+    Ok(())
+}
+
 /// API servers say in conditions what they do not like about a definition, and serve it all the same.
 fn the_definitions_are_whole(api: &ApiServer) -> TestResult {
+    api.kubectl().run(&["wait", "crd", "--all", "--for=condition=Established"])?;
     let all = api.kubectl().json(&["get", "crd"])?;
     let all = all["items"].as_array().cloned().unwrap_or_default();
     assert!(all.len() >= 15, "{}", all.len());
@@ -225,7 +239,7 @@ fn the_definitions_are_whole(api: &ApiServer) -> TestResult {
         }
     }
     // As users write them, and as a typing error is answered.
-    api.kubectl().run(&["delete", "validatingwebhookconfiguration", "nodemesh"])?;
+    remove_webhook(api)?;
     for version in ["v1", "v1beta1", "v1alpha3"] {
         api.kubectl().apply(&format!(
             "{{apiVersion: networking.istio.io/{version}, kind: VirtualService, metadata: {{name: {version}, namespace: default}}, \
@@ -318,6 +332,12 @@ fn definitions_of_others_and_resources_of_users_are_left_alone() -> TestResult {
             json!({"type": "string"});
     }
     api.kubectl().apply(&routes.to_string())?;
+    // A definition counts once the API server has checked its names.
+    api.kubectl().run(&[
+        "wait",
+        "crd/httproutes.gateway.networking.k8s.io",
+        "--for=condition=Established",
+    ])?;
     let before = api.kubectl().json(&["get", "crd", "httproutes.gateway.networking.k8s.io"])?;
 
     let precheck = answer(Some(&config), &["precheck", "-o", "json"])?;
@@ -333,7 +353,7 @@ fn definitions_of_others_and_resources_of_users_are_left_alone() -> TestResult {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(said.contains("agent.cgroup"), "{said}");
 
-    api.kubectl().run(&["delete", "validatingwebhookconfiguration", "nodemesh"])?;
+    remove_webhook(&api)?;
     api.kubectl().apply(
         "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a, namespace: default}, spec: {mtls: {mode: STRICT}}}",
     )?;

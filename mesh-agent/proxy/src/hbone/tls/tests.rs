@@ -100,7 +100,7 @@ pub(crate) const SUITES: [SupportedCipherSuite; 3] = [
 
 fn run(test: impl Future<Output = ()>) {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
-    runtime.block_on(async { timeout(Duration::from_secs(20), test).await.expect("in time") });
+    runtime.block_on(async { timeout(Duration::from_secs(180), test).await.expect("in time") });
 }
 
 /// Our end and the peer's end of a connection on loopback.

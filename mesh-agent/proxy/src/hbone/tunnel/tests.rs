@@ -62,7 +62,7 @@ struct Rig {
 
 fn run(test: impl Future<Output = ()>) {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
-    runtime.block_on(async { timeout(Duration::from_secs(30), test).await.expect("in time") });
+    runtime.block_on(async { timeout(Duration::from_secs(180), test).await.expect("in time") });
 }
 
 fn metrics() -> Arc<Metrics> {
