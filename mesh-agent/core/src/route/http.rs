@@ -47,6 +47,26 @@ pub struct HttpRule {
     pub rewrite: Rewrite,
 }
 
+impl HttpRule {
+    /// A rule for every request that does this and nothing else.
+    pub fn new(origin: impl Into<Arc<Origin>>, action: Action) -> Self {
+        Self {
+            name: None,
+            origin: origin.into(),
+            matches: Vec::new(),
+            action,
+            timeout: None,
+            retries: None,
+            fault: None,
+            mirrors: Vec::new(),
+            cors: None,
+            request_headers: HeaderOps::default(),
+            response_headers: HeaderOps::default(),
+            rewrite: Rewrite::default(),
+        }
+    }
+}
+
 /// What is done with a request.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -7,7 +7,7 @@ use mesh_core::{
         Origin, Routes,
         cluster::ClusterKey,
         host::resolve,
-        http::{Action, Backend, HeaderOps, HttpRule, HttpTable, Rewrite, WeightedBackend},
+        http::{Action, Backend, HeaderOps, HttpRule, HttpTable, WeightedBackend},
         sight::Sight,
     },
     snapshot::{Name, Protocol, Service, Snapshot, Workload},
@@ -85,21 +85,10 @@ fn default_table(snapshot: &Snapshot, service: &Name, port: u16) -> Arc<HttpTabl
         response_headers: HeaderOps::default(),
     };
     let origin = Origin { kind: "Service".into(), name: service.clone(), field: "spec".into(), place: None };
-    Arc::new(HttpTable {
-        rules: vec![HttpRule {
-            name: Some("default".into()),
-            origin: Arc::new(origin),
-            matches: Vec::new(),
-            action: Action::Forward(vec![backend]),
-            timeout: None,
-            retries: snapshot.mesh().defaults.retries.clone(),
-            fault: None,
-            mirrors: Vec::new(),
-            cors: None,
-            request_headers: HeaderOps::default(),
-            response_headers: HeaderOps::default(),
-            rewrite: Rewrite::default(),
-        }],
-        unmatched: Action::Passthrough,
-    })
+    let rule = HttpRule {
+        name: Some("default".into()),
+        retries: snapshot.mesh().defaults.retries.clone(),
+        ..HttpRule::new(origin, Action::Forward(vec![backend]))
+    };
+    Arc::new(HttpTable { rules: vec![rule], unmatched: Action::Passthrough })
 }

@@ -14,7 +14,7 @@ use mesh_core::{
     route::{
         Origin,
         cluster::{Cluster, ClusterKey, TrafficPolicy},
-        http::{Action, HeaderOps, HttpRule, HttpTable, RetryOn, RetryPolicy, Rewrite},
+        http::{Action, HttpRule, HttpTable, RetryOn, RetryPolicy},
     },
     snapshot::{Endpoint, Name, Service},
 };
@@ -87,11 +87,6 @@ fn plan(world: &World, live: &Rc<Live>, destination: Destination) -> Plan {
 fn retrying(attempts: u32, on: RetryOn, per_try_timeout: Option<Duration>) -> Option<Route> {
     let origin = Origin { kind: "Test".into(), name: Name::new("a", "b"), field: "".into(), place: None };
     let rule = HttpRule {
-        name: None,
-        origin: Arc::new(origin),
-        matches: Vec::new(),
-        action: Action::Passthrough,
-        timeout: None,
         retries: Some(RetryPolicy {
             attempts,
             per_try_timeout,
@@ -100,12 +95,7 @@ fn retrying(attempts: u32, on: RetryOn, per_try_timeout: Option<Duration>) -> Op
             ignore_previous_hosts: None,
             remote_localities: false,
         }),
-        fault: None,
-        mirrors: Vec::new(),
-        cors: None,
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
-        rewrite: Rewrite::default(),
+        ..HttpRule::new(origin, Action::Passthrough)
     };
     Route::new(Arc::new(HttpTable { rules: vec![rule], unmatched: Action::Passthrough }), 0)
 }

@@ -9,9 +9,7 @@ use std::{
 use mesh_core::{
     route::{
         cluster::ClusterKey,
-        http::{
-            Action, Backend, HeaderOps, HttpRule, HttpTable, Mirror, RetryPolicy, Rewrite, WeightedBackend,
-        },
+        http::{Action, Backend, HeaderOps, HttpRule, HttpTable, Mirror, RetryPolicy, WeightedBackend},
         matching::HttpMatch,
         stream::{StreamMatch, StreamRule, StreamTable},
     },
@@ -315,20 +313,7 @@ impl At<'_> {
 
     /// A rule that does only this.
     fn bare(&self, action: Action) -> HttpRule {
-        HttpRule {
-            name: None,
-            origin: self.cx.origin(&self.route.key(), "spec.rules"),
-            matches: Vec::new(),
-            action,
-            timeout: None,
-            retries: None,
-            fault: None,
-            mirrors: Vec::new(),
-            cors: None,
-            request_headers: HeaderOps::default(),
-            response_headers: HeaderOps::default(),
-            rewrite: Rewrite::default(),
-        }
+        HttpRule::new(self.cx.origin(&self.route.key(), "spec.rules"), action)
     }
 
     fn forward(&self, backends: &[RouteBackend], status: u16) -> Action {

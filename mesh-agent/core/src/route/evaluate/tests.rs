@@ -10,7 +10,7 @@ use crate::{
     route::{
         Origin,
         cluster::ClusterKey,
-        http::{Backend, HeaderOps, Rewrite},
+        http::{Backend, HeaderOps},
         matching::FullRegex,
     },
     snapshot::Name,
@@ -25,25 +25,13 @@ fn exact(text: &str) -> StringMatch {
 }
 
 fn rule(name: &str, matches: Vec<HttpMatch>) -> HttpRule {
-    HttpRule {
-        name: Some(name.into()),
-        origin: Arc::new(Origin {
-            kind: "VirtualService".into(),
-            name: Name::new("default", "web"),
-            field: "spec.http[0]".into(),
-            place: None,
-        }),
-        matches,
-        action: Action::Passthrough,
-        timeout: None,
-        retries: None,
-        fault: None,
-        mirrors: Vec::new(),
-        cors: None,
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
-        rewrite: Rewrite::default(),
-    }
+    let origin = Origin {
+        kind: "VirtualService".into(),
+        name: Name::new("default", "web"),
+        field: "spec.http[0]".into(),
+        place: None,
+    };
+    HttpRule { name: Some(name.into()), matches, ..HttpRule::new(origin, Action::Passthrough) }
 }
 
 fn table(rules: Vec<HttpRule>) -> HttpTable {

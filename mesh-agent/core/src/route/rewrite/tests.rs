@@ -168,24 +168,17 @@ fn backend(request_headers: HeaderOps, response_headers: HeaderOps) -> WeightedB
 }
 
 fn rule(request_headers: HeaderOps, response_headers: HeaderOps, authority: Option<&str>) -> HttpRule {
+    let origin = crate::route::Origin {
+        kind: "VirtualService".into(),
+        name: crate::snapshot::Name::new("a", "b"),
+        field: "".into(),
+        place: None,
+    };
     HttpRule {
-        name: None,
-        origin: Arc::new(crate::route::Origin {
-            kind: "VirtualService".into(),
-            name: crate::snapshot::Name::new("a", "b"),
-            field: "".into(),
-            place: None,
-        }),
-        matches: Vec::new(),
-        action: Action::Passthrough,
-        timeout: None,
-        retries: None,
-        fault: None,
-        mirrors: Vec::new(),
-        cors: None,
         request_headers,
         response_headers,
         rewrite: Rewrite { authority: authority.map(Into::into), path: None },
+        ..HttpRule::new(origin, Action::Passthrough)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     route::{
         HostPort, Origin, Routes,
         defaults::MeshDefaults,
-        http::{Action, HeaderOps, HttpRule, Rewrite},
+        http::{Action, HttpRule},
         scope::{Audience, EgressHost, EgressListener, Scoped},
     },
     snapshot::{Mesh, Parts, Resolution},
@@ -79,20 +79,7 @@ fn world(mesh: OutboundPolicy, sidecars: Vec<(Name, SidecarScope)>) -> Snapshot 
 }
 
 fn rule(origin: Origin) -> HttpRule {
-    HttpRule {
-        name: None,
-        origin: Arc::new(origin),
-        matches: Vec::new(),
-        action: Action::Passthrough,
-        timeout: None,
-        retries: None,
-        fault: None,
-        mirrors: Vec::new(),
-        cors: None,
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
-        rewrite: Rewrite::default(),
-    }
+    HttpRule::new(origin, Action::Passthrough)
 }
 
 fn at(text: &str) -> SocketAddr {

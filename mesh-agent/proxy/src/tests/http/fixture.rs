@@ -23,7 +23,7 @@ use mesh_core::{
     route::{
         HostPort, Origin, Routes,
         cluster::ClusterKey,
-        http::{Action, Backend, HeaderOps, HttpRule, HttpTable, Rewrite, WeightedBackend},
+        http::{Action, Backend, HeaderOps, HttpRule, HttpTable, WeightedBackend},
         scope::Scoped,
     },
     snapshot::{Mesh, Name, Parts, Service, Snapshot},
@@ -145,25 +145,13 @@ pub(super) fn backend(service: &str, weight: u32) -> WeightedBackend {
 
 /// A rule for every request.
 pub(super) fn rule(action: Action) -> HttpRule {
-    HttpRule {
-        name: None,
-        origin: Arc::new(Origin {
-            kind: "VirtualService".into(),
-            name: Name::new("default", "web"),
-            field: "spec.http[0]".into(),
-            place: None,
-        }),
-        matches: Vec::new(),
-        action,
-        timeout: None,
-        retries: None,
-        fault: None,
-        mirrors: Vec::new(),
-        cors: None,
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
-        rewrite: Rewrite::default(),
-    }
+    let origin = Origin {
+        kind: "VirtualService".into(),
+        name: Name::new("default", "web"),
+        field: "spec.http[0]".into(),
+        place: None,
+    };
+    HttpRule::new(origin, action)
 }
 
 /// To the service `web`.
