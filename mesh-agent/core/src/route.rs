@@ -18,7 +18,7 @@ pub mod evaluate;
 pub mod fault;
 pub mod host;
 pub mod http;
-mod lookup;
+pub(crate) mod lookup;
 pub mod matching;
 pub mod normalize;
 pub mod protocol;

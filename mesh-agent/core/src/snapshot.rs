@@ -349,6 +349,8 @@ pub struct Snapshot {
     by_vip: Arc<Frontends>,
     /// Services by the hosts that Kubernetes does not know, those of precedence first.
     by_host: Arc<HashMap<Arc<str>, Vec<Name>>>,
+    /// Whether a wildcard among those hosts begins within a label, as `*-a.b` does.
+    has_partial_hosts: bool,
     /// Services by the networks that lead to them.
     by_network: Arc<[(IpNet, Name)]>,
     routes: Arc<Routes>,
@@ -408,6 +410,7 @@ impl Snapshot {
             policies: Arc::new(policies.into_iter().map(|p| (p.name.clone(), p)).collect()),
             by_addr: Arc::new(by_addr),
             by_vip: Arc::new(by_vip),
+            has_partial_hosts: by_host.keys().any(|host| host.starts_with('*') && !host.starts_with("*.")),
             by_host: Arc::new(by_host),
             by_network: by_network.into(),
             http_ports: routes.http.keys().map(|at| at.port).collect(),

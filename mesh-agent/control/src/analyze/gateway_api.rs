@@ -13,8 +13,8 @@ pub(super) fn http_route(route: &HttpRoute, report: &mut Report<'_, '_>) {
     parents(&route.parents, report);
     for (at, rule) in route.rules.iter().enumerate() {
         let field = format!("spec.rules[{at}]");
-        backends(&rule.backends, &field, report);
-        mirrors(&rule.mirrors, &field, report);
+        backends(&rule.backends, &route.parents, &field, report);
+        mirrors(&rule.mirrors, &route.parents, &field, report);
     }
 }
 
@@ -23,8 +23,8 @@ pub(super) fn grpc_route(route: &GrpcRoute, report: &mut Report<'_, '_>) {
     parents(&route.parents, report);
     for (at, rule) in route.rules.iter().enumerate() {
         let field = format!("spec.rules[{at}]");
-        backends(&rule.backends, &field, report);
-        mirrors(&rule.mirrors, &field, report);
+        backends(&rule.backends, &route.parents, &field, report);
+        mirrors(&rule.mirrors, &route.parents, &field, report);
     }
 }
 
@@ -32,7 +32,7 @@ pub(super) fn grpc_route(route: &GrpcRoute, report: &mut Report<'_, '_>) {
 pub(super) fn stream_route(route: &StreamRoute, report: &mut Report<'_, '_>) {
     parents(&route.parents, report);
     for (at, rule) in route.rules.iter().enumerate() {
-        backends(&rule.backends, &format!("spec.rules[{at}]"), report);
+        backends(&rule.backends, &route.parents, &format!("spec.rules[{at}]"), report);
     }
 }
 
@@ -82,25 +82,31 @@ fn has_port_name(known: Known<'_>, name: &Arc<str>) -> bool {
     }
 }
 
-fn backends(backends: &[RouteBackend], field: &str, report: &mut Report<'_, '_>) {
+fn backends(backends: &[RouteBackend], parents: &[ParentRef], field: &str, report: &mut Report<'_, '_>) {
     for (at, backend) in backends.iter().enumerate() {
-        self::backend(&backend.backend, &format!("{field}.backendRefs[{at}]"), report);
+        self::backend(&backend.backend, parents, &format!("{field}.backendRefs[{at}]"), report);
     }
 }
 
-fn mirrors(mirrors: &[RouteMirror], field: &str, report: &mut Report<'_, '_>) {
+fn mirrors(mirrors: &[RouteMirror], parents: &[ParentRef], field: &str, report: &mut Report<'_, '_>) {
     for mirror in mirrors {
-        backend(&mirror.backend, &format!("{field}.filters"), report);
+        backend(&mirror.backend, parents, &format!("{field}.filters"), report);
     }
 }
 
-/// Conditions of S116: `RefNotPermitted` before `BackendNotFound`, so that a grant is asked for first.
-fn backend(backend: &BackendRef, field: &str, report: &mut Report<'_, '_>) {
+/// Conditions of S116: `RefNotPermitted` before `BackendNotFound`, so that a grant is asked for first. What is in the namespace of the
+/// services that the route is attached to needs none: its clients reach that anyway.
+fn backend(backend: &BackendRef, parents: &[ParentRef], field: &str, report: &mut Report<'_, '_>) {
     let world = report.world();
     let own = Arc::clone(&report.key.name.namespace);
     let kind = report.key.kind.as_str();
     let name = &backend.name;
-    if name.namespace != own && !world.grants.iter().any(|grant| grant.allows(kind, &own, backend)) {
+    let of_parents =
+        !parents.is_empty() && parents.iter().all(|parent| parent.name.namespace == name.namespace);
+    if name.namespace != own
+        && !of_parents
+        && !world.grants.iter().any(|grant| grant.allows(kind, &own, backend))
+    {
         let (_, to) = backend.group_kind();
         let message = format!(
             "is {to} {name} of another namespace, and no ReferenceGrant in {} lets {kind}s of {own} refer to it \

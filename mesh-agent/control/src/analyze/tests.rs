@@ -119,7 +119,7 @@ fn a_subset_without_endpoints_is_warned_about() {
 }
 
 #[test]
-fn of_two_virtual_services_for_a_host_the_older_counts() {
+fn s24_of_two_virtual_services_for_a_host_the_older_counts() {
     let both = virtual_service("a", "web", "host: web")
         + &virtual_service("b", "web.shop.svc.cluster.local", "host: web");
     finds(
@@ -160,7 +160,7 @@ fn delegates_and_gateways_exist() {
 }
 
 #[test]
-fn routes_refer_to_what_exists() {
+fn s116_routes_refer_to_what_exists() {
     let parent = "parentRefs: [{group: '', kind: Service, name: web}]";
     let rules = |backend: &str| format!("{parent}, rules: [{{backendRefs: [{{{backend}}}]}}]");
     let field = "spec.rules[0].backendRefs[0]";
@@ -195,7 +195,7 @@ fn routes_refer_to_what_exists() {
 }
 
 #[test]
-fn another_namespace_wants_a_grant() {
+fn s116_another_namespace_wants_a_grant() {
     let to = |kind: &str| {
         route(
             kind,
@@ -217,10 +217,24 @@ fn another_namespace_wants_a_grant() {
         &(to("GRPCRoute") + &granted),
         &[&format!("E GRPCRoute r spec.rules[0].backendRefs[0]: {refused}")],
     );
+    // Of the namespace of the service that the route is attached to, as the compiler has it.
+    let at = |parents: &str| {
+        route(
+            "HTTPRoute",
+            "r",
+            &format!(
+                "parentRefs: [{parents}], rules: [{{backendRefs: [{{name: db, namespace: data, port: 5432}}]}}]"
+            ),
+        )
+    };
+    let (db, web) =
+        ("{group: '', kind: Service, name: db, namespace: data}", "{group: '', kind: Service, name: web}");
+    finds(&at(db), &[]);
+    finds(&at(&format!("{db}, {web}")), &[&format!("E HTTPRoute r spec.rules[0].backendRefs[0]: {refused}")]);
 }
 
 #[test]
-fn one_host_is_routed_by_one_of_the_two_kinds() {
+fn s117_one_host_is_routed_by_one_of_the_two_kinds() {
     let http = route(
         "HTTPRoute",
         "r",

@@ -106,3 +106,65 @@ pub(super) fn check_name(text: &str) -> Result<(), &'static str> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s3_patterns_meet_where_one_ends_like_the_other_and_only_a_wider_one_covers() {
+        // Left, right, whether they meet, whether the left one is within the right one, and the other way round.
+        let table = [
+            ("a.com", "a.com", true, true, true),
+            ("a.com", "b.com", false, false, false),
+            ("*", "*", true, true, true),
+            ("*", "a.com", true, false, true),
+            ("*.com", "*", true, true, false),
+            ("*.b.com", "*.com", true, true, false),
+            ("*.b.com", "*.c.com", false, false, false),
+            ("a.com", "*.com", true, true, false),
+            ("com", "*.com", false, false, false),
+            ("a.b.com", "*.com", true, true, false),
+            ("foo.com", "*oo.com", true, true, false),
+            ("oo.com", "*oo.com", true, true, false),
+            ("*foo.com", "*oo.com", true, true, false),
+            ("*.oo.com", "*oo.com", true, true, false),
+            ("bar.com", "*oo.com", false, false, false),
+            ("x-a.com", "*-a.com", true, true, false),
+            ("a.com", "*-a.com", false, false, false),
+        ];
+        for (left, right, meet, within, covers) in table {
+            assert_eq!(overlap(left, right), meet, "{left} {right}");
+            assert_eq!(overlap(right, left), meet, "{right} {left}");
+            assert_eq!(is_within(left, right), within, "{left} in {right}");
+            assert_eq!(is_within(right, left), covers, "{right} in {left}");
+        }
+    }
+
+    #[test]
+    fn s4_names_come_before_patterns_longer_before_shorter_then_by_the_alphabet() {
+        let sorted = ["long.example.com", "a.com", "b.com", "*.example.com", "*.a.com", "*.b.com", "*"];
+        for (at, one) in sorted.iter().enumerate() {
+            for (other_at, other) in sorted.iter().enumerate() {
+                assert_eq!(by_specificity(one, other), at.cmp(&other_at), "{one} {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn s1_s5_hosts_of_rules_are_completed_where_they_are_short_and_always_lower_case() {
+        let namespace = "shop".into();
+        for (text, full, wildcard) in [
+            ("Web", "web.shop.svc.cluster.local", false),
+            ("Web.Prod", "web.prod", false),
+            ("WWW.Example.COM", "www.example.com", false),
+            ("*.Example.com", "*.example.com", true),
+            ("*", "*", true),
+            ("10.0.0.1", "10.0.0.1", false),
+            ("FD00::1", "fd00::1", false),
+        ] {
+            let host = RuleHost::new(text, &namespace);
+            assert_eq!((&*host.full("cluster.local"), host.is_wildcard()), (full, wildcard), "{text}");
+        }
+    }
+}

@@ -1,12 +1,17 @@
 //! Tables by host and port, without allocating.
 
-use std::{borrow::Borrow, cmp::Ordering, collections::BTreeMap};
+use std::{
+    borrow::Borrow,
+    cmp::Ordering,
+    collections::BTreeMap,
+    ops::Bound::{Excluded, Included},
+};
 
 use crate::route::{HostPort, Routes, http::HttpTable, scope::Scoped, stream::StreamTable};
 
 /// A host and port, owned or borrowed; ordered as [`HostPort`] is.
 trait HostKey {
-    /// Whether `*.` stands before the host, the host, and the port.
+    /// Whether `*` stands before the host, the host, and the port.
     fn parts(&self) -> (bool, &str, u16);
 }
 
@@ -51,7 +56,7 @@ impl PartialOrd for dyn HostKey + '_ {
 impl Ord for dyn HostKey + '_ {
     fn cmp(&self, other: &Self) -> Ordering {
         let ((a_wild, a, a_port), (b_wild, b, b_port)) = (self.parts(), other.parts());
-        let text = |is_wildcard: bool| if is_wildcard { "*." } else { "" }.bytes();
+        let text = |is_wildcard: bool| if is_wildcard { "*" } else { "" }.bytes();
         let by_host = if a_wild || b_wild {
             text(a_wild).chain(a.bytes()).cmp(text(b_wild).chain(b.bytes()))
         } else {
@@ -61,7 +66,21 @@ impl Ord for dyn HostKey + '_ {
     }
 }
 
-/// The entry whose host is exactly `host`, else the one with the longest wildcard that covers it (S4).
+/// Whether some wildcard begins within a label, as `*-a.b` and `*oo.com` do.
+fn has_partial<T>(tables: &BTreeMap<HostPort, Scoped<T>>) -> bool {
+    // `*` itself and all that begin with `*.` are neighbours: what else begins with `*` stands before or behind them.
+    let between = |low: Asked<'_>, high: Asked<'_>| {
+        let low: &(dyn HostKey + '_) = &low;
+        let high: &(dyn HostKey + '_) = &high;
+        let low = if low.parts().1 == "*" { Excluded(low) } else { Included(low) };
+        tables.range::<dyn HostKey + '_, _>((low, Excluded(high))).next().is_some()
+    };
+    let at = |host, port| Asked { is_wildcard: false, host, port };
+    // `/` and `+` come after `.` and `*`.
+    between(at("*", u16::MAX), at("*.", 0)) || between(at("*/", 0), at("+", 0))
+}
+
+/// The entry whose host is exactly `host`, else the one with the longest wildcard that covers it (S3, S4).
 fn most_specific<'a, T>(
     tables: &'a BTreeMap<HostPort, Scoped<T>>,
     host: &str,
@@ -73,15 +92,14 @@ fn most_specific<'a, T>(
     if let Some(found) = find(false, host) {
         return Some(found);
     }
-    // `*.b.c` covers `a.b.c` and not `b.c`.
-    let mut rest = host;
-    while let Some((_, parent)) = rest.split_once('.') {
-        if let Some(found) = find(true, parent) {
-            return Some(found);
-        }
-        rest = parent;
-    }
-    find(false, "*")
+    suffixes(host, has_partial(tables)).find_map(|suffix| find(true, suffix)).or_else(|| find(false, "*"))
+}
+
+/// What may follow the `*` of a wildcard that covers a host, the longest first: what begins with a dot (`*.b.c` covers `a.b.c` and
+/// not `b.c`), and where there are such wildcards any end of the host (`*oo.com` covers `foo.com` and `oo.com`).
+pub(crate) fn suffixes(host: &str, partial: bool) -> impl Iterator<Item = &str> {
+    let starts = host.char_indices().filter(move |(_, char)| partial || *char == '.');
+    starts.filter_map(move |(at, _)| host.get(at..))
 }
 
 impl Routes {
@@ -157,20 +175,51 @@ mod tests {
         );
     }
 
+    #[test]
+    fn s3_what_follows_the_asterisk_is_compared_as_it_stands() {
+        let routes = routes(&[
+            ("*oo.com", 80),
+            ("*.com", 80),
+            ("*-a.b.c", 80),
+            ("*.b.c", 80),
+            ("*", 80),
+            ("*", 81),
+            ("*z.d", 82),
+        ]);
+        for (host, port, expected) in [
+            ("foo.com", 80, Some("*oo.com:80")),
+            ("oo.com", 80, Some("*oo.com:80")),
+            ("a.foo.com", 80, Some("*oo.com:80")),
+            ("o.com", 80, Some("*.com:80")),
+            ("bar.com", 80, Some("*.com:80")),
+            ("x-a.b.c", 80, Some("*-a.b.c:80")),
+            ("xa.b.c", 80, Some("*.b.c:80")),
+            ("b.c", 80, Some("*:80")),
+            ("foo.com", 81, Some("*:81")),
+            ("z.d", 82, Some("*z.d:82")),
+            ("é.z.d", 82, Some("*z.d:82")),
+            ("d", 82, None),
+        ] {
+            assert_eq!(found(&routes, host, port).as_deref(), expected, "{host}:{port}");
+        }
+        for (hosts, expected) in
+            [(&["*", "*.a", "+", "a"][..], false), (&["*-a"], true), (&["*a"], true), (&["*", "*0.a"], true)]
+        {
+            let hosts: Vec<(&str, u16)> = hosts.iter().map(|host| (*host, u16::MAX)).collect();
+            assert_eq!(has_partial(&tests::routes(&hosts).http), expected, "{hosts:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn borrowed_keys_find_what_owned_keys_find(
-            hosts in prop::collection::btree_set("(\\*\\.)?[a-c+]{1,2}(\\.[a-c]){0,2}", 0..12),
+            hosts in prop::collection::btree_set("(\\*[.-]?)?[a-c+]{1,2}(\\.[a-c]){0,2}", 0..12),
             asked in "[a-c+]{1,2}(\\.[a-c]){0,3}",
         ) {
             let entries: Vec<(&str, u16)> = hosts.iter().map(|host| (host.as_str(), 80)).collect();
             let routes = routes(&entries);
             let mut names = vec![asked.clone()];
-            let mut rest = asked.as_str();
-            while let Some((_, parent)) = rest.split_once('.') {
-                names.push(format!("*.{parent}"));
-                rest = parent;
-            }
+            names.extend((0..asked.len()).map(|at| format!("*{}", &asked[at..])));
             let expected = names.iter().find(|name| hosts.contains(*name)).map(|name| format!("{name}:80"));
             prop_assert_eq!(found(&routes, &asked, 80), expected);
         }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{Name, Protocol, Resolution, Service, ServicePort, Snapshot};
 use crate::{
-    route::{protocol::AppProtocol, sight::Sight},
+    route::{lookup::suffixes, protocol::AppProtocol, sight::Sight},
     slots::is_routed,
 };
 
@@ -121,7 +121,7 @@ impl<'a> Sight<'a> {
         self.snapshot().service_of_kubernetes(host).or_else(|| self.declared(host))
     }
 
-    /// The same, and where no service has the name, the one with the longest wildcard that covers it (S4).
+    /// The same, and where no service has the name, the one with the longest wildcard that covers it (S3, S4).
     pub fn service_covering(&self, host: &str) -> Option<&'a Arc<Service>> {
         if let Some(service) = self.service_by_host(host) {
             return Some(service);
@@ -129,14 +129,8 @@ impl<'a> Sight<'a> {
         if self.snapshot().by_host.is_empty() {
             return None;
         }
-        let mut rest = host;
-        while let Some((_, parent)) = rest.split_once('.') {
-            if let Some(service) = self.declared(&format!("*.{parent}")) {
-                return Some(service);
-            }
-            rest = parent;
-        }
-        None
+        suffixes(host, self.snapshot().has_partial_hosts)
+            .find_map(|suffix| self.declared(&format!("*{suffix}")))
     }
 
     fn declared(&self, host: &str) -> Option<&'a Arc<Service>> {
@@ -219,5 +213,17 @@ mod tests {
         assert_eq!(covering("b.x"), Some("*.x"));
         assert_eq!(covering("x"), None);
         assert_eq!(snapshot.sight_from("a").service_by_host("c.b.x"), None);
+    }
+
+    #[test]
+    fn s3_a_wildcard_may_begin_within_a_label() {
+        let services = vec![declaring("a", "*oo.x"), declaring("a", "*-db.b.x"), declaring("a", "*.b.x")];
+        let snapshot = Snapshot::new(1, Parts { services, ..Parts::default() });
+        let covering = |host| Some(&*snapshot.sight_from("a").service_covering(host)?.name.name);
+        assert_eq!(covering("foo.x"), Some("*oo.x"));
+        assert_eq!(covering("oo.x"), Some("*oo.x"));
+        assert_eq!(covering("bar.x"), None);
+        assert_eq!(covering("1-db.b.x"), Some("*-db.b.x"));
+        assert_eq!(covering("1db.b.x"), Some("*.b.x"));
     }
 }

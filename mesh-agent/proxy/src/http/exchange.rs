@@ -9,7 +9,10 @@ use std::{borrow::Cow, fmt, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, time::
 
 use hyper::Response;
 use mesh_core::{
-    route::http::{HttpRule, HttpTable, RetryPolicy},
+    route::{
+        evaluate::RouteHit,
+        http::{HttpRule, HttpTable, RetryPolicy},
+    },
     snapshot::{Snapshot, Workload},
 };
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -60,17 +63,27 @@ impl Plan {
 pub(crate) struct Route {
     table: Arc<HttpTable>,
     rule: usize,
+    matched: Option<usize>,
 }
 
 impl Route {
-    /// The rule at an index; `None` when the table has no such rule.
-    pub(crate) fn new(table: Arc<HttpTable>, rule: usize) -> Option<Self> {
-        (rule < table.rules.len()).then_some(Self { table, rule })
+    /// The rule at an index, and which of its matches held; `None` when the table has no such rule.
+    pub(crate) fn new(table: Arc<HttpTable>, rule: usize, matched: Option<usize>) -> Option<Self> {
+        (rule < table.rules.len()).then_some(Self { table, rule, matched })
     }
 
     /// The rule.
     pub(crate) fn rule(&self) -> &HttpRule {
         &self.table.rules[self.rule]
+    }
+
+    /// What it is called in logs: by its names (S15), else by where it is from.
+    pub(crate) fn name(&self) -> String {
+        let rule = self.rule();
+        let matched = self.matched.and_then(|at| rule.matches.get(at));
+        let hit = RouteHit { rule_index: self.rule, rule, match_index: self.matched, matched };
+        let name = hit.name().to_string();
+        if name.is_empty() { rule.origin.to_string() } else { name }
     }
 }
 

@@ -180,10 +180,7 @@ impl Exchange<'_> {
         };
         let decision = self.decide(parts, &authority, &routing, &table);
         record.note(|line| {
-            line.route = decision.route.as_ref().map_or_else(String::new, |route| {
-                let rule = route.rule();
-                rule.name.as_deref().map_or_else(|| rule.origin.to_string(), str::to_owned)
-            });
+            line.route = decision.route.as_ref().map(Route::name).unwrap_or_default();
         });
         let shared = match decision.cors {
             Cors::Preflight(headers) => {
@@ -291,7 +288,7 @@ impl Exchange<'_> {
                 _ => None,
             },
             cors,
-            route: hit.and_then(|hit| Route::new(Arc::clone(table), hit.rule_index)),
+            route: hit.and_then(|hit| Route::new(Arc::clone(table), hit.rule_index, hit.match_index)),
         }
     }
 
@@ -361,7 +358,7 @@ impl Exchange<'_> {
             }
         }
         let templates = variables::templates(rule.request_edits(backend));
-        let filled = variables::fill(&templates, self.session, self.record, rule, parts, None);
+        let filled = variables::fill(&templates, self.session, self.record, route, parts, None);
         fields::edit(&mut parts.headers, rule.request_edits(backend), filled);
         if let Some(authority) = rule.new_authority(backend)
             && let Ok(authority) = HeaderValue::try_from(&**authority)
@@ -391,7 +388,7 @@ impl Exchange<'_> {
         let mut response = self.send(asked, plan).await;
         let filled = kept.map_or_else(Vec::new, |request| {
             let answered = Some((response.status().as_u16(), response.headers()));
-            variables::fill(&templates, self.session, self.record, rule, &request, answered)
+            variables::fill(&templates, self.session, self.record, route, &request, answered)
         });
         fields::edit(response.headers_mut(), rule.response_edits(backend), filled);
         if let Some(cookie) = cookie.and_then(|cookie| cookie.header()) {

@@ -6,13 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderValue, Request, Version, header, request::Parts};
 use mesh_core::route::{
-    http::HttpRule,
     request::Headers,
     rewrite::HeaderEdit,
     variables::{Facts, Template},
 };
 
-use super::{fields::Fields, pipeline::view, record::Record, session::Session};
+use super::{exchange::Route, fields::Fields, pipeline::view, record::Record, session::Session};
 
 /// The values of the headers that have variables, in the order of the changes; `None`: that header is not sent.
 pub(super) type Filled = Vec<Option<HeaderValue>>;
@@ -37,7 +36,7 @@ pub(super) fn fill(
     templates: &[&Template],
     session: &Session,
     record: &Record,
-    rule: &HttpRule,
+    route: &Route,
     request: &Parts,
     response: Option<(u16, &HeaderMap)>,
 ) -> Filled {
@@ -49,7 +48,7 @@ pub(super) fn fill(
     let answered = response.map(|(status, headers)| (status, Fields(headers)));
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let flags = record.flags().to_string();
-    let route = rule.name.as_deref().map_or_else(|| rule.origin.to_string(), str::to_owned);
+    let route = route.name();
     let facts = Facts {
         request: view(request, authority, &headers),
         response: answered.as_ref().map(|(status, headers)| (*status, headers as &dyn Headers)),

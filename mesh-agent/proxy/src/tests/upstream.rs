@@ -97,7 +97,7 @@ fn retrying(attempts: u32, on: RetryOn, per_try_timeout: Option<Duration>) -> Op
         }),
         ..HttpRule::new(origin, Action::Passthrough)
     };
-    Route::new(Arc::new(HttpTable { rules: vec![rule], unmatched: Action::Passthrough }), 0)
+    Route::new(Arc::new(HttpTable { rules: vec![rule], unmatched: Action::Passthrough }), 0, None)
 }
 
 fn get(path: &str) -> Request<Body> {

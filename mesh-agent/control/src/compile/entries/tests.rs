@@ -247,6 +247,42 @@ fn s57_of_two_namespaces_the_older_entry_counts_and_within_one_it_is_the_only_on
 }
 
 #[test]
+fn s6_of_entries_of_one_age_the_first_by_name_counts_and_only_then_the_first_by_namespace() {
+    let spec = |last: u8| {
+        format!("hosts: [api.x.com], resolution: STATIC, endpoints: [{{address: 192.0.2.{last}}}], {WEB}")
+    };
+    let winner = |entries: &[String]| {
+        let compiled = compile(entries);
+        shown(compiled.snapshot.sight_from("c").service_by_host("api.x.com").unwrap(), 0)
+    };
+    assert_eq!(winner(&[entry("a/q@1", &spec(1)), entry("b/p@1", &spec(2))]), "192.0.2.2:80");
+    assert_eq!(winner(&[entry("b/p@1", &spec(2)), entry("a/p@1", &spec(1))]), "192.0.2.1:80");
+    assert_eq!(
+        winner(&[entry("a/p@1", &spec(1)), entry("b/z", &spec(2))]),
+        "192.0.2.2:80",
+        "without an age first"
+    );
+}
+
+#[test]
+fn s55_an_entry_is_outside_the_mesh_unless_it_says_so_and_only_pods_are_spoken_to_in_mutual_tls() {
+    let of = |location: &str, at: &str| {
+        let spec = format!(
+            "hosts: [api.x.com], {location} resolution: STATIC, endpoints: [{{address: {at}}}], {WEB}"
+        );
+        let compiled = compile(&[entry("shop/ext", &spec), pod("shop/pod-1", "", "10.0.0.1")]);
+        let service = service(&compiled.snapshot, "shop", "api.x.com");
+        (service.external, service.ports[0].endpoints[0].workload.is_some())
+    };
+    assert_eq!(of("", "192.0.2.1"), (true, false));
+    assert_eq!(of("location: MESH_EXTERNAL,", "192.0.2.1"), (true, false));
+    assert_eq!(of("location: MESH_INTERNAL,", "192.0.2.1"), (false, false));
+    // A pod's agent takes mutual TLS, whatever an entry calls the pod.
+    assert_eq!(of("", "10.0.0.1"), (true, true));
+    assert_eq!(of("location: MESH_INTERNAL,", "10.0.0.1"), (false, true));
+}
+
+#[test]
 fn s57_an_entry_that_is_not_exported_to_a_namespace_is_not_seen_there() {
     let spec = |to: &str, last: u8| {
         format!(

@@ -294,7 +294,7 @@ fn http_rule(cx: &Context<'_>, rule: &spec::HttpRoute, port: u16) -> Option<Http
         action,
         timeout: rule.timeout.filter(|timeout| !timeout.is_zero() && !faulty),
         retries: retries.filter(|_| !faulty),
-        fault,
+        fault: fault.filter(|_| faulty),
         mirrors: mirrors.collect(),
         cors: rule.cors.clone(),
         request_headers: headers.request,

@@ -57,7 +57,7 @@ fn held(status: &Value) -> Vec<String> {
 }
 
 #[test]
-fn a_route_in_force_is_accepted_and_resolved_for_the_generation_that_was_judged() {
+fn s116_a_route_in_force_is_accepted_and_resolved_for_the_generation_that_was_judged() {
     let status = route(&told(Value::Null, json!([service()])), &in_force(vec![at_web()])).unwrap();
     assert_eq!(held(&status), ["Accepted True Accepted", "ResolvedRefs True ResolvedRefs"]);
     let parent = &status["parents"][0];
@@ -67,7 +67,7 @@ fn a_route_in_force_is_accepted_and_resolved_for_the_generation_that_was_judged(
 }
 
 #[test]
-fn reasons_are_those_of_the_api() {
+fn s116_reasons_are_those_of_the_api() {
     let told = told(Value::Null, json!([service()]));
     let no_parent = ParentVerdict { not_accepted: Some(("NoMatchingParent", "x".into())), ..at_web() };
     let refs = ParentVerdict { unresolved: Some(("RefNotPermitted", "x".into())), ..at_web() };
@@ -120,7 +120,7 @@ fn what_is_said_already_is_not_written_again_whenever_it_was_said() {
 }
 
 #[test]
-fn what_other_controllers_said_stays_and_their_parents_are_not_ours() {
+fn s116_what_other_controllers_said_stays_and_their_parents_are_not_ours() {
     let gateway = json!({"name": "edge"});
     let theirs = json!({"parentRef": gateway, "controllerName": "example.com/gateway", "conditions": []});
     let status = json!({"parents": [theirs]});

@@ -215,7 +215,7 @@ fn several_hosts_want_protocols_that_name_them() {
 }
 
 #[test]
-fn a_port_that_takes_everything_is_warned_about() {
+fn s52_a_port_that_takes_everything_is_warned_about() {
     table(&[
         (&format!("hosts: ['*.a.com'], {TCP}"), &["W spec.ports[0]"]),
         (&format!("hosts: ['*.a.com'], {TCP}, addresses: [10.0.0.1]"), &[]),

@@ -38,7 +38,7 @@ fn authorities_fall_into_host_and_port() {
 }
 
 #[test]
-fn names_are_lower_case_and_have_no_trailing_dot() {
+fn s5_names_are_lower_case_and_have_no_trailing_dot() {
     assert_eq!(Authority::parse("Web.Example.:80").name(), "web.example");
     assert!(matches!(Authority::parse("web.example.").name(), Cow::Borrowed("web.example")));
     assert_eq!(Authority::parse("[FD00::1]:80").ip(), Some("fd00::1".parse().unwrap()));

@@ -232,7 +232,7 @@ fn an_address_in_a_network_is_the_smallest_networks_unless_it_is_a_pods() {
 }
 
 #[test]
-fn ports_of_hosts_that_only_their_names_tell_are_known_where_something_is_said_about_them() {
+fn s52_ports_of_hosts_that_only_their_names_tell_are_known_where_something_is_said_about_them() {
     let rules = |hosts: &[&str]| {
         let table = HttpTable { rules: Vec::new(), unmatched: Action::Passthrough };
         let table = Arc::new(table);

@@ -1,6 +1,6 @@
 //! What rules do to requests and responses.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::Response;
 use mesh_core::route::{
@@ -13,7 +13,7 @@ use mesh_core::route::{
     },
     matching::{HeaderMatch, HttpMatch, PathMatch, StringMatch},
     normalize::PathNormalization,
-    scope::Scoped,
+    scope::{OutboundPolicy, Scoped},
     variables::HeaderText,
 };
 use mesh_core::snapshot::{Mesh, Name};
@@ -23,7 +23,7 @@ use super::fixture::{
     Client, HOST, backend, cluster, echo, forward, full, no_route, publish, publish_mesh, publish_routes,
     rule, server, test,
 };
-use crate::tests::fixture::eventually;
+use crate::{metrics::http::Refusal, tests::fixture::eventually};
 
 fn prefix(path: &str) -> HttpMatch {
     HttpMatch {
@@ -107,11 +107,12 @@ fn paths_authorities_and_headers_are_changed_on_the_way() {
 }
 
 #[test]
-fn headers_say_what_is_known_of_the_exchange() {
+fn s15_headers_say_what_is_known_of_the_exchange_and_how_its_route_is_called() {
     test(|world| async move {
         let (addr, seen) = echo("one").await;
         let text = |text: &str| HeaderText::parse(text).unwrap();
         let mut changed = HttpRule { name: Some("to-one".into()), ..forward() };
+        changed.matches = vec![prefix("/none"), HttpMatch { name: Some("by-a".into()), ..prefix("/a") }];
         changed.request_headers = HeaderOps {
             set: vec![
                 ("x-client".into(), text("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%")),
@@ -136,7 +137,7 @@ fn headers_say_what_is_known_of_the_exchange() {
         assert_eq!(head.headers["x-client"], "127.0.0.1");
         assert_eq!(head.headers["x-kept"], "1", "a variable without a value changes nothing");
         assert_eq!(head.headers["x-swapped"], "1");
-        assert_eq!(head.headers["x-how"], "HTTP/1.1 /a?b=c to-one");
+        assert_eq!(head.headers["x-how"], "HTTP/1.1 /a?b=c to-one.by-a");
         assert_eq!(reply.header("x-by"), Some(addr.to_string().as_str()));
         assert_eq!(reply.header("x-code"), Some("200 -"));
         assert_eq!(reply.header("x-asked"), Some("1"));
@@ -262,7 +263,7 @@ fn copies_go_to_mirrors_and_their_answers_nowhere() {
 }
 
 #[test]
-fn the_host_that_is_asked_for_counts_before_the_address_that_was_dialled() {
+fn s9_the_host_that_is_asked_for_counts_before_the_address_that_was_dialled() {
     test(|world| async move {
         let (one, _) = echo("one").await;
         let (two, _) = echo("two").await;
@@ -278,6 +279,52 @@ fn the_host_that_is_asked_for_counts_before_the_address_that_was_dialled() {
             client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
             assert_eq!(client.reply().await.header("x-server"), Some(server), "{host}");
         }
+        // An address of nobody, at a port that rules are about.
+        world.dial("192.0.2.1:80".parse().unwrap());
+        let mut client = Client::connect(&world).await;
+        for (host, server) in [("two", "two"), ("web", "one")] {
+            client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            assert_eq!(client.reply().await.header("x-server"), Some(server), "{host}");
+        }
+    });
+}
+
+#[test]
+fn s8_what_nothing_describes_goes_as_dialled_or_is_refused_as_the_mesh_says() {
+    test(|world| async move {
+        let (addr, seen) = server("outside", |parts, _| {
+            let status = if parts.uri.path() == "/fails" { 503 } else { 200 };
+            Response::builder().status(status).body(full("")).unwrap()
+        })
+        .await;
+        let mesh = |outbound| {
+            // Retries of the mesh are for what it knows.
+            let on = RetryOn { server_error: true, ..RetryOn::default() };
+            let retries = Some(RetryPolicy { on, ..RetryPolicy::built_in() });
+            let defaults = MeshDefaults { outbound, retries, ..MeshDefaults::default() };
+            Mesh { defaults: Arc::new(defaults), ..Mesh::default() }
+        };
+        let routes = || {
+            let table = HttpTable { rules: vec![forward()], unmatched: no_route() };
+            let at = HostPort { host: "known.example".into(), port: addr.port() };
+            Routes { http: [(at, Scoped::everywhere(Arc::new(table)))].into(), ..Routes::default() }
+        };
+        publish_mesh(&world, mesh(OutboundPolicy::AllowAny), routes(), &[]);
+        world.dial(addr);
+        let mut client = Client::connect(&world).await;
+        assert_eq!(client.get("/").await.header("x-server"), Some("outside"));
+        assert_eq!(client.get("/fails").await.status, 503);
+        assert_eq!(seen.count(), 2, "once, whatever it answers");
+        publish_mesh(&world, mesh(OutboundPolicy::RegistryOnly), routes(), &[]);
+        world.dial(SocketAddr::new("192.0.2.1".parse().unwrap(), addr.port()));
+        let mut client = Client::connect(&world).await;
+        assert_eq!(client.get("/").await.status, 502);
+        let refused = world.metrics.http.refused(Refusal::BlackHole).get();
+        assert_eq!((seen.count(), refused), (2, 1));
+        let mut bytes = Client::connect(&world).await;
+        bytes.send(b"\x00\x01 no request at all\r\n").await;
+        assert!(bytes.is_ended().await, "nor do bytes get through");
+        assert_eq!(seen.count(), 2);
     });
 }
 

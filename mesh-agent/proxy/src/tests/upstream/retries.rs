@@ -29,7 +29,7 @@ async fn failing(times: usize, bad: impl Fn() -> Reply + 'static) -> Server {
 }
 
 #[test]
-fn a_refused_connection_is_tried_elsewhere_when_that_is_wanted_and_is_uf_when_not() {
+fn s36_a_refused_connection_is_tried_elsewhere_when_that_is_wanted_and_is_uf_when_not() {
     test(|world| async move {
         let server = Server::start("127.0.0.1:0", |_| Reply::ok("here")).await;
         let dead = refusing().await;
@@ -95,7 +95,7 @@ fn a_connection_that_ends_before_the_response_is_uc_unless_resets_are_repeated()
 }
 
 #[test]
-fn a_request_is_repeated_with_its_whole_body() {
+fn s36_a_request_is_repeated_with_its_whole_body() {
     test(|world| async move {
         let server = failing(2, || Reply::status(502)).await;
         publish(&world, vec![endpoint(server.addr, None)]);
@@ -108,7 +108,7 @@ fn a_request_is_repeated_with_its_whole_body() {
 }
 
 #[test]
-fn a_body_that_cannot_be_kept_is_sent_once() {
+fn s36_a_body_that_cannot_be_kept_is_sent_once() {
     test(|world| async move {
         let server = failing(1, || Reply::status(502)).await;
         publish(&world, vec![endpoint(server.addr, None)]);
@@ -124,7 +124,7 @@ fn a_body_that_cannot_be_kept_is_sent_once() {
 }
 
 #[test]
-fn each_try_has_its_own_limit_and_a_slow_one_is_repeated_like_a_5xx() {
+fn s32_s36_each_try_has_its_own_limit_and_a_slow_one_is_repeated_like_a_5xx() {
     test(|world| async move {
         let server = failing(1, || Reply::Hang).await;
         publish(&world, vec![endpoint(server.addr, None)]);

@@ -48,7 +48,7 @@ fn limit(max: u32, more: &str) -> String {
 }
 
 #[test]
-fn the_clients_own_rule_comes_first_then_the_services_then_the_roots() {
+fn s37_the_clients_own_rule_comes_first_then_the_services_then_the_roots() {
     let all = with(&[
         dr("client/r", 1, &limit(1, "")),
         dr("shop/r", 2, &limit(2, "")),
@@ -72,7 +72,7 @@ fn the_clients_own_rule_comes_first_then_the_services_then_the_roots() {
 }
 
 #[test]
-fn an_exact_host_beats_wildcards_and_longer_ones_shorter_ones() {
+fn s37_an_exact_host_beats_wildcards_and_longer_ones_shorter_ones() {
     let on = |host: &str, max: u32| limit(max, "").replace(WEB, &format!("'{host}'"));
     let all = with(&[
         dr("shop/a", 1, &on("*.cluster.local", 1)),
@@ -88,7 +88,7 @@ fn an_exact_host_beats_wildcards_and_longer_ones_shorter_ones() {
 }
 
 #[test]
-fn several_rules_of_one_host_are_one_the_oldest_first() {
+fn s6_s38_several_rules_of_one_host_are_one_the_oldest_first() {
     let all = with(&[
         dr(
             "shop/young",
@@ -107,7 +107,7 @@ fn several_rules_of_one_host_are_one_the_oldest_first() {
 }
 
 #[test]
-fn a_rule_with_a_selector_is_for_those_workloads_of_its_namespace_alone() {
+fn s39_a_rule_with_a_selector_is_for_those_workloads_of_its_namespace_alone() {
     let all = with(&[
         dr("shop/all", 1, &limit(1, ", subsets: [{name: v1, labels: {version: v1}}]")),
         dr("client/some", 2, &limit(2, ", workloadSelector: {matchLabels: {app: a}}")),
@@ -120,7 +120,7 @@ fn a_rule_with_a_selector_is_for_those_workloads_of_its_namespace_alone() {
 }
 
 #[test]
-fn ports_replace_as_a_whole_and_subsets_lie_over_field_by_field() {
+fn s40_ports_replace_as_a_whole_and_subsets_lie_over_field_by_field() {
     let all = with(&[dr(
         "shop/r",
         1,
@@ -157,7 +157,7 @@ fn ports_replace_as_a_whole_and_subsets_lie_over_field_by_field() {
 }
 
 #[test]
-fn a_rule_of_subsets_alone_says_nothing_of_the_whole() {
+fn s41_a_rule_of_subsets_alone_says_nothing_of_the_whole() {
     let documents = [
         service("shop/web", &["http:80"]),
         dr("shop/r", 1, &format!("host: {WEB}, subsets: [{{name: v1, labels: {{version: v1}}}}]")),

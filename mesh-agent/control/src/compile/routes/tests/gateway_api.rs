@@ -32,7 +32,7 @@ fn with(more: &[String]) -> Vec<String> {
 }
 
 #[test]
-fn a_route_is_for_every_port_of_its_service_or_for_the_one_it_names() {
+fn s113_a_route_is_for_every_port_of_its_service_or_for_the_one_it_names() {
     let documents = with(&[route("shop/r", 1, &format!("rules: [{{{}}}]", to("v2")))]);
     let all = routes(&documents);
     for port in [80, 81] {
@@ -45,6 +45,23 @@ fn a_route_is_for_every_port_of_its_service_or_for_the_one_it_names() {
             assert_eq!(http(&some, WEB, port, "x").is_some(), port == open, "{limit}: {port}");
         }
     }
+    let entry = document(
+        "networking.istio.io/v1",
+        "ServiceEntry",
+        "shop/web",
+        "hosts: [api.x.com, www.x.com], resolution: DNS, ports: [{name: http, number: 80, protocol: HTTP}, {name: alt, number: 81, protocol: HTTP}]",
+    );
+    let attached = documents
+        .last()
+        .unwrap()
+        .replace("group: '', kind: Service,", "group: networking.istio.io, kind: ServiceEntry, port: 80,");
+    let of_entry = routes(&with(&[entry, attached]));
+    for host in ["api.x.com", "www.x.com"] {
+        let rules = shown(http(&of_entry, host, 80, "x"));
+        assert_eq!(rules, ["r spec.rules[0].matches[0]: shop/v2:80=1"], "{host}");
+        assert_eq!(http(&of_entry, host, 81, "x"), None);
+    }
+    assert_eq!(http(&of_entry, WEB, 80, "x"), None, "the Service of that name is another");
     let other = documents
         .last()
         .unwrap()
@@ -54,7 +71,7 @@ fn a_route_is_for_every_port_of_its_service_or_for_the_one_it_names() {
 }
 
 #[test]
-fn a_clients_own_routes_replace_those_of_the_service_for_it_alone() {
+fn s114_a_clients_own_routes_replace_those_of_the_service_for_it_alone() {
     let found = routes(&with(&[
         route("shop/producer", 1, &format!("rules: [{{{}}}]", to("web"))),
         route(
@@ -75,14 +92,14 @@ fn a_clients_own_routes_replace_those_of_the_service_for_it_alone() {
 }
 
 #[test]
-fn a_consumer_route_alone_leaves_everybody_else_without_a_table() {
+fn s114_a_consumer_route_alone_leaves_everybody_else_without_a_table() {
     let found = routes(&with(&[route("team/consumer", 2, &format!("rules: [{{{}}}]", to("v2")))]));
     assert!(http(&found, WEB, 80, "team").is_some());
     assert_eq!(http(&found, WEB, 80, "shop"), None);
 }
 
 #[test]
-fn matches_are_tried_by_path_then_method_then_headers_then_query_then_age() {
+fn s6_matches_are_tried_by_path_then_method_then_headers_then_query_then_age() {
     let rule = |matches: &str| format!("{{matches: [{matches}], {}}}", to("v2"));
     let path = |kind: &str, value: &str| format!("path: {{type: {kind}, value: {value}}}");
     let header = "headers: [{name: a, value: b}]";
@@ -122,7 +139,20 @@ fn matches_are_tried_by_path_then_method_then_headers_then_query_then_age() {
 }
 
 #[test]
-fn what_is_wrong_with_a_backend_is_its_share_and_what_is_wrong_with_a_rule_is_500() {
+fn s6_of_routes_of_one_age_those_count_first_that_come_first_by_name() {
+    let aged_route = |name: &str, status: &str| route(name, 5, &format!("rules: [{{{status}}}]"));
+    let found = routes(&with(&[
+        aged_route("shop/b", &to("v2")),
+        aged_route("shop/a", &to("web")),
+        aged_route("shop/c", &to("gone")),
+    ]));
+    let order: Vec<String> =
+        http(&found, WEB, 80, "x").unwrap().rules.iter().map(|rule| rule.origin.name.to_string()).collect();
+    assert_eq!(order, ["shop/a", "shop/b", "shop/c"]);
+}
+
+#[test]
+fn s115_s116_what_is_wrong_with_a_backend_is_its_share_and_what_is_wrong_with_a_rule_is_500() {
     let table = [
         (
             "backendRefs: [{name: v2, port: 80, weight: 3}, {name: gone, port: 80}]",
@@ -153,7 +183,7 @@ fn what_is_wrong_with_a_backend_is_its_share_and_what_is_wrong_with_a_rule_is_50
 }
 
 #[test]
-fn a_consumer_needs_no_grant_for_the_namespace_of_the_service_it_is_attached_to() {
+fn s116_a_consumer_needs_no_grant_for_the_namespace_of_the_service_it_is_attached_to() {
     let found = routes(&with(&[
         service("other/far", &["http:80"]),
         route("team/r", 1, &format!("rules: [{{{}}}]", to("v2"))),
@@ -167,7 +197,7 @@ fn a_consumer_needs_no_grant_for_the_namespace_of_the_service_it_is_attached_to(
 }
 
 #[test]
-fn where_a_route_is_attached_a_virtual_service_has_no_effect_and_is_told() {
+fn s117_where_a_route_is_attached_a_virtual_service_has_no_effect_and_is_told() {
     let both = with(&[
         route("shop/r", 9, &format!("rules: [{{{}}}]", to("v2")))
             .replace("name: web,", "name: web, port: 80,"),
@@ -184,7 +214,7 @@ fn where_a_route_is_attached_a_virtual_service_has_no_effect_and_is_told() {
 }
 
 #[test]
-fn timeouts_and_retries_are_mapped_as_istio_does() {
+fn s35_timeouts_and_retries_are_mapped_as_istio_does() {
     let table = [
         ("", None, Some((2, None))),
         ("timeouts: {request: 5s}, ", Some(5), Some((2, None))),
@@ -222,7 +252,7 @@ fn grpc_routes_and_http_routes_of_one_service_are_one_table() {
 }
 
 #[test]
-fn tls_and_tcp_routes_are_tables_of_connections() {
+fn s6_tls_and_tcp_routes_are_tables_of_connections() {
     let alpha = "gateway.networking.k8s.io/v1alpha2";
     let parent = "parentRefs: [{group: '', kind: Service, name: db}]";
     let rules = |backend: &str| format!("rules: [{{backendRefs: [{{name: {backend}, port: 80}}]}}]");

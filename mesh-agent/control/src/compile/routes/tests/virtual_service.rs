@@ -8,7 +8,8 @@ use mesh_core::route::{
 };
 
 use super::{
-    action, compile, document, http, over_the_link, routes, service, shown, stream, targets, vs, vs_of,
+    GATEWAY, ISTIO, action, compile, document, http, over_the_link, routes, service, shown, stream, targets,
+    vs, vs_of,
 };
 
 const WEB: &str = "web.shop.svc.cluster.local";
@@ -18,7 +19,7 @@ fn to(host: &str) -> String {
 }
 
 #[test]
-fn short_names_are_of_the_rules_namespace_and_names_with_a_dot_are_taken_as_they_are() {
+fn s1_short_names_are_of_the_rules_namespace_and_names_with_a_dot_are_taken_as_they_are() {
     let routes = routes(&[
         service("shop/web", &["http:80"]),
         service("shop/cart", &["http:80"]),
@@ -33,7 +34,8 @@ fn short_names_are_of_the_rules_namespace_and_names_with_a_dot_are_taken_as_they
 }
 
 #[test]
-fn of_several_for_one_host_the_oldest_has_it_then_by_name_then_by_namespace_and_the_others_are_named() {
+fn s6_s24_of_several_for_one_host_the_oldest_has_it_then_by_name_then_by_namespace_and_the_others_are_named()
+{
     let rule = |to_host: &str| format!("hosts: [{WEB}], http: [{{{}}}]", to(to_host));
     let base = [service("shop/web", &["http:80"]), service("shop/cart", &["http:80"])];
     let winner = |documents: &[String]| {
@@ -52,7 +54,7 @@ fn of_several_for_one_host_the_oldest_has_it_then_by_name_then_by_namespace_and_
 }
 
 #[test]
-fn the_most_specific_host_wins_over_age_and_hosts_nobody_has_are_known_at_port_80_only() {
+fn s4_s25_the_most_specific_host_wins_over_age_and_hosts_nobody_has_are_known_at_port_80_only() {
     let routes = routes(&[
         service("shop/web", &["http:80", "http-b:8080"]),
         vs_of("shop/all", 1, &format!("hosts: ['*'], http: [{{{}}}]", to("web"))),
@@ -76,7 +78,40 @@ fn the_most_specific_host_wins_over_age_and_hosts_nobody_has_are_known_at_port_8
 }
 
 #[test]
-fn clients_see_their_own_then_what_is_exported_to_them_then_what_is_for_everyone() {
+fn s3_a_wildcard_that_begins_within_a_label_has_the_hosts_that_end_like_it() {
+    let answer = |status: u16| format!("http: [{{directResponse: {{status: {status}}}}}]");
+    let routes = routes(&[
+        service("shop/web", &["http:80"]),
+        service("shop/cobweb", &["http:80"]),
+        service("shop/cart", &["http:80"]),
+        vs_of(
+            "shop/ends",
+            2,
+            &format!("hosts: ['*eb.shop.svc.cluster.local', '*-api.Example.com'], {}", answer(201)),
+        ),
+        vs_of(
+            "shop/all",
+            1,
+            &format!("hosts: ['*.shop.svc.cluster.local', '*.example.com'], {}", answer(202)),
+        ),
+    ]);
+    let status = |host: &str| {
+        let table = http(&routes, host, 80, "x").unwrap();
+        action(&table.rules[0].action)
+    };
+    for (host, wanted) in [
+        ("web.shop.svc.cluster.local", 201),
+        ("cobweb.shop.svc.cluster.local", 201),
+        ("cart.shop.svc.cluster.local", 202),
+        ("v2-api.example.com", 201),
+        ("api.example.com", 202),
+    ] {
+        assert_eq!(status(host), format!("answer {wanted} direct_response"), "{host}");
+    }
+}
+
+#[test]
+fn s26_clients_see_their_own_then_what_is_exported_to_them_then_what_is_for_everyone() {
     let rule = |export: &str| format!("hosts: [{WEB}], exportTo: [{export}], http: [{{{}}}]", to(WEB));
     let routes = routes(&[
         service("shop/web", &["http:80"]),
@@ -100,7 +135,7 @@ fn what_only_some_see_leaves_the_others_without_a_table() {
 }
 
 #[test]
-fn gateways_ports_and_catch_alls_are_settled_before_a_request_comes() {
+fn s2_s10_to_s12_gateways_ports_and_catch_alls_are_settled_before_a_request_comes() {
     let routes = routes(&[
         service("shop/web", &["http:80", "http-b:81"]),
         vs("shop/gw", "hosts: [web], gateways: [edge], http: [{directResponse: {status: 500}}]"),
@@ -136,6 +171,27 @@ fn gateways_ports_and_catch_alls_are_settled_before_a_request_comes() {
 }
 
 #[test]
+fn s58_to_s63_what_is_for_gateways_alone_changes_nothing_for_workloads() {
+    let gateway = "servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]";
+    let found = routes(&[
+        service("shop/web", &["http:80", "tls:443"]),
+        document(ISTIO, "Gateway", "shop/edge", gateway),
+        vs(
+            "shop/gw",
+            "hosts: [web, www.example.com, '*'], gateways: [edge, other/edge], http: [{directResponse: {status: 500}}],
+             tls: [{match: [{sniHosts: ['*']}], route: [{destination: {host: web, port: {number: 443}}}]}]",
+        ),
+        document(
+            GATEWAY,
+            "HTTPRoute",
+            "shop/gw",
+            "parentRefs: [{name: edge}], hostnames: [www.example.com], rules: [{backendRefs: [{name: web, port: 80}]}]",
+        ),
+    ]);
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
 fn a_service_whose_rules_are_all_for_another_port_is_routed_as_if_there_were_none() {
     let routes = routes(&[
         service("shop/web", &["http:80"]),
@@ -145,7 +201,7 @@ fn a_service_whose_rules_are_all_for_another_port_is_routed_as_if_there_were_non
 }
 
 #[test]
-fn a_destinations_port_is_the_one_named_else_the_only_one_else_the_one_dialled() {
+fn s16_a_destinations_port_is_the_one_named_else_the_only_one_else_the_one_dialled() {
     let table = [
         ("one", "", "shop/one:7070=1"),
         ("two", "", "shop/two:80=1"),
@@ -170,7 +226,7 @@ fn a_destinations_port_is_the_one_named_else_the_only_one_else_the_one_dialled()
 }
 
 #[test]
-fn one_destination_gets_everything_and_of_several_those_without_weight_nothing() {
+fn s17_one_destination_gets_everything_and_of_several_those_without_weight_nothing() {
     for (weights, wanted) in [
         (&[0][..], "shop/web:80=1"),
         (&[7], "shop/web:80=7"),
@@ -186,7 +242,7 @@ fn one_destination_gets_everything_and_of_several_those_without_weight_nothing()
 }
 
 #[test]
-fn timeouts_retries_faults_and_mirrors_are_what_holds_in_the_end() {
+fn s20_s21_s30_timeouts_retries_faults_and_mirrors_are_what_holds_in_the_end() {
     let rule = |more: &str| {
         let spec = format!("hosts: [web], http: [{{{}, {more}}}]", to("web"));
         let routes = routes(&[service("shop/web", &["http:80"]), vs("shop/web", &spec)]);
@@ -206,6 +262,8 @@ fn timeouts_retries_faults_and_mirrors_are_what_holds_in_the_end() {
     assert_eq!((faulty.timeout, faulty.retries), (None, None), "S21");
     let never = rule("timeout: 2s, fault: {abort: {httpStatus: 500}}");
     assert!(never.timeout.is_some() && never.retries.is_some(), "a fault of 0 % is none");
+    assert_eq!(never.fault, None, "or the agent would take time-out and retries away");
+    assert!(faulty.fault.is_some());
     let copies =
         rule("mirrors: [{destination: {host: web}}, {destination: {host: web}, percentage: {value: 0}}]");
     assert_eq!(copies.mirrors.len(), 1, "an explicit 0 is none (S20)");
