@@ -82,7 +82,12 @@ impl PodConfig {
             let parts: Vec<&str> = [what, &of].into_iter().chain(addrs.iter().map(String::as_str)).collect();
             hash(&parts)
         };
-        let policy_hash = with_addrs("policy", workload.policy_hash.to_string());
+        // A verdict lets connections past the agent, where nobody counts them.
+        let scope = workload.sidecar.as_ref().and_then(|name| snapshot.routes().sidecars.get(name));
+        let limits: Vec<_> = scope.iter().flat_map(|scope| scope.inbound.counts()).collect();
+        let policy = workload.policy_hash.to_string();
+        let judged = if limits.is_empty() { policy } else { format!("{policy} {limits:?}") };
+        let policy_hash = with_addrs("policy", judged);
         let identity_hash = with_addrs("identity", workload.identity().to_string());
         let inbound_fail_closed = policy::fail_closed_inbound_default(snapshot, workload);
         let mut inbound_ports: BTreeMap<u16, PortRule> = BTreeMap::new();

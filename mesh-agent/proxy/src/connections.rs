@@ -23,6 +23,7 @@ use serde::Serialize;
 
 use crate::{
     close::{CloseReason, Direction},
+    destination::limits::Taken,
     hbone::tunnel::Tunnel,
     kernel::PodHandle,
     metrics::{
@@ -92,6 +93,8 @@ pub(crate) struct Live {
     flow: RefCell<Option<FlowShare>>,
     /// What the server's side allowed here; judged again when policy changes.
     admitted: RefCell<Option<ServerRequest>>,
+    /// Its part in the limit of the workload that takes it.
+    inbound: RefCell<Option<Taken>>,
     /// The tunnel that carries a connection of the agent's own.
     tunnel: RefCell<Weak<Tunnel>>,
 }
@@ -166,6 +169,11 @@ impl Live {
     /// Notes what the client dialled.
     pub(crate) fn set_original_dst(&self, addr: SocketAddr) {
         self.original_dst.set(Some(addr));
+    }
+
+    /// Holds its part in the limit of the workload that takes it, in place of the one before.
+    pub(crate) fn hold_inbound(&self, part: Option<Taken>) {
+        *self.inbound.borrow_mut() = part;
     }
 
     /// Notes what the server's side allowed. Before the app is dialled, so that no policy change falls in between.
@@ -384,6 +392,7 @@ impl Connections {
             flow: RefCell::default(),
             tunnel: RefCell::default(),
             admitted: RefCell::default(),
+            inbound: RefCell::default(),
         });
         live.meter.touch(now);
         self.live.borrow_mut().insert(id, Rc::clone(&live));

@@ -11,12 +11,12 @@ use mesh_core::policy::{Peer, Verdict};
 
 use crate::{
     close::CloseReason,
-    connect::{dial, report},
-    connections::{Live, Names},
+    connect::{dial, keep_alive, report},
+    connections::{Live, Names, Term},
     kernel::UpstreamTags,
     metrics::edges::{EdgeKey, Parties, Reporter, Security},
     outbound::{Transport, Upstream},
-    server::{ServerRequest, log_dry_run, server_stage},
+    server::{Full, ServerRequest, inbound_pool, log_dry_run, server_stage, take_inbound},
     target::canonical,
     worker::Worker,
 };
@@ -56,6 +56,9 @@ pub(crate) async fn open<'a>(
         return Err(CloseReason::PolicyDenied);
     }
     live.set_admitted(request);
+    let part =
+        take_inbound(worker, &snapshot, destination, dst.port()).map_err(|Full| CloseReason::Overflow)?;
+    live.hold_inbound(part);
     // By address only: good enough to name a peer in views, never to trust it.
     let source = snapshot.workload_at(live.client.ip());
     let tags = UpstreamTags {
@@ -67,7 +70,12 @@ pub(crate) async fn open<'a>(
         client_addr: Some(live.client),
         tunnel: false,
     };
-    let limit = worker.settings().connect_timeout;
+    let mut limit = worker.settings().connect_timeout;
+    let pool = inbound_pool(&snapshot, destination, dst.port());
+    if let Some(pool) = pool {
+        live.set_term(Term::of(pool));
+        limit = limit.min(pool.connect_timeout);
+    }
     let stream = dial(worker.sockets(), &live.pod, dst, &tags, limit).await.map_err(|error| {
         if worker.may_log() {
             tracing::info!(
@@ -102,5 +110,9 @@ pub(crate) async fn open<'a>(
         cluster_domain: snapshot.cluster_domain(),
     };
     live.join(worker.edge(key, parties));
-    Ok(Upstream { transport: Transport::Tcp(stream), load: None, share: None })
+    let transport = Transport::Tcp(stream);
+    if let Some(pool) = pool {
+        keep_alive(&transport, pool);
+    }
+    Ok(Upstream { transport, load: None, share: None })
 }

@@ -38,7 +38,7 @@ use crate::{
         edges::{EdgeKey, Parties, Reporter, Security},
         flows::FlowKey,
     },
-    server::{ServerRequest, log_dry_run, server_stage},
+    server::{Full, ServerRequest, log_dry_run, server_stage, take_inbound},
     stream::Stream,
     streams::{self, Way},
     target::{Choice, Target, canonical},
@@ -352,6 +352,8 @@ fn admit_local(
     live: &Live,
     choice: Choice<'_>,
 ) -> Result<Option<TicketRequest>, ConnectError> {
+    // Of an endpoint that was tried before.
+    live.hold_inbound(None);
     let Some(workload) = choice.workload else { return Ok(None) };
     let Some(peer) = worker.kernel().local_peer(workload.id) else { return Ok(None) };
     // Loaded after the generation was read: a newer policy than this one has a newer generation too.
@@ -366,19 +368,26 @@ fn admit_local(
     let judgement = server_stage(&snapshot, &request);
     log_dry_run(worker, live, &judgement);
     let verdict = judgement.verdict;
-    worker.kernel().put_verdict(
-        &live.pod,
-        VerdictEntry {
-            dst: workload.id,
-            incarnation: peer.incarnation,
-            policy_gen: peer.policy_gen,
-            port: choice.addr.port(),
-            v4: choice.addr.is_ipv4(),
-            allow: verdict.is_allow(),
-        },
-    );
+    let pool = snapshot.inbound_pool(workload, choice.addr.port());
+    // With a verdict connections would go past the agent, where nobody counts them.
+    let is_counted = pool.is_some_and(|pool| pool.max_connections.is_some());
+    if !(is_counted && verdict.is_allow()) {
+        worker.kernel().put_verdict(
+            &live.pod,
+            VerdictEntry {
+                dst: workload.id,
+                incarnation: peer.incarnation,
+                policy_gen: peer.policy_gen,
+                port: choice.addr.port(),
+                v4: choice.addr.is_ipv4(),
+                allow: verdict.is_allow(),
+            },
+        );
+    }
     match verdict {
         Verdict::Allow => {
+            let part = take_inbound(worker, &snapshot, workload.id, choice.addr.port());
+            live.hold_inbound(part.map_err(|Full| ConnectError::Limit)?);
             live.set_admitted(request);
             Ok(Some(TicketRequest { incarnation: peer.incarnation, policy_gen: peer.policy_gen }))
         }

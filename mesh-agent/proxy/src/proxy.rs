@@ -145,6 +145,7 @@ impl Proxy {
             certificates,
             handshakes,
             limits: Limits::default(),
+            inbound: Limits::default(),
             admission,
             links,
             alive,

@@ -10,10 +10,15 @@ use std::net::{IpAddr, SocketAddr};
 use mesh_core::{
     id::WorkloadId,
     policy::{self, Attempt, Judgement, Peer},
+    route::cluster::ConnectionPool,
     snapshot::Snapshot,
 };
 
-use crate::{connections::Live, worker::Worker};
+use crate::{
+    connections::Live,
+    destination::limits::{Kind, Taken},
+    worker::Worker,
+};
 
 /// What a peer wants of a local workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +52,31 @@ pub(crate) fn server_stage(snapshot: &Snapshot, request: &ServerRequest) -> Judg
         port: request.addr.port(),
     };
     policy::admit_in(snapshot, &attempt, request.destination)
+}
+
+/// The part of a connection to a local workload in the limit of its port (S45); `None` where there is no limit.
+///
+/// # Errors
+/// There are as many as the workload's Sidecar allows.
+pub(crate) fn take_inbound(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    server: WorkloadId,
+    port: u16,
+) -> Result<Option<Taken>, Full> {
+    let Some(max) = inbound_pool(snapshot, server, port).and_then(|pool| pool.max_connections) else {
+        return Ok(None);
+    };
+    worker.shared().inbound.usage(&(server, port)).take(Kind::Connection, Some(max)).map(Some).ok_or(Full)
+}
+
+/// A workload has as many connections as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+/// Limits of the connections to a port of a local workload.
+pub(crate) fn inbound_pool(snapshot: &Snapshot, server: WorkloadId, port: u16) -> Option<&ConnectionPool> {
+    snapshot.inbound_pool(snapshot.workload(server)?, port)
 }
 
 /// Says what policies that are only tried out would refuse.

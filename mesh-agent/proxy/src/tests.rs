@@ -5,6 +5,7 @@ mod dns;
 mod fixture;
 mod hbone;
 mod http;
+mod inbound_limits;
 pub(crate) mod layers;
 mod life;
 mod outbound;

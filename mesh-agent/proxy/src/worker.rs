@@ -359,6 +359,7 @@ impl Worker {
             }
             if self.index == 0 {
                 self.shared.limits.forget_unused();
+                self.shared.inbound.forget_unused();
                 self.shared.metrics.edges.retain(&self.snapshot());
                 self.shared.metrics.flows.retain(&self.snapshot());
                 self.shared.metrics.http.retain(&self.snapshot());

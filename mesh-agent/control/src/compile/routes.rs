@@ -37,6 +37,7 @@ use mesh_core::{
     snapshot::{Mesh, Name, Service},
 };
 
+pub(super) use self::destination_rule::pool;
 use self::{
     destination_rule::DestinationRules,
     gateway_api::GatewayRoutes,
@@ -220,7 +221,9 @@ impl RouteCompiler {
         }
         if everything || changes.iter().any(|key| key.kind == Kind::Sidecar) {
             let sidecars = index.each(Kind::Sidecar).filter_map(|(_, resource)| match resource {
-                Resource::Sidecar(sidecar) => Some((sidecar.name.clone(), sidecars::scope(sidecar))),
+                Resource::Sidecar(sidecar) => {
+                    Some((sidecar.name.clone(), sidecars::scope(sidecar, &self.defaults.pool)))
+                }
                 _ => None,
             });
             routes.to_mut().sidecars = keep(&self.routes.sidecars, sidecars.collect());

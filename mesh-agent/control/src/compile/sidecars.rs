@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use mesh_core::{
-    route::scope::{EgressHost, EgressListener, SidecarScope},
+    route::{
+        cluster::ConnectionPool,
+        scope::{EgressHost, EgressListener, InboundPools, SidecarScope},
+    },
     snapshot::Name,
 };
 
+use super::routes::pool;
 use crate::{
     index::Index,
-    resource::{Labels, Sidecar},
+    resource::{Labels, Sidecar, destination_rule as spec},
 };
 
 /// The Sidecars of one namespace's workloads.
@@ -42,8 +46,9 @@ impl<'a> NamespaceSidecars<'a> {
     }
 }
 
-/// What a Sidecar lets its workloads see.
-pub(super) fn scope(sidecar: &Sidecar) -> Arc<SidecarScope> {
+/// What a Sidecar lets its workloads see, and the limits of what they take; `mesh` is what limits fall back to.
+pub(super) fn scope(sidecar: &Sidecar, mesh: &ConnectionPool) -> Arc<SidecarScope> {
+    let made = |own: &spec::ConnectionPool| pool(own.clone(), mesh);
     let everything = || {
         let all = EgressHost { excluded: false, namespace: None, host: "*".into() };
         vec![EgressListener { port: None, hosts: vec![all] }]
@@ -51,5 +56,9 @@ pub(super) fn scope(sidecar: &Sidecar) -> Arc<SidecarScope> {
     Arc::new(SidecarScope {
         egress: sidecar.egress.clone().unwrap_or_else(everything),
         outbound: sidecar.outbound,
+        inbound: InboundPools {
+            all: sidecar.inbound_pool.as_ref().map(made),
+            ports: sidecar.inbound_ports.iter().map(|(port, own)| (*port, made(own))).collect(),
+        },
     })
 }

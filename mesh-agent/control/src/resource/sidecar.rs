@@ -1,6 +1,6 @@
 //! Sidecar: what workloads see of the mesh. It limits visibility; it is no firewall (S65).
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_core::{
     route::scope::{EgressHost, EgressListener, OutboundPolicy},
@@ -33,6 +33,8 @@ pub struct Sidecar {
     pub outbound: Option<OutboundPolicy>,
     /// Limits of the server's side (S45).
     pub inbound_pool: Option<ConnectionPool>,
+    /// The same of ports, in place of that of all.
+    pub inbound_ports: BTreeMap<u16, ConnectionPool>,
 }
 
 /// Reads a Sidecar. `root_namespace` is where mesh-wide ones live.
@@ -48,9 +50,12 @@ pub(crate) fn read(value: &Value, root_namespace: &str, problems: &mut Problems)
     let egress = egress(&mut spec, &name.namespace, problems);
     let outbound = outbound(&mut spec, OutboundPolicy::RegistryOnly, problems);
     let inbound_pool = connection_pool(&mut spec, "inboundConnectionPool", problems);
-    let ingress = ingress(&mut spec, problems);
+    if let Some(pool) = &inbound_pool {
+        check_pool(pool, &spec.at("inboundConnectionPool"), problems);
+    }
+    let (ingress, inbound_ports) = ingress(&mut spec, problems);
     if ingress != 0 {
-        let message = "is for what a sidecar listens on; there are none here, pods keep their own ports";
+        let message = "is for what a sidecar listens on; there are none here, pods keep their own ports: only connectionPool counts";
         problems.warning(spec.at("ingress"), message);
     }
     let says = egress.is_some() || outbound.is_some() || inbound_pool.is_some() || ingress != 0;
@@ -58,7 +63,15 @@ pub(crate) fn read(value: &Value, root_namespace: &str, problems: &mut Problems)
         problems.warning("spec", "says nothing: its workloads see the whole mesh");
     }
     spec.finish(problems);
-    Sidecar { created: metadata::created(&meta), name, selector, egress, outbound, inbound_pool }
+    Sidecar {
+        created: metadata::created(&meta),
+        name,
+        selector,
+        egress,
+        outbound,
+        inbound_pool,
+        inbound_ports,
+    }
 }
 
 fn egress(
@@ -179,8 +192,24 @@ pub(super) fn outbound(
     Some(mode.unwrap_or(unset))
 }
 
-/// Checks `ingress`, which has no effect here, and counts its entries.
-fn ingress(spec: &mut Object<'_>, problems: &mut Problems) -> usize {
+/// What limits say of requests has no effect on the server's side, where bytes are passed on as they come.
+fn check_pool(pool: &ConnectionPool, path: &str, problems: &mut Problems) {
+    let of_requests = [
+        pool.max_pending,
+        pool.max_requests,
+        pool.max_requests_per_connection,
+        pool.max_retries,
+        pool.max_concurrent_streams,
+    ];
+    if of_requests.iter().any(Option::is_some) || pool.h2_upgrade.is_some() || pool.use_client_protocol {
+        let message = "limits requests, which has no effect on the server's side; wanted tcp, or a DestinationRule for clients";
+        problems.warning(format!("{path}.http"), message);
+    }
+}
+
+/// Reads `ingress`: how many entries there are, and the limits of their ports. All else has no effect here.
+fn ingress(spec: &mut Object<'_>, problems: &mut Problems) -> (usize, BTreeMap<u16, ConnectionPool>) {
+    let mut pools = BTreeMap::new();
     let listed = spec.objects("ingress", problems);
     let count = listed.len();
     let mut ports = Vec::new();
@@ -198,10 +227,14 @@ fn ingress(spec: &mut Object<'_>, problems: &mut Problems) -> usize {
             object.text(name, problems);
         }
         object.get("tls");
-        connection_pool(&mut object, "connectionPool", problems);
+        let pool = connection_pool(&mut object, "connectionPool", problems);
+        if let (Some(port), Some(pool)) = (port, pool) {
+            check_pool(&pool, &object.at("connectionPool"), problems);
+            pools.insert(port, pool);
+        }
         object.finish(problems);
     }
-    count
+    (count, pools)
 }
 
 #[cfg(test)]

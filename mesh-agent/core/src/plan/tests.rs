@@ -5,7 +5,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     mode::{Mode, PortModes},
-    route::scope::Audience,
+    route::{
+        Routes,
+        cluster::ConnectionPool,
+        scope::{Audience, InboundPools, SidecarScope},
+    },
     snapshot::{Parts, PodSettings, Protocol, Service, ServicePort},
 };
 
@@ -116,6 +120,23 @@ fn verdicts_are_void_when_a_policy_an_identity_or_an_address_is_another_one() {
     assert!(renamed.0 == policy && renamed.1 != identity);
     let moved = hashes(Workload { addrs: vec![[10, 0, 0, 2].into()], ..meshed("web") });
     assert!(moved.0 != policy && moved.1 != identity, "rules may name addresses of both sides");
+}
+
+#[test]
+fn s45_verdicts_are_void_when_the_connections_to_a_pod_come_to_be_counted() {
+    let hash = |max: Option<u32>, more: u16| {
+        let pool = ConnectionPool { max_connections: max, ..ConnectionPool::default() };
+        let inbound = InboundPools { all: Some(pool), ports: [(more, ConnectionPool::default())].into() };
+        let scope = SidecarScope { egress: Vec::new(), outbound: None, inbound };
+        let name = Name::new("default", "limits");
+        let routes = Routes { sidecars: [(name.clone(), Arc::new(scope))].into(), ..Routes::default() };
+        let world = Snapshot::new(1, Parts { routes: Arc::new(routes), ..Parts::default() });
+        PodConfig::of(&world, &Workload { sidecar: Some(name), ..meshed("a") }).unwrap().policy_hash
+    };
+    let plain = PodConfig::of(&Snapshot::default(), &meshed("a")).unwrap().policy_hash;
+    assert_eq!(hash(None, 80), plain, "nothing is counted");
+    assert_ne!(hash(Some(1), 80), plain);
+    assert_ne!(hash(Some(1), 80), hash(Some(2), 80));
 }
 
 #[test]

@@ -5,6 +5,11 @@ use std::{
     sync::Arc,
 };
 
+use crate::{
+    route::cluster::ConnectionPool,
+    snapshot::{Snapshot, Workload},
+};
+
 /// Something that depends on the client's namespace, and on its labels where a resource selects workloads.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Scoped<T> {
@@ -77,6 +82,39 @@ pub struct SidecarScope {
     pub egress: Vec<EgressListener>,
     /// What happens to destinations that nothing describes; `None`: as the mesh says.
     pub outbound: Option<OutboundPolicy>,
+    /// Limits of the connections that its workloads take.
+    #[serde(default)]
+    pub inbound: InboundPools,
+}
+
+/// Limits of the server's side (S45): one of a port takes the place of the one for all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct InboundPools {
+    /// Of ports without limits of their own.
+    pub all: Option<ConnectionPool>,
+    /// By the port that the workload listens on.
+    pub ports: BTreeMap<u16, ConnectionPool>,
+}
+
+impl InboundPools {
+    /// The limits of a port of each workload.
+    pub fn of_port(&self, port: u16) -> Option<&ConnectionPool> {
+        self.ports.get(&port).or(self.all.as_ref())
+    }
+
+    /// How many connections each port may have, as far as that is limited: the one of all other ports under 0.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (u16, u32)> {
+        let of_ports = self.ports.iter().map(|(port, pool)| (*port, pool));
+        let all = of_ports.chain(self.all.iter().map(|pool| (0, pool)));
+        all.filter_map(|(port, pool)| Some((port, pool.max_connections?)))
+    }
+}
+
+impl Snapshot {
+    /// Limits of the connections to a port of a workload, by its Sidecar.
+    pub fn inbound_pool(&self, server: &Workload, port: u16) -> Option<&ConnectionPool> {
+        self.routes().sidecars.get(server.sidecar.as_ref()?)?.inbound.of_port(port)
+    }
 }
 
 /// One egress listener of a `Sidecar`.
@@ -185,7 +223,11 @@ mod tests {
 
     #[test]
     fn s65_hosts_are_seen_by_namespace_and_name_unless_they_are_excluded() {
-        let scope = |hosts: &[&str]| SidecarScope { egress: vec![listener(None, hosts)], outbound: None };
+        let scope = |hosts: &[&str]| SidecarScope {
+            egress: vec![listener(None, hosts)],
+            outbound: None,
+            inbound: InboundPools::default(),
+        };
         let cases: [(&[&str], &str, &str, bool); 8] = [
             (&["*/*"], "a", "web.a.svc", true),
             (&["a/*"], "a", "web.a.svc", true),
@@ -206,8 +248,22 @@ mod tests {
         let scope = SidecarScope {
             egress: vec![listener(Some(80), &["a/*"]), listener(None, &["b/*"])],
             outbound: None,
+            inbound: InboundPools::default(),
         };
         assert!(scope.sees("a", "web", 80) && !scope.sees("b", "web", 80));
         assert!(scope.sees("b", "web", 81) && !scope.sees("a", "web", 81));
+    }
+
+    #[test]
+    fn s45_limits_of_a_port_take_the_place_of_those_of_all_ports() {
+        let pool = |max| ConnectionPool { max_connections: Some(max), ..ConnectionPool::default() };
+        let both = InboundPools {
+            all: Some(pool(9)),
+            ports: [(80, pool(1)), (81, ConnectionPool::default())].into(),
+        };
+        let max = |port| both.of_port(port).unwrap().max_connections;
+        assert_eq!([80, 81, 82].map(max), [Some(1), None, Some(9)], "replaced as a whole");
+        assert_eq!(both.counts().collect::<Vec<_>>(), [(80, 1), (0, 9)]);
+        assert_eq!(InboundPools::default().of_port(80), None);
     }
 }

@@ -9,6 +9,7 @@
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -50,21 +51,27 @@ pub(crate) struct Scope {
     pub(crate) cluster: ClusterId,
 }
 
-/// What is in use at the destinations of a node's pods.
-#[derive(Debug, Default)]
-pub(crate) struct Limits(Mutex<HashMap<Scope, Arc<Usage>>>);
+/// What is in use at the destinations of a node's pods, or at what else is counted by a key of its own.
+#[derive(Debug)]
+pub(crate) struct Limits<K = Scope>(Mutex<HashMap<K, Arc<Usage>>>);
 
-impl Limits {
+impl<K> Default for Limits<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Clone + Eq + Hash> Limits<K> {
     /// The usage of a destination; kept for as long as somebody holds it.
-    pub(super) fn usage(&self, scope: &Scope) -> Arc<Usage> {
+    pub(crate) fn usage(&self, scope: &K) -> Arc<Usage> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(all.entry(scope.clone()).or_default())
     }
 
     /// Calls `each` with every destination in use.
-    pub(super) fn each(&self, mut each: impl FnMut(&Scope, &Usage)) {
+    pub(super) fn each(&self, mut each: impl FnMut(&K, &Usage)) {
         // The lock is not held while `each` takes locks of its own.
-        let all: Vec<(Scope, Arc<Usage>)> = {
+        let all: Vec<(K, Arc<Usage>)> = {
             let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             all.iter().map(|(scope, usage)| (scope.clone(), Arc::clone(usage))).collect()
         };

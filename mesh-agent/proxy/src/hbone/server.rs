@@ -29,10 +29,10 @@ use super::{
 use crate::{
     close::{CloseReason, Direction},
     connect::{dial, report},
-    connections::{Admission, Live, Names},
+    connections::{Admission, Live, Names, Term},
     kernel::UpstreamTags,
     metrics::edges::{EdgeKey, Parties, Reporter, Security},
-    server::{ServerRequest, log_dry_run, server_stage},
+    server::{Full, ServerRequest, inbound_pool, log_dry_run, server_stage, take_inbound},
     stream::{self, Stream},
     worker::{Accepted, Pod, Worker},
 };
@@ -198,6 +198,11 @@ async fn find_app(
         return Err(Refusal { status: 403, reason: CloseReason::PolicyDenied });
     }
     live.set_admitted(request);
+    let part = take_inbound(worker, &snapshot, destination, target.port()).map_err(|Full| {
+        log_refused(worker, live, peer, CloseReason::Overflow.as_str());
+        Refusal::from(CloseReason::Overflow)
+    })?;
+    live.hold_inbound(part);
     // Named by its address only if it proved to be who lives there.
     let source = snapshot.workload_at(live.client.ip()).filter(|workload| workload.identity() == **peer);
     let tags = UpstreamTags {
@@ -209,7 +214,11 @@ async fn find_app(
         client_addr: Some(live.client),
         tunnel: false,
     };
-    let limit = worker.settings().connect_timeout;
+    let mut limit = worker.settings().connect_timeout;
+    if let Some(pool) = inbound_pool(&snapshot, destination, target.port()) {
+        live.set_term(Term::of(pool));
+        limit = limit.min(pool.connect_timeout);
+    }
     let app = tokio::select! {
         dialled = dial(worker.sockets(), &live.pod, target, &tags, limit) => dialled.map_err(|error| {
             log_refused(worker, live, peer, &report(&error));

@@ -238,6 +238,7 @@ impl World {
             certificates: certificates(&[client.identity()]),
             handshakes: Admission::new(settings.hbone.handshakes_max),
             limits: crate::destination::limits::Limits::default(),
+            inbound: crate::destination::limits::Limits::default(),
             origination: crate::layers::tls::Origination::new(&std::env::temp_dir()),
             settings,
             sockets: Arc::clone(&sockets) as Arc<dyn Sockets>,

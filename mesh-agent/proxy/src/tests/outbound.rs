@@ -41,7 +41,7 @@ async fn refusing() -> SocketAddr {
     bound("127.0.0.1:0").await.1
 }
 
-async fn end_of(mut client: TcpStream) -> io::ErrorKind {
+pub(super) async fn end_of(mut client: TcpStream) -> io::ErrorKind {
     soon(client.read(&mut [0])).await.unwrap_err().kind()
 }
 
@@ -242,7 +242,7 @@ fn a_local_server_that_vanished_from_the_snapshot_is_not_dialled() {
 }
 
 /// Hands the worker a connection as the inbound listener would have accepted it, and gives the client's end.
-async fn arrive(world: &World, listener: &TcpListener, inbound_port: u16) -> TcpStream {
+pub(super) async fn arrive(world: &World, listener: &TcpListener, inbound_port: u16) -> TcpStream {
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (accepted, addr) = listener.accept().await.unwrap();
     let pod = Arc::new(Pod {

@@ -14,6 +14,7 @@ use tokio::{
     time::Instant,
 };
 
+use mesh_core::id::WorkloadId;
 use mesh_identity::Certificates;
 
 use crate::{
@@ -42,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) handshakes: Admission,
     /// What is in use at destinations.
     pub(crate) limits: Limits,
+    /// Connections that this node's workloads have taken, by workload and port.
+    pub(crate) inbound: Limits<(WorkloadId, u16)>,
     /// TLS that policies want towards endpoints.
     pub(crate) origination: Origination,
     pub(crate) admission: Arc<Admission>,

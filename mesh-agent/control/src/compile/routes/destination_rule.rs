@@ -324,7 +324,8 @@ fn policy(
     }
 }
 
-fn pool(own: spec::ConnectionPool, mesh: &ConnectionPool) -> ConnectionPool {
+/// Limits as they are written, with `mesh` in the place of what they do not say.
+pub(in crate::compile) fn pool(own: spec::ConnectionPool, mesh: &ConnectionPool) -> ConnectionPool {
     ConnectionPool {
         max_connections: own.max_connections,
         connect_timeout: own.connect_timeout.unwrap_or(mesh.connect_timeout),

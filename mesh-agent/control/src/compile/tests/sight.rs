@@ -70,6 +70,41 @@ fn s64_a_selected_workload_has_its_own_sidecar_then_the_namespaces_then_the_root
 }
 
 #[test]
+fn s45_limits_of_the_servers_side_reach_its_workloads_by_port() {
+    let text = [
+        pod_in("a", "web", "app: web", "n1"),
+        pod_in("b", "free", "app: web", "n1"),
+        sidecar(
+            "a",
+            "limits",
+            1,
+            "inboundConnectionPool: {tcp: {maxConnections: 5, connectTimeout: 3s}}, ingress: [
+               {port: {number: 8080, protocol: HTTP, name: h}, defaultEndpoint: '127.0.0.1:8080', connectionPool: {tcp: {idleTimeout: 7s}}}]",
+        ),
+    ]
+    .concat();
+    let compiled = compile(&text);
+    for snapshot in [(*compiled.snapshot).clone(), over_the_link(&compiled.snapshot)] {
+        let of = |name, port| snapshot.inbound_pool(workload(&snapshot, name), port).cloned();
+        let all = of("web", 80).unwrap();
+        assert_eq!((all.max_connections, all.connect_timeout), (Some(5), Duration::from_secs(3)));
+        let own = of("web", 8080).unwrap();
+        assert_eq!(
+            (own.max_connections, own.idle_timeout),
+            (None, Duration::from_secs(7)),
+            "replaced as a whole"
+        );
+        assert_eq!(of("free", 80), None);
+        // It sees everything, as one without a Sidecar does.
+        assert!(snapshot.routes().sidecars.values().all(|scope| scope.sees(
+            "b",
+            "x.b.svc.cluster.local",
+            80
+        )));
+    }
+}
+
+#[test]
 fn a_sidecar_that_comes_and_goes_changes_its_workloads() {
     let mut index = index_of(&[("a.yaml", &pod_in("a", "web", "app: web", "n1"))]);
     let mut compiler = Compiler::new(MeshSettings::default());

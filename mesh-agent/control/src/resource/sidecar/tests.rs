@@ -67,10 +67,7 @@ fn s64_s68_selector_and_outbound_policy_are_read() {
     assert_eq!(read.selector.len(), 1);
     assert_eq!(read.outbound, Some(OutboundPolicy::RegistryOnly));
     assert_eq!(
-        good("{inboundConnectionPool: {http: {http1MaxPendingRequests: 1}}}")
-            .inbound_pool
-            .unwrap()
-            .max_pending,
+        good("{inboundConnectionPool: {tcp: {maxConnections: 1}}}").inbound_pool.unwrap().max_connections,
         Some(1)
     );
 }
@@ -108,6 +105,11 @@ fn mistakes_name_the_field() {
             "{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a}}}",
             "W spec.outboundTrafficPolicy.egressProxy",
             "no effect",
+        ),
+        (
+            "{inboundConnectionPool: {tcp: {maxConnections: 1}, http: {http2MaxRequests: 1}}}",
+            "W spec.inboundConnectionPool.http",
+            "no effect on the server's side",
         ),
         (
             "{ingress: [{port: {number: 1}, defaultEndpoint: '127.0.0.1:80'}]}",

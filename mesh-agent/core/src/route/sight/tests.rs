@@ -10,7 +10,7 @@ use crate::{
         HostPort, Origin, Routes,
         defaults::MeshDefaults,
         http::{Action, HttpRule},
-        scope::{Audience, EgressHost, EgressListener, Scoped},
+        scope::{Audience, EgressHost, EgressListener, InboundPools, Scoped},
     },
     snapshot::{Mesh, Parts, Resolution},
 };
@@ -105,7 +105,7 @@ fn s65_s67_a_sidecar_limits_what_is_seen_port_by_port() {
         EgressListener { port: Some(81), hosts: vec![host(Some("b"), "*")] },
         EgressListener { port: None, hosts: vec![host(Some("a"), "*")] },
     ];
-    let scope = SidecarScope { egress, outbound: None };
+    let scope = SidecarScope { egress, outbound: None, inbound: InboundPools::default() };
     let world = world(OutboundPolicy::AllowAny, vec![(Name::new("a", "own"), scope)]);
     let limited = client("a", Some("own"));
     let sight = world.sight_of(&limited);
@@ -126,6 +126,7 @@ fn s66_rules_of_virtual_services_are_seen_by_their_own_namespace() {
     let scope = |namespace| SidecarScope {
         egress: vec![EgressListener { port: None, hosts: vec![host(Some(namespace), "*")] }],
         outbound: None,
+        inbound: InboundPools::default(),
     };
     let sidecars = vec![(Name::new("a", "a"), scope("a")), (Name::new("a", "b"), scope("b"))];
     let world = world(OutboundPolicy::AllowAny, sidecars);
@@ -158,8 +159,9 @@ fn s68_f10_under_registry_only_what_nothing_describes_is_refused() {
     let open = SidecarScope {
         egress: vec![EgressListener { port: None, hosts: vec![host(None, "*")] }],
         outbound: Some(OutboundPolicy::AllowAny),
+        inbound: InboundPools::default(),
     };
-    let blind = SidecarScope { egress: Vec::new(), outbound: None };
+    let blind = SidecarScope { egress: Vec::new(), outbound: None, inbound: InboundPools::default() };
     let sidecars = vec![(Name::new("a", "open"), open), (Name::new("a", "blind"), blind)];
     let world = world(OutboundPolicy::RegistryOnly, sidecars);
     let refuses = |sidecar: Option<&str>, addr: &str| {
@@ -295,7 +297,7 @@ proptest! {
         let seen_with = |egress: Option<Vec<EgressListener>>| {
             let sidecars = egress
                 .into_iter()
-                .map(|egress| (Name::new(from, "own"), Arc::new(SidecarScope { egress, outbound: None })));
+                .map(|egress| (Name::new(from, "own"), Arc::new(SidecarScope { egress, outbound: None, inbound: InboundPools::default() })));
             let routes = Arc::new(Routes { sidecars: sidecars.collect(), ..Routes::default() });
             let services = vec![
                 service("b", "web", "10.96.0.1", audience.clone()),

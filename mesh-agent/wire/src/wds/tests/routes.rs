@@ -398,7 +398,9 @@ fn sidecar() -> impl Strategy<Value = Arc<SidecarScope>> {
     let listener =
         (option::of(any::<u16>()), vec(host, 0..2)).prop_map(|(port, hosts)| EgressListener { port, hosts });
     let outbound = option::of(select(vec![OutboundPolicy::AllowAny, OutboundPolicy::RegistryOnly]));
-    (vec(listener, 0..2), outbound).prop_map(|(egress, outbound)| Arc::new(SidecarScope { egress, outbound }))
+    (vec(listener, 0..2), outbound).prop_map(|(egress, outbound)| {
+        Arc::new(SidecarScope { egress, outbound, inbound: Default::default() })
+    })
 }
 
 /// The same values in several places, as compilation makes them.
