@@ -32,7 +32,7 @@ use serde_json::Value;
 use super::{
     Output,
     cluster::{self, Cluster, ClusterArgs, ClusterError, Doing, list},
-    install::ObjectKind,
+    install::{ObjectKind, of_mesh},
 };
 use crate::{report::report, view::paths};
 
@@ -136,7 +136,7 @@ async fn collect(cluster: &Cluster, args: &BugReportArgs) -> Vec<Page> {
         pages.push(page(format!("objects/{}.json", kind.plural), objects.map(|objects| text(&objects))));
     }
     let kind = ObjectKind::of::<ValidatingWebhookConfiguration>();
-    let objects = cluster.list(kind, None, "app.kubernetes.io/part-of=nodemesh").await;
+    let objects = cluster.list(kind, None, &of_mesh()).await;
     pages.push(page("objects/webhooks.json", objects.map(|objects| text(&objects))));
     pages.extend(resources(cluster).await);
     pages.extend(agents(cluster).await);
@@ -206,11 +206,8 @@ async fn agents(cluster: &Cluster) -> Vec<Page> {
 
 /// Logs of the mesh's containers, also of those that ended before.
 async fn logs(cluster: &Cluster, since: i64) -> Vec<Page> {
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.mesh);
-    let pods = match list(&api, "app.kubernetes.io/part-of=nodemesh")
-        .await
-        .doing(|| "list the mesh's pods".to_owned())
-    {
+    let api = cluster.own::<Pod>();
+    let pods = match cluster.pods(&of_mesh()).await {
         Ok(pods) => pods,
         Err(error) => return vec![page("logs", Err(error))],
     };

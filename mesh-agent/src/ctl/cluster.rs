@@ -8,6 +8,7 @@ mod pods;
 
 use std::{fmt, io, path::PathBuf};
 
+use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Client, Config,
     api::{ApiResource, DynamicObject, ListParams, ObjectList},
@@ -156,6 +157,14 @@ impl Cluster {
         let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config).map_err(unusable)?;
         Ok(Self { client, mesh: args.mesh_namespace.clone(), namespace })
+    }
+
+    /// Objects of a type in the mesh's namespace.
+    pub(super) fn own<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &self.mesh)
     }
 
     /// Objects of a kind: in one namespace, or everywhere.

@@ -18,7 +18,7 @@ mod verify;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Subcommand;
-use kube::{Api, ResourceExt, api::ApiResource};
+use kube::{ResourceExt, api::ApiResource};
 use serde::Serialize;
 
 use self::{
@@ -28,7 +28,7 @@ use self::{
 };
 pub(super) use self::{
     manifest::ObjectKind,
-    objects::{AGENT, CONTROLLER},
+    objects::{AGENT, CONTROLLER, named, of_mesh},
 };
 pub use self::{precheck::PrecheckArgs, uninstall::UninstallArgs, values::Profile, verify::VerifyArgs};
 use super::{
@@ -275,14 +275,6 @@ fn made_kinds() -> Vec<ObjectKind> {
         ObjectKind::of::<ClusterRole>(),
         ObjectKind::of::<ServiceAccount>(),
     ]
-}
-
-/// A typed view of a kind, everywhere or in the mesh's namespace.
-fn typed<K>(cluster: &Cluster) -> Api<K>
-where
-    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-{
-    Api::namespaced(cluster.client.clone(), &cluster.mesh)
 }
 
 /// The kind of objects that a definition of kinds defines, as a client needs it.

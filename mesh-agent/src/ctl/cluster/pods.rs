@@ -11,7 +11,11 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{Cluster, ClusterError, Doing, list};
 use crate::{
-    ctl::{DEFAULT_ADMIN_SOCKET, client::target, install::AGENT},
+    ctl::{
+        DEFAULT_ADMIN_SOCKET,
+        client::target,
+        install::{AGENT, named},
+    },
     view::ErrorView,
 };
 
@@ -47,12 +51,14 @@ pub(in crate::ctl) struct Said {
 }
 
 impl Cluster {
+    /// Pods with these labels in the mesh's namespace.
+    pub(in crate::ctl) async fn pods(&self, labels: &str) -> Result<Vec<Pod>, ClusterError> {
+        list(&self.own(), labels).await.doing(|| format!("list pods in {}", self.mesh))
+    }
+
     /// The agents' pods, by node.
     pub(in crate::ctl) async fn agents(&self) -> Result<Vec<AgentPod>, ClusterError> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.mesh);
-        let pods = list(&api, &format!("app.kubernetes.io/name={AGENT}"))
-            .await
-            .doing(|| format!("list the agents' pods in {}", self.mesh))?;
+        let pods = self.pods(&named(AGENT)).await?;
         let mut agents: Vec<AgentPod> = pods.iter().filter_map(agent).collect();
         agents.sort_by(|a, b| (&a.node, &a.name).cmp(&(&b.node, &b.name)));
         Ok(agents)
@@ -121,7 +127,7 @@ impl Cluster {
     }
 
     async fn exec_now(&self, agent: &AgentPod, command: &[&str]) -> Result<Said, ClusterError> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.mesh);
+        let api = self.own::<Pod>();
         let params = AttachParams::default().container("agent").stdin(false).stdout(true).stderr(true);
         let doing = || format!("run meshctl in pod {} of node {}", agent.name, agent.node);
         let mut process = api.exec(&agent.name, command.to_vec(), &params).await.doing(doing)?;

@@ -28,7 +28,7 @@ pub(crate) const MESH: &str = "nodemesh";
 /// Label of what an installation made, beside what the mesh itself makes later.
 pub(crate) const INSTALLED: &str = "nodemesh.dev/installed";
 /// Label of all that belongs to the mesh.
-pub(crate) const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "nodemesh");
+const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "nodemesh");
 /// Who writes the objects.
 pub(crate) const MANAGER: &str = "nodemesh";
 /// ConfigMap with the mesh's roots, which the controller puts into every namespace.
@@ -103,6 +103,16 @@ fn meta(name: &str, of: &str, namespace: Option<&str>) -> ObjectMeta {
         labels: Some(labels(of)),
         ..Default::default()
     }
+}
+
+/// Label selector of all that belongs to the mesh.
+pub(crate) fn of_mesh() -> String {
+    format!("{}={}", PART_OF.0, PART_OF.1)
+}
+
+/// Label selector of objects of one name, e.g. of the agents' pods.
+pub(crate) fn named(name: &str) -> String {
+    format!("app.kubernetes.io/name={name}")
 }
 
 /// Selects the pods of the controller or of the agents.

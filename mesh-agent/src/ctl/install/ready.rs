@@ -6,10 +6,10 @@ use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
     core::v1::Pod,
 };
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 
-use super::objects::{AGENT, CONTROLLER};
-use crate::ctl::cluster::{Cluster, ClusterError, Doing, list, why_not_ready};
+use super::objects::{AGENT, CONTROLLER, of_mesh};
+use crate::ctl::cluster::{Cluster, ClusterError, Doing, why_not_ready};
 
 /// Pause between looks.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -83,18 +83,15 @@ pub(crate) async fn wait(cluster: &Cluster, within: Duration) -> Result<(), Clus
 
 /// How far controller and agents are.
 pub(crate) async fn look(cluster: &Cluster) -> Result<(Progress, Progress), ClusterError> {
-    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), &cluster.mesh);
-    let sets: Api<DaemonSet> = Api::namespaced(cluster.client.clone(), &cluster.mesh);
-    let deployment = deployments.get(CONTROLLER).await.doing(|| format!("get Deployment {CONTROLLER}"))?;
-    let set = sets.get(AGENT).await.doing(|| format!("get DaemonSet {AGENT}"))?;
+    let deployment = cluster.own::<Deployment>().get(CONTROLLER).await;
+    let deployment = deployment.doing(|| format!("get Deployment {CONTROLLER}"))?;
+    let set = cluster.own::<DaemonSet>().get(AGENT).await.doing(|| format!("get DaemonSet {AGENT}"))?;
     Ok((of_deployment(&deployment), of_daemon_set(&set)))
 }
 
 /// Which pods are not ready, and why.
 async fn unready(cluster: &Cluster) -> Result<String, ClusterError> {
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.mesh);
-    let pods =
-        list(&api, "app.kubernetes.io/part-of=nodemesh").await.doing(|| "list the mesh's pods".to_owned())?;
+    let pods = cluster.pods(&of_mesh()).await?;
     let is_ready = |pod: &Pod| {
         let status = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         status.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")

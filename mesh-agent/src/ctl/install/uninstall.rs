@@ -26,8 +26,7 @@ use super::{
     InstallError, ObjectKind, Report, apply,
     apply::{Action, Done},
     defined, made_kinds,
-    objects::{AGENT, INSTALLED, MANAGER, PART_OF},
-    typed,
+    objects::{AGENT, INSTALLED, MANAGER, named, of_mesh},
 };
 use crate::ctl::{
     CtlError, Output,
@@ -64,7 +63,7 @@ pub(super) async fn uninstall(
     let mut gone = Gone { cluster, out, report: Report::default() };
     gone.kind(ObjectKind::of::<ValidatingWebhookConfiguration>(), None).await?;
     let agents =
-        typed::<DaemonSet>(cluster).get_opt(AGENT).await.doing(|| format!("get DaemonSet {AGENT}"))?;
+        cluster.own::<DaemonSet>().get_opt(AGENT).await.doing(|| format!("get DaemonSet {AGENT}"))?;
     gone.kind(ObjectKind::of::<DaemonSet>(), Some(&cluster.mesh)).await?;
     pods_gone(cluster, AGENT, end).await?;
     if !args.skip_nodes {
@@ -109,8 +108,7 @@ impl Gone<'_> {
 
     /// Deletes every object of a kind that is the mesh's.
     async fn kind(&mut self, kind: ObjectKind, namespace: Option<&str>) -> Result<(), InstallError> {
-        let labels = format!("{}={}", PART_OF.0, PART_OF.1);
-        for object in self.cluster.list(kind, namespace, &labels).await? {
+        for object in self.cluster.list(kind, namespace, &of_mesh()).await? {
             // It goes when nodes are clean, so that another try can wait for it.
             if object.name_any() == CLEANUP {
                 continue;
@@ -177,11 +175,8 @@ impl Gone<'_> {
 
 /// Waits until no pod of a name is left.
 async fn pods_gone(cluster: &Cluster, name: &str, end: Instant) -> Result<(), ClusterError> {
-    let api = typed::<Pod>(cluster);
     loop {
-        let left = list(&api, &format!("app.kubernetes.io/name={name}"))
-            .await
-            .doing(|| format!("list pods in {}", cluster.mesh))?;
+        let left = cluster.pods(&named(name)).await?;
         // A pod that was never given to a node, or whose node is gone, ends with its owner or with the namespace.
         let on_nodes: Vec<String> = left
             .iter()
@@ -208,7 +203,7 @@ async fn clean_nodes(
     agents: Option<&DaemonSet>,
     end: Instant,
 ) -> Result<(), InstallError> {
-    let api = typed::<DaemonSet>(cluster);
+    let api = cluster.own::<DaemonSet>();
     if let Some(set) = agents.and_then(cleanup) {
         let params = PatchParams::apply(MANAGER).force();
         api.patch(CLEANUP, &params, &Patch::Apply(&set))
@@ -227,17 +222,14 @@ async fn clean_nodes(
 }
 
 async fn nodes_clean(cluster: &Cluster, end: Instant) -> Result<(), ClusterError> {
-    let sets = typed::<DaemonSet>(cluster);
-    let pods = typed::<Pod>(cluster);
+    let sets = cluster.own::<DaemonSet>();
     let mut said = usize::MAX;
     loop {
         let set = sets.get(CLEANUP).await.doing(|| format!("get DaemonSet {CLEANUP}"))?;
         let status = set.status.clone().unwrap_or_default();
         let wanted = usize::try_from(status.desired_number_scheduled).unwrap_or_default();
         let seen = set.status.is_some() && status.observed_generation >= set.metadata.generation;
-        let found = list(&pods, &format!("app.kubernetes.io/name={CLEANUP}"))
-            .await
-            .doing(|| format!("list pods in {}", cluster.mesh))?;
+        let found = cluster.pods(&named(CLEANUP)).await?;
         let clean = found.iter().filter(|pod| is_clean(pod)).count();
         if clean != said {
             eprintln!("clean: {clean}/{wanted} nodes");

@@ -17,7 +17,7 @@ use super::{
     apply::complaint,
     finding::{self, Finding},
     objects::{AGENT, CONTROLLER, MESH, ROOTS},
-    ready, typed,
+    ready,
 };
 use crate::{
     ctl::{
@@ -42,7 +42,7 @@ pub struct VerifyArgs {
 
 /// Checks everything. Whether nothing is wrong.
 pub(super) async fn verify(cluster: &Cluster, args: &VerifyArgs, out: Output) -> Result<bool, InstallError> {
-    let sets = typed::<DaemonSet>(cluster);
+    let sets = cluster.own::<DaemonSet>();
     let Some(set) = sets.get_opt(AGENT).await.doing(|| format!("get DaemonSet {AGENT}"))? else {
         return Err(InstallError::NoMesh { namespace: cluster.mesh.clone() });
     };
@@ -104,7 +104,7 @@ pub(super) async fn definitions(cluster: &Cluster) -> Result<Vec<Finding>, Clust
 }
 
 async fn roots(cluster: &Cluster) -> Result<Finding, ClusterError> {
-    let api = typed::<ConfigMap>(cluster);
+    let api = cluster.own::<ConfigMap>();
     let found = api.get_opt(ROOTS).await.doing(|| format!("get ConfigMap {ROOTS}"))?;
     let there = found.and_then(|found| found.data).is_some_and(|data| data.contains_key("root-cert.pem"));
     Ok(match there {
