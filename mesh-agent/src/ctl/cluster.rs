@@ -16,7 +16,7 @@ use kube::{
 };
 use tokio::runtime::{Builder, Runtime};
 
-pub(super) use self::pods::{AgentPod, why_not_ready};
+pub(super) use self::pods::{AgentPod, is_ready, why_not_ready};
 use super::install::ObjectKind;
 
 /// Objects of a list are fetched in pieces of so many.

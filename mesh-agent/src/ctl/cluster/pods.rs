@@ -153,10 +153,8 @@ async fn read(from: Option<impl AsyncRead + Unpin>, most: u64) -> Vec<u8> {
 }
 
 fn agent(pod: &Pod) -> Option<AgentPod> {
-    let status = pod.status.as_ref();
     let spec = pod.spec.as_ref()?;
-    let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let ready = is_ready(pod);
     Some(AgentPod {
         name: pod.metadata.name.clone()?,
         node: spec.node_name.clone()?,
@@ -164,6 +162,12 @@ fn agent(pod: &Pod) -> Option<AgentPod> {
         image: spec.containers.first().and_then(|container| container.image.clone()).unwrap_or_default(),
         reason: (!ready).then(|| why_not_ready(pod)),
     })
+}
+
+/// Whether a pod is ready, by its own account.
+pub(in crate::ctl) fn is_ready(pod: &Pod) -> bool {
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Why a pod is not ready, in the words of its status.

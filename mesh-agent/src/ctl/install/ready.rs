@@ -2,14 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::{
-    apps::v1::{DaemonSet, Deployment},
-    core::v1::Pod,
-};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use kube::ResourceExt;
 
 use super::objects::{AGENT, CONTROLLER, of_mesh};
-use crate::ctl::cluster::{Cluster, ClusterError, Doing, why_not_ready};
+use crate::ctl::cluster::{Cluster, ClusterError, Doing, is_ready, why_not_ready};
 
 /// Pause between looks.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -92,10 +89,6 @@ pub(crate) async fn look(cluster: &Cluster) -> Result<(Progress, Progress), Clus
 /// Which pods are not ready, and why.
 async fn unready(cluster: &Cluster) -> Result<String, ClusterError> {
     let pods = cluster.pods(&of_mesh()).await?;
-    let is_ready = |pod: &Pod| {
-        let status = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-        status.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-    };
     let waiting: Vec<String> = pods
         .iter()
         .filter(|pod| !is_ready(pod))
