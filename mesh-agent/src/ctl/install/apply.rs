@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams},
+    api::{DeleteParams, Patch, PatchParams},
 };
 use serde::Serialize;
 
@@ -46,7 +46,7 @@ impl Action {
 /// One object and what became of it.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Done {
-    pub(crate) kind: String,
+    pub(crate) kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) namespace: Option<String>,
     pub(crate) name: String,
@@ -57,24 +57,13 @@ pub(crate) struct Done {
 }
 
 impl Done {
-    pub(crate) fn of(manifest: &Manifest, action: Action) -> Self {
-        Self {
-            kind: manifest.kind.kind.to_owned(),
-            namespace: manifest.namespace.clone(),
-            name: manifest.name.clone(),
-            action,
-            note: None,
-        }
+    pub(crate) fn new(kind: ObjectKind, namespace: Option<&str>, name: &str, action: Action) -> Self {
+        let namespace = namespace.map(ToOwned::to_owned);
+        Self { kind: kind.kind, namespace, name: name.to_owned(), action, note: None }
     }
 
-    pub(crate) fn found(kind: ObjectKind, object: &DynamicObject, action: Action) -> Self {
-        Self {
-            kind: kind.kind.to_owned(),
-            namespace: object.namespace(),
-            name: object.name_any(),
-            action,
-            note: None,
-        }
+    fn of(manifest: &Manifest, action: Action) -> Self {
+        Self::new(manifest.kind, manifest.namespace.as_deref(), &manifest.name, action)
     }
 
     /// One line for people.
@@ -194,12 +183,12 @@ pub(crate) async fn prune(
         // Another mesh may live in another namespace; what is cluster-wide there is one of.
         let within = kind.namespaced.then_some(cluster.mesh.as_str());
         for object in cluster.list(*kind, within, &format!("{INSTALLED}=true")).await? {
-            let namespace = object.namespace();
-            if !wanted.contains(&(*kind, namespace.as_deref(), object.name_any().as_str())) {
+            let (namespace, name) = (object.namespace(), object.name_any());
+            if !wanted.contains(&(*kind, namespace.as_deref(), &name)) {
                 if !dry_run {
-                    delete(cluster, *kind, &object).await?;
+                    delete(cluster, *kind, namespace.as_deref(), &name).await?;
                 }
-                done.push(Done::found(*kind, &object, Action::Deleted));
+                done.push(Done::new(*kind, namespace.as_deref(), &name, Action::Deleted));
             }
         }
     }
@@ -210,11 +199,10 @@ pub(crate) async fn prune(
 pub(crate) async fn delete(
     cluster: &Cluster,
     kind: ObjectKind,
-    object: &DynamicObject,
+    namespace: Option<&str>,
+    name: &str,
 ) -> Result<(), ClusterError> {
-    let api = cluster.api(kind, object.namespace().as_deref());
-    let name = object.name_any();
-    match api.delete(&name, &DeleteParams::background()).await {
+    match cluster.api(kind, namespace).delete(name, &DeleteParams::background()).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(error).doing(|| format!("delete {} {name}", kind.kind)),

@@ -19,7 +19,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
+    api::{DynamicObject, ListParams, Patch, PatchParams},
 };
 
 use super::{
@@ -109,12 +109,13 @@ impl Gone<'_> {
     /// Deletes every object of a kind that is the mesh's.
     async fn kind(&mut self, kind: ObjectKind, namespace: Option<&str>) -> Result<(), InstallError> {
         for object in self.cluster.list(kind, namespace, &of_mesh()).await? {
+            let (namespace, name) = (object.namespace(), object.name_any());
             // It goes when nodes are clean, so that another try can wait for it.
-            if object.name_any() == CLEANUP {
+            if name == CLEANUP {
                 continue;
             }
-            apply::delete(self.cluster, kind, &object).await?;
-            self.note(Done::found(kind, &object, Action::Deleted))?;
+            apply::delete(self.cluster, kind, namespace.as_deref(), &name).await?;
+            self.note(Done::new(kind, namespace.as_deref(), &name, Action::Deleted))?;
         }
         Ok(())
     }
@@ -133,14 +134,13 @@ impl Gone<'_> {
                 .list(&ListParams::default().limit(1))
                 .await
                 .doing(|| format!("list {}", resource.plural))?;
-            let found = DynamicObject::new(&name, &crate::ctl::cluster::resource(kind));
-            let mut done = Done::found(kind, &found, Action::Deleted);
+            let mut done = Done::new(kind, None, &name, Action::Deleted);
             if !first.items.is_empty() && !purge {
                 all = false;
                 done.action = Action::Kept;
                 done.note = Some(format!("there are still {}; --purge deletes them too", resource.plural));
             } else {
-                apply::delete(self.cluster, kind, &found).await?;
+                apply::delete(self.cluster, kind, None, &name).await?;
             }
             self.note(done)?;
         }
@@ -157,7 +157,8 @@ impl Gone<'_> {
         if !found.labels().contains_key(INSTALLED) {
             return Ok(());
         }
-        api.delete(&name, &DeleteParams::background()).await.doing(|| format!("delete namespace {name}"))?;
+        let kind = ObjectKind::of::<Namespace>();
+        apply::delete(self.cluster, kind, None, &name).await?;
         while api.get_opt(&name).await.doing(|| format!("get namespace {name}"))?.is_some() {
             if Instant::now() >= end {
                 let message = format!(
@@ -167,9 +168,7 @@ impl Gone<'_> {
             }
             tokio::time::sleep(PAUSE).await;
         }
-        let kind = ObjectKind::of::<Namespace>();
-        let found = DynamicObject::new(&name, &crate::ctl::cluster::resource(kind));
-        Ok(self.note(Done::found(kind, &found, Action::Deleted))?)
+        Ok(self.note(Done::new(kind, None, &name, Action::Deleted))?)
     }
 }
 
@@ -213,11 +212,7 @@ async fn clean_nodes(
         return Ok(());
     }
     nodes_clean(cluster, end).await?;
-    match api.delete(CLEANUP, &DeleteParams::background()).await {
-        Ok(_) => {}
-        Err(kube::Error::Api(status)) if status.is_not_found() => {}
-        Err(error) => Err(error).doing(|| format!("delete DaemonSet {CLEANUP}"))?,
-    }
+    apply::delete(cluster, ObjectKind::of::<DaemonSet>(), Some(&cluster.mesh), CLEANUP).await?;
     Ok(pods_gone(cluster, CLEANUP, end).await?)
 }
 
