@@ -14,14 +14,11 @@ use std::{
 };
 
 use flate2::{Compression, write::GzEncoder};
-use k8s_openapi::{
-    api::{
-        admissionregistration::v1::ValidatingWebhookConfiguration,
-        apps::v1::{DaemonSet, Deployment},
-        coordination::v1::Lease,
-        core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service},
-    },
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+use k8s_openapi::api::{
+    admissionregistration::v1::ValidatingWebhookConfiguration,
+    apps::v1::{DaemonSet, Deployment},
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service},
 };
 use kube::{
     Api, ResourceExt,
@@ -146,8 +143,7 @@ async fn collect(cluster: &Cluster, args: &BugReportArgs) -> Vec<Page> {
 
 /// The resources that the mesh reads.
 async fn resources(cluster: &Cluster) -> Vec<Page> {
-    let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
-    let found = match list(&api, "").await.doing(|| "list definitions".to_owned()) {
+    let found = match cluster.definitions().await {
         Ok(found) => found,
         Err(error) => return vec![page("resources", Err(error))],
     };

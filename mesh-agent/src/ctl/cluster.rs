@@ -8,7 +8,9 @@ mod pods;
 
 use std::{fmt, io, path::PathBuf};
 
-use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::{
+    NamespaceResourceScope, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
 use kube::{
     Api, Client, Config,
     api::{ApiResource, DynamicObject, ListParams, ObjectList},
@@ -174,6 +176,11 @@ impl Cluster {
             Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
             None => Api::all_with(self.client.clone(), &resource),
         }
+    }
+
+    /// All definitions of kinds.
+    pub(super) async fn definitions(&self) -> Result<Vec<CustomResourceDefinition>, ClusterError> {
+        list(&Api::all(self.client.clone()), "").await.doing(|| "list definitions".to_owned())
     }
 
     /// All objects of a kind with these labels. None when the kind is not known to the API server.

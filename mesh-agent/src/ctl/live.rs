@@ -2,12 +2,9 @@
 
 use std::path::PathBuf;
 
-use k8s_openapi::{
-    api::{
-        core::v1::{ConfigMap, Namespace, Node, Pod, Service, ServiceAccount},
-        discovery::v1::EndpointSlice,
-    },
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Namespace, Node, Pod, Service, ServiceAccount},
+    discovery::v1::EndpointSlice,
 };
 use kube::{
     Api, ResourceExt,
@@ -48,8 +45,7 @@ pub(super) fn texts(of: &ClusterArgs) -> Result<Vec<(PathBuf, String)>, ClusterE
 
 /// The kinds of the mesh that the cluster serves, each in a version that the mesh reads.
 async fn served(cluster: &Cluster) -> Result<Vec<ApiResource>, ClusterError> {
-    let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
-    let found = list(&api, "").await.doing(|| "list definitions".to_owned())?;
+    let found = cluster.definitions().await?;
     let mut kinds = Vec::new();
     for wanted in mesh_control::crd::all() {
         let Some(found) = found.iter().find(|found| found.name_any() == wanted.name_any()) else { continue };

@@ -47,7 +47,7 @@ pub(super) fn precheck(args: &PrecheckArgs, of: &ClusterArgs, out: Output) -> Re
 async fn in_cluster(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
     let mut findings = vec![server(cluster).await?];
     findings.extend(kernels(cluster).await?);
-    findings.extend(definitions(cluster).await?);
+    findings.extend(definitions(&cluster.definitions().await?));
     findings.extend(other_meshes(cluster).await?);
     findings.extend(rights(cluster).await?);
     Ok(findings)
@@ -98,24 +98,21 @@ fn kernel(subject: String, release: &str) -> Finding {
 }
 
 /// Definitions that are there already have to serve what the mesh reads; those that are not are made.
-async fn definitions(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
-    let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
-    let there = list(&api, "").await.doing(|| "list definitions".to_owned())?;
+fn definitions(there: &[CustomResourceDefinition]) -> Vec<Finding> {
     let wanted = mesh_control::crd::all();
     let absent = wanted
         .iter()
         .filter(|wanted| !there.iter().any(|found| found.name_any() == wanted.name_any()))
         .count();
-    let found = verify::definitions(cluster).await?;
+    let mut findings = verify::definitions(there);
     // What is absent is no problem before an installation.
-    let mut findings: Vec<Finding> =
-        found.into_iter().filter(|finding| finding.grade == finding::Grade::Error).collect();
+    findings.retain(|finding| finding.grade == finding::Grade::Error);
     let used = wanted.len() - absent;
     findings.push(Finding::good(
         "definitions",
         format!("{used} kinds are there and used as they are, {absent} will be made"),
     ));
-    Ok(findings)
+    findings
 }
 
 /// Other meshes, and programs that answer the same hooks.

@@ -47,7 +47,7 @@ pub(super) async fn verify(cluster: &Cluster, args: &VerifyArgs, out: Output) ->
         return Err(InstallError::NoMesh { namespace: cluster.mesh.clone() });
     };
     let mut findings = vec![controller(cluster).await?];
-    findings.extend(definitions(cluster).await?);
+    findings.extend(definitions(&cluster.definitions().await?));
     findings.push(roots(cluster).await?);
     findings.extend(webhook(cluster).await?);
     findings.extend(nodes(cluster, &set, &args.nodes).await?);
@@ -66,9 +66,7 @@ async fn controller(cluster: &Cluster) -> Result<Finding, ClusterError> {
 }
 
 /// Definitions of kinds: established, and of a version that the mesh reads.
-pub(super) async fn definitions(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
-    let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
-    let found = list(&api, "").await.doing(|| "list definitions".to_owned())?;
+pub(super) fn definitions(found: &[CustomResourceDefinition]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut good = 0;
     for wanted in mesh_control::crd::all() {
@@ -100,7 +98,7 @@ pub(super) async fn definitions(cluster: &Cluster) -> Result<Vec<Finding>, Clust
         }
     }
     findings.insert(0, Finding::good("definitions", format!("{good} kinds are served")));
-    Ok(findings)
+    findings
 }
 
 async fn roots(cluster: &Cluster) -> Result<Finding, ClusterError> {
