@@ -27,6 +27,7 @@ use super::{
     apply::{Action, Done},
     defined, made_kinds,
     objects::{AGENT, INSTALLED, MANAGER, named, of_mesh},
+    ready::{self, Progress},
 };
 use crate::ctl::{
     CtlError, Output,
@@ -221,9 +222,8 @@ async fn nodes_clean(cluster: &Cluster, end: Instant) -> Result<(), ClusterError
     let mut said = usize::MAX;
     loop {
         let set = sets.get(CLEANUP).await.doing(|| format!("get DaemonSet {CLEANUP}"))?;
-        let status = set.status.clone().unwrap_or_default();
-        let wanted = usize::try_from(status.desired_number_scheduled).unwrap_or_default();
-        let seen = set.status.is_some() && status.observed_generation >= set.metadata.generation;
+        let Progress { wanted, seen, .. } = ready::of_daemon_set(&set);
+        let wanted = usize::try_from(wanted).unwrap_or_default();
         let found = cluster.pods(&named(CLEANUP)).await?;
         let clean = found.iter().filter(|pod| is_clean(pod)).count();
         if clean != said {
