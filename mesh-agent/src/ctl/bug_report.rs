@@ -22,13 +22,13 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{ApiResource, DynamicObject, LogParams},
+    api::{DynamicObject, LogParams},
 };
 use serde_json::Value;
 
 use super::{
     Output,
-    cluster::{self, Cluster, ClusterArgs, ClusterError, Doing, list},
+    cluster::{self, Cluster, ClusterArgs, ClusterError, Doing, defined, list},
     install::{ObjectKind, of_mesh},
 };
 use crate::{report::report, view::paths};
@@ -155,13 +155,7 @@ async fn resources(cluster: &Cluster) -> Vec<Page> {
         let Some(version) = served.or(found.spec.versions.iter().find(|version| version.served)) else {
             continue;
         };
-        let resource = ApiResource {
-            group: found.spec.group.clone(),
-            version: version.name.clone(),
-            api_version: format!("{}/{}", found.spec.group, version.name),
-            kind: found.spec.names.kind.clone(),
-            plural: found.spec.names.plural.clone(),
-        };
+        let resource = defined(found, &version.name);
         let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &resource);
         let objects = list(&api, "").await.doing(|| format!("list {name}"));
         pages.push(page(format!("resources/{name}.json"), objects.map(|objects| text(&objects))));

@@ -13,7 +13,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Config,
-    api::{ApiResource, DynamicObject, ListParams, ObjectList},
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectList},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use tokio::runtime::{Builder, Runtime};
@@ -205,17 +205,15 @@ fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> ClusterErr
 
 /// A kind, as the client names it.
 pub(super) fn resource(kind: ObjectKind) -> ApiResource {
-    let api_version = match kind.group {
-        "" => kind.version.to_owned(),
-        group => format!("{group}/{}", kind.version),
-    };
-    ApiResource {
-        group: kind.group.to_owned(),
-        version: kind.version.to_owned(),
-        api_version,
-        kind: kind.kind.to_owned(),
-        plural: kind.plural.to_owned(),
-    }
+    let gvk = GroupVersionKind::gvk(kind.group, kind.version, kind.kind);
+    ApiResource::from_gvk_with_plural(&gvk, kind.plural)
+}
+
+/// The kind that a definition defines, in one of its versions, as the client names it.
+pub(super) fn defined(definition: &CustomResourceDefinition, version: &str) -> ApiResource {
+    let spec = &definition.spec;
+    let gvk = GroupVersionKind::gvk(&spec.group, version, &spec.names.kind);
+    ApiResource::from_gvk_with_plural(&gvk, &spec.names.plural)
 }
 
 /// A whole list, piece by piece.

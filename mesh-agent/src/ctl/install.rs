@@ -18,7 +18,7 @@ mod verify;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Subcommand;
-use kube::{ResourceExt, api::ApiResource};
+use kube::ResourceExt;
 use serde::Serialize;
 
 use self::{
@@ -275,19 +275,4 @@ fn made_kinds() -> Vec<ObjectKind> {
         ObjectKind::of::<ClusterRole>(),
         ObjectKind::of::<ServiceAccount>(),
     ]
-}
-
-/// The kind of objects that a definition of kinds defines, as a client needs it.
-fn defined(
-    definition: &k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-) -> Option<ApiResource> {
-    let spec = &definition.spec;
-    let version = spec.versions.iter().find(|version| version.storage)?;
-    Some(ApiResource {
-        group: spec.group.clone(),
-        version: version.name.clone(),
-        api_version: format!("{}/{}", spec.group, version.name),
-        kind: spec.names.kind.clone(),
-        plural: spec.names.plural.clone(),
-    })
 }

@@ -12,7 +12,7 @@ use kube::{
 };
 
 use super::{
-    cluster::{self, Cluster, ClusterArgs, ClusterError, Doing, list, resource},
+    cluster::{self, Cluster, ClusterArgs, ClusterError, Doing, defined, list, resource},
     install::ObjectKind,
 };
 
@@ -54,13 +54,7 @@ async fn served(cluster: &Cluster) -> Result<Vec<ApiResource>, ClusterError> {
         let Some(version) = wanted.spec.versions.iter().find(|version| is_served(&version.name)) else {
             continue;
         };
-        kinds.push(ApiResource {
-            group: wanted.spec.group.clone(),
-            version: version.name.clone(),
-            api_version: format!("{}/{}", wanted.spec.group, version.name),
-            kind: wanted.spec.names.kind.clone(),
-            plural: wanted.spec.names.plural.clone(),
-        });
+        kinds.push(defined(found, &version.name));
     }
     Ok(kinds)
 }

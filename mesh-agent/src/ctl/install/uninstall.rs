@@ -25,13 +25,13 @@ use kube::{
 use super::{
     InstallError, ObjectKind, Report, apply,
     apply::{Action, Done},
-    defined, made_kinds,
+    made_kinds,
     objects::{AGENT, INSTALLED, MANAGER, named, of_mesh},
     ready::{self, Progress},
 };
 use crate::ctl::{
     CtlError, Output,
-    cluster::{Cluster, ClusterError, Doing, list, why_not_ready},
+    cluster::{Cluster, ClusterError, Doing, defined, list, why_not_ready},
     print, write_out,
 };
 
@@ -129,7 +129,10 @@ impl Gone<'_> {
         let mut all = true;
         for definition in ours {
             let name = definition.name_any();
-            let Some(resource) = defined(&definition) else { continue };
+            let Some(version) = definition.spec.versions.iter().find(|version| version.storage) else {
+                continue;
+            };
+            let resource = defined(&definition, &version.name);
             let of: Api<DynamicObject> = Api::all_with(self.cluster.client.clone(), &resource);
             let first = of
                 .list(&ListParams::default().limit(1))
