@@ -57,7 +57,7 @@ pub(crate) use self::{
     destination_rule::read as destination_rule_of,
     endpoint_slice::read as endpoint_slice,
     gateway_api::{
-        GROUP as GATEWAY_GROUP, grpc_route, http_route, reference_grant, tcp_route, tls_route,
+        FILTER_TYPES, GROUP as GATEWAY_GROUP, grpc_route, http_route, reference_grant, tcp_route, tls_route,
         wire as gateway_wire,
     },
     mesh_config::{CONFIG_MAP, read as mesh_config},

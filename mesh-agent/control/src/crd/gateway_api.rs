@@ -7,7 +7,7 @@ use super::{
         word,
     },
 };
-use crate::resource::GATEWAY_GROUP;
+use crate::resource::{FILTER_TYPES, GATEWAY_GROUP};
 
 /// The definitions of this group.
 pub(super) fn definitions() -> Vec<Definition> {
@@ -180,19 +180,7 @@ fn filter() -> Schema {
     let fraction = object([("numerator", count()), ("denominator", whole(1, i64::from(u32::MAX)))])
         .required(&["numerator"]);
     object([
-        (
-            "type",
-            word(&[
-                "RequestHeaderModifier",
-                "ResponseHeaderModifier",
-                "RequestMirror",
-                "RequestRedirect",
-                "URLRewrite",
-                "CORS",
-                "ExternalAuth",
-                "ExtensionRef",
-            ]),
-        ),
+        ("type", word(&FILTER_TYPES.map(|(kind, _)| kind))),
         ("requestHeaderModifier", modifier()),
         ("responseHeaderModifier", modifier()),
         (

@@ -24,6 +24,7 @@ use mesh_core::{
 };
 
 pub(crate) use self::{
+    filters::TYPES as FILTER_TYPES,
     grpc_route::read as grpc_route,
     http_route::read as http_route,
     reference_grant::read as reference_grant,

@@ -54,8 +54,8 @@ pub(super) struct Filters {
     pub(super) unsupported: Option<Arc<str>>,
 }
 
-/// Kinds of filters, with what each is called in its own field.
-const TYPES: [(&str, &str); 8] = [
+/// Types of filters, with the field that each has for itself.
+pub(crate) const TYPES: [(&str, &str); 8] = [
     ("RequestHeaderModifier", "requestHeaderModifier"),
     ("ResponseHeaderModifier", "responseHeaderModifier"),
     ("RequestMirror", "requestMirror"),
@@ -67,22 +67,16 @@ const TYPES: [(&str, &str); 8] = [
 ];
 
 impl Place {
-    fn types(self) -> &'static [&'static str] {
-        match self {
-            Self::HttpRule | Self::HttpBackend => &[
-                "RequestHeaderModifier",
-                "ResponseHeaderModifier",
-                "RequestMirror",
-                "RequestRedirect",
-                "URLRewrite",
-                "CORS",
-                "ExternalAuth",
-                "ExtensionRef",
-            ],
-            Self::GrpcRule | Self::GrpcBackend => {
-                &["RequestHeaderModifier", "ResponseHeaderModifier", "RequestMirror", "ExtensionRef"]
-            }
-        }
+    /// The types that may stand there.
+    fn types(self) -> Vec<&'static str> {
+        let is_allowed = |kind: &&str| match self {
+            Self::HttpRule | Self::HttpBackend => true,
+            Self::GrpcRule | Self::GrpcBackend => matches!(
+                *kind,
+                "RequestHeaderModifier" | "ResponseHeaderModifier" | "RequestMirror" | "ExtensionRef"
+            ),
+        };
+        TYPES.iter().map(|(kind, _)| *kind).filter(is_allowed).collect()
     }
 
     /// Whether the mesh does it.
@@ -109,13 +103,14 @@ pub(super) fn read(
     let filters = filters.map(Vec::as_slice).unwrap_or_default();
     let list = format!("{field}.filters");
     at_most(filters.len(), FILTERS_MAX, &list, problems);
+    let types = place.types();
     let mut read = Filters::default();
     let mut seen: Vec<&str> = Vec::new();
     for (at, filter) in filters.iter().enumerate() {
         let field = format!("{list}[{at}]");
         let kind = filter.r#type.as_deref().unwrap_or_default();
-        if !place.types().contains(&kind) {
-            let wanted = place.types().join(", ");
+        if !types.contains(&kind) {
+            let wanted = types.join(", ");
             problems.error(format!("{field}.type"), format!("is {kind:?}, wanted one of {wanted}"));
             continue;
         }
