@@ -12,7 +12,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams},
+    api::{DynamicObject, Patch, PatchParams},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::{Map, Value, json};
@@ -25,7 +25,7 @@ use super::names::{FIELD_MANAGER, is_absent, is_conflict};
 use crate::{
     problem::{Level, Problem},
     resource::{GATEWAY_GROUP, Key},
-    source::kubernetes::{Judged, Told, Verdict},
+    source::kubernetes::{Judged, Told, Verdict, api_resource},
 };
 
 /// Who we are in statuses of the Gateway API.
@@ -116,7 +116,7 @@ impl Writer {
     }
 
     async fn patch(&self, key: &Key, told: &Told, status: &Value) -> Result<(), kube::Error> {
-        let resource = api_resource(key, told);
+        let resource = api_resource(key.kind, &told.api_version);
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), &key.name.namespace, &resource);
         // With the version that was judged: a status about another generation is nobody's.
@@ -158,11 +158,6 @@ impl Writer {
             }
         }
     }
-}
-
-fn api_resource(key: &Key, told: &Told) -> ApiResource {
-    let (group, version) = told.api_version.rsplit_once('/').unwrap_or(("", &told.api_version));
-    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, key.kind.as_str()))
 }
 
 /// What the status should say; `None` if it says that already.

@@ -30,6 +30,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+pub(crate) use self::object::api_resource;
 use self::world::World;
 pub use self::{
     object::{Judged, Object, Told},

@@ -178,16 +178,3 @@ fn a_message_is_bounded_and_counts_what_it_leaves_out() {
     let long = Verdict { problems: vec![error(&"é".repeat(5000))], ..Verdict::default() };
     assert!(message(&long, Level::Error).len() <= MESSAGE_BYTES_MAX);
 }
-
-#[test]
-fn kinds_are_found_under_their_plural() {
-    for (kind, plural) in [
-        (Kind::ServiceEntry, "serviceentries"),
-        (Kind::AuthorizationPolicy, "authorizationpolicies"),
-        (Kind::HttpRoute, "httproutes"),
-        (Kind::Sidecar, "sidecars"),
-        (Kind::PeerAuthentication, "peerauthentications"),
-    ] {
-        assert_eq!(api_resource(&key(kind), &told(Value::Null, Value::Null)).plural, plural);
-    }
-}

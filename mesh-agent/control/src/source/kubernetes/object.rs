@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
+use kube::api::{ApiResource, GroupVersionKind};
 use mesh_core::snapshot::Name;
 use serde_json::Value;
 
@@ -66,6 +67,12 @@ pub(crate) fn is_judged(kind: Kind) -> bool {
 /// Kinds of which the metadata say all that the mesh reads.
 pub(super) fn is_metadata_enough(kind: Kind) -> bool {
     matches!(kind, Kind::Namespace | Kind::Node | Kind::ServiceAccount)
+}
+
+/// How objects of a kind are asked for in one of its versions.
+pub(crate) fn api_resource(kind: Kind, api_version: &str) -> ApiResource {
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind.as_str()))
 }
 
 /// The key of an object.

@@ -251,3 +251,18 @@ fn users_are_told_about_their_own_kinds_alone() {
     ];
     assert_eq!(judged, wanted);
 }
+
+#[test]
+fn kinds_are_found_under_their_plural() {
+    for (kind, plural) in [
+        (Kind::ConfigMap, "configmaps"),
+        (Kind::EndpointSlice, "endpointslices"),
+        (Kind::ServiceEntry, "serviceentries"),
+        (Kind::AuthorizationPolicy, "authorizationpolicies"),
+        (Kind::HttpRoute, "httproutes"),
+        (Kind::Sidecar, "sidecars"),
+        (Kind::PeerAuthentication, "peerauthentications"),
+    ] {
+        assert_eq!(super::api_resource(kind, "v1").plural, plural);
+    }
+}

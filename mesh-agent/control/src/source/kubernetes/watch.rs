@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     Change,
     crds::{Served, comes_with_crd},
-    object::{is_metadata_enough, key_of, read},
+    object::{api_resource, is_metadata_enough, key_of, read},
 };
 use crate::{
     resource::{Key, Kind},
@@ -38,7 +38,7 @@ pub(super) async fn run(
     let mut follower =
         Follower { kind, rules, changes, held: HashSet::new(), is_listed: false, trouble: None };
     if !comes_with_crd(kind) {
-        let resource = built_in(kind);
+        let resource = api_resource(kind, kind.api_versions().first().unwrap_or(&"v1"));
         let ended = follower.follow(&client, &resource).await;
         tracing::debug!(%kind, ?ended, "no longer watched");
         return;
@@ -80,19 +80,6 @@ pub(super) async fn run(
 /// Nobody takes changes any more.
 #[derive(Debug)]
 struct Unheard;
-
-/// How a kind of Kubernetes itself is read.
-fn built_in(kind: Kind) -> ApiResource {
-    let api_version = kind.api_versions().first().copied().unwrap_or("v1");
-    let version = api_version.rsplit_once('/').map_or(api_version, |(_, version)| version);
-    ApiResource {
-        group: kind.group().to_owned(),
-        version: version.to_owned(),
-        api_version: api_version.to_owned(),
-        kind: kind.as_str().to_owned(),
-        plural: format!("{}s", kind.as_str().to_lowercase()),
-    }
-}
 
 struct Follower {
     kind: Kind,
