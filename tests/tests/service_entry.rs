@@ -64,6 +64,25 @@ spec:
         Ok(())
     }
 
+    /// A rule of the same shape as for any service: 410 to what begins with `/gone`, the rest to `host`.
+    fn gone_rule(&self, host: &str) -> TestResult {
+        let text = format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: gone, namespace: shop}}
+spec:
+  hosts: [{host}]
+  http:
+  - match: [{{uri: {{prefix: /gone}}}}]
+    directResponse: {{status: 410}}
+  - route: [{{destination: {{host: {host}}}}}]
+"
+        );
+        self.shop.world().manifests().apply_text("rule.yaml", &text)?;
+        Ok(())
+    }
+
     /// Where the mesh's DNS says a host is, as soon as it says a virtual address.
     fn virtual_address(&self, host: &str) -> Result<SocketAddr, Failure> {
         let ask = || {
@@ -109,23 +128,7 @@ fn a_host_with_addresses_is_reached_by_its_name_and_routed_by_its_rules() -> Tes
     let vip = scene.virtual_address(host)?;
     scene.settles(vip, host, "/", (200, "one"))?;
 
-    // A rule of the same shape as for any service.
-    scene.shop.world().manifests().apply_text(
-        "rule.yaml",
-        &format!(
-            "
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: static, namespace: shop}}
-spec:
-  hosts: [{host}]
-  http:
-  - match: [{{uri: {{prefix: /gone}}}}]
-    directResponse: {{status: 410}}
-  - route: [{{destination: {{host: {host}}}}}]
-"
-        ),
-    )?;
+    scene.gone_rule(host)?;
     scene.settles(vip, host, "/gone", (410, ""))?;
     scene.settles(vip, host, "/", (200, "one"))?;
     // Earlier questions may have been older than the entry.
@@ -205,7 +208,6 @@ fn a_host_without_addresses_is_told_by_the_name_that_is_asked_for() -> TestResul
     let scene = Scene::set(test_name!(), |_| Vec::new())?;
     let host = "named.ext.test";
     let (one, two) = (SocketAddr::from((scene.one, PORT)), SocketAddr::from((scene.two, PORT)));
-    let apply = |name: &str, text: &str| scene.shop.world().manifests().apply_text(name, text);
     let entry = |fields: &str| {
         let text = format!(
             "
@@ -218,25 +220,10 @@ spec:
   {fields}
 "
         );
-        apply("named.yaml", &text)
+        scene.shop.world().manifests().apply_text("named.yaml", &text)
     };
     entry("resolution: NONE")?;
-    apply(
-        "rule.yaml",
-        &format!(
-            "
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: named, namespace: shop}}
-spec:
-  hosts: [{host}]
-  http:
-  - match: [{{uri: {{prefix: /gone}}}}]
-    directResponse: {{status: 410}}
-  - route: [{{destination: {{host: {host}}}}}]
-"
-        ),
-    )?;
+    scene.gone_rule(host)?;
     scene.settles(one, host, "/gone", (410, ""))?;
     // It goes where it was dialled, and so does what nothing is said about.
     assert_eq!(scene.get(one, host, "/"), (200, "one".to_owned()));
