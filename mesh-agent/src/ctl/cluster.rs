@@ -48,7 +48,7 @@ pub struct ClusterArgs {
         global = true,
         env = "MESH_NAMESPACE",
         value_name = "NAME",
-        default_value = "nodemesh-system"
+        default_value = mesh_control::kubernetes::names::NAMESPACE
     )]
     pub mesh_namespace: String,
 }

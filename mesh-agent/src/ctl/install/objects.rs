@@ -17,22 +17,20 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 
+pub(crate) use mesh_control::kubernetes::names::{FIELD_MANAGER as MANAGER, ROOTS, ROOTS_KEY};
+
 use super::{manifest::Manifest, values::Values};
 
-/// Name of the controller's objects.
-pub(crate) const CONTROLLER: &str = "nodemesh-controller";
-/// Name of the agents' objects.
-pub(crate) const AGENT: &str = "nodemesh-agent";
+/// Name of the controller's objects; agents ask for this account.
+pub(crate) const CONTROLLER: &str = mesh_control::link::CONTROLLER_ACCOUNT;
+/// Name of the agents' objects; the controller lets no other account be a node.
+pub(crate) const AGENT: &str = mesh_control::kubernetes::tokens::AGENT_ACCOUNT;
 /// Name of the mesh's configuration, of the webhook and of other objects there is one of.
-pub(crate) const MESH: &str = "nodemesh";
+pub(crate) const MESH: &str = mesh_control::kubernetes::names::MESH_CONFIG;
 /// Label of what an installation made, beside what the mesh itself makes later.
 pub(crate) const INSTALLED: &str = "nodemesh.dev/installed";
 /// Label of all that belongs to the mesh.
 const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "nodemesh");
-/// Who writes the objects.
-pub(crate) const MANAGER: &str = "nodemesh";
-/// ConfigMap with the mesh's roots, which the controller puts into every namespace.
-pub(crate) const ROOTS: &str = "nodemesh-ca-root-cert";
 
 /// Where agents keep what must outlive them, and their sockets.
 const RUN_DIR: &str = "/run/nodemesh";

@@ -16,7 +16,7 @@ use super::{
     InstallError,
     apply::complaint,
     finding::{self, Finding},
-    objects::{AGENT, CONTROLLER, MESH, ROOTS},
+    objects::{AGENT, CONTROLLER, MESH, ROOTS, ROOTS_KEY},
     ready,
 };
 use crate::{
@@ -104,12 +104,12 @@ pub(super) fn definitions(found: &[CustomResourceDefinition]) -> Vec<Finding> {
 async fn roots(cluster: &Cluster) -> Result<Finding, ClusterError> {
     let api = cluster.own::<ConfigMap>();
     let found = api.get_opt(ROOTS).await.doing(|| format!("get ConfigMap {ROOTS}"))?;
-    let there = found.and_then(|found| found.data).is_some_and(|data| data.contains_key("root-cert.pem"));
+    let there = found.and_then(|found| found.data).is_some_and(|data| data.contains_key(ROOTS_KEY));
     Ok(match there {
         true => Finding::good("roots", format!("published in ConfigMap {ROOTS}")),
         false => Finding::error(
             "roots",
-            format!("ConfigMap {}/{ROOTS} has no root-cert.pem", cluster.mesh),
+            format!("ConfigMap {}/{ROOTS} has no {ROOTS_KEY}", cluster.mesh),
             format!("kubectl -n {} logs deploy/{CONTROLLER}", cluster.mesh),
         ),
     })

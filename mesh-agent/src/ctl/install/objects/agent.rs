@@ -14,8 +14,8 @@ use k8s_openapi::{
 };
 
 use super::{
-    AGENT, AGENT_METRICS_PORT, CONTROLLER, ROOTS, RUN_DIR, Values, XDS_PORT, field, meta, pod_labels,
-    selector, unless_empty, unless_none, variable,
+    AGENT, AGENT_METRICS_PORT, CONTROLLER, ROOTS, ROOTS_KEY, RUN_DIR, Values, XDS_PORT, field, meta,
+    pod_labels, selector, unless_empty, unless_none, variable,
 };
 
 /// What an agent may do on its host, and what for. It runs as root, without all other capabilities.
@@ -135,7 +135,7 @@ fn container(values: &Values, namespace: &str) -> Container {
             format!("--controller=https://{CONTROLLER}.{namespace}.svc:{XDS_PORT}"),
             "--node=$(NODE_NAME)".to_owned(),
             format!("--token-file={TOKENS}/nodemesh-token"),
-            format!("--root-cert={ROOTS_DIR}/root-cert.pem"),
+            format!("--root-cert={ROOTS_DIR}/{ROOTS_KEY}"),
             format!("--cgroup-root={}", of.cgroup_root),
             format!("--state-dir={RUN_DIR}/state"),
             format!("--admin-socket={RUN_DIR}/admin.sock"),
