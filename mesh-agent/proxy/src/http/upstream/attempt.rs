@@ -133,8 +133,7 @@ impl<'a> Exchange<'a> {
         let Trace { upstream, retries, mut flags } = self.trace.take();
         match outcome {
             Ok(Brought { response, held, upgraded }) => {
-                let (mut parts, body) = response.into_parts();
-                response::strip(&mut parts.headers, upgraded.is_some());
+                let (parts, body) = response.into_parts();
                 let body = match held {
                     Some(mut held) => {
                         held.source = source.filter(|_| self.plan.mirrors.is_empty());

@@ -1,4 +1,6 @@
-//! The response of an endpoint on its way back: what it holds until its last byte, and the headers that stop here.
+//! The response of an endpoint on its way back: what it holds until its last byte, and where it ends.
+//!
+//! Not here: headers that stop at this hop, which [`super::super::fields`] takes away for whoever asked.
 
 use std::{
     pin::Pin,
@@ -7,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Response, header};
+use http::{Response, header};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -122,28 +124,6 @@ pub(super) fn is_framed_once<B>(response: &Response<B>) -> bool {
         && !headers.contains_key(header::CONTENT_LENGTH)
 }
 
-/// Takes away what was meant for this hop only.
-pub(super) fn strip(headers: &mut HeaderMap, keeps_upgrade: bool) {
-    headers.remove(header::TRANSFER_ENCODING);
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .filter(|name| *name != header::UPGRADE && *name != header::CONNECTION)
-        .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    headers.remove("keep-alive");
-    headers.remove("proxy-connection");
-    if !keeps_upgrade {
-        headers.remove(header::CONNECTION);
-        headers.remove(header::UPGRADE);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,22 +147,5 @@ mod tests {
         }
         let old = Response::builder().version(http::Version::HTTP_10).header(CHUNKED.0, CHUNKED.1);
         assert!(!is_framed_once(&old.body(()).unwrap()));
-    }
-
-    #[test]
-    fn headers_of_this_hop_stop_here() {
-        let mut headers: HeaderMap = [
-            ("connection", "keep-alive, X-Private"),
-            ("keep-alive", "timeout=5"),
-            ("x-private", "1"),
-            ("transfer-encoding", "chunked"),
-            ("upgrade", "h2c"),
-            ("server", "nginx"),
-        ]
-        .into_iter()
-        .map(|(name, value)| (HeaderName::from_static(name), http::HeaderValue::from_static(value)))
-        .collect();
-        strip(&mut headers, false);
-        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["server"]);
     }
 }
