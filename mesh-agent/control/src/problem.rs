@@ -65,6 +65,28 @@ impl fmt::Display for SourceError {
     }
 }
 
+/// A problem in the words of a message of its own: its field, unless the whole is meant, and what is wrong.
+pub(crate) fn said(field: &str, message: &str) -> String {
+    if field.is_empty() { message.to_owned() } else { format!("{field}: {message}") }
+}
+
+/// As many problems in one text as fit into so many bytes, and how many more there are.
+pub(crate) fn joined(problems: &[String], bytes_max: usize) -> String {
+    let mut text = String::new();
+    for (index, one) in problems.iter().enumerate() {
+        if index > 0 && text.len() + one.len() > bytes_max {
+            text.push_str(&format!("; and {} more", problems.len() - index));
+            break;
+        }
+        if index > 0 {
+            text.push_str("; ");
+        }
+        let room = bytes_max.saturating_sub(text.len());
+        text.push_str(one.get(..one.floor_char_boundary(room)).unwrap_or_default());
+    }
+    text
+}
+
 /// Collects the problems of one document while it is read.
 #[derive(Debug, Default)]
 pub struct Problems {
@@ -117,5 +139,14 @@ mod tests {
         error.field = String::new();
         error.message = "cannot be read".into();
         assert_eq!(error.to_string(), "mesh/web.yaml: cannot be read");
+    }
+    #[test]
+    fn many_problems_are_told_in_bounded_length_with_how_many_are_left_out() {
+        let many: Vec<String> =
+            (0..100).map(|i| said("spec.x", &format!("{i}: {}", "é".repeat(100)))).collect();
+        let text = joined(&many, 1000);
+        assert!(text.starts_with("spec.x: 0: é") && text.ends_with("; and 96 more"), "{text}");
+        assert!(text.len() <= 1030, "{}", text.len());
+        assert!(joined(&[said("", &"é".repeat(5000))], 1001).len() <= 1001);
     }
 }

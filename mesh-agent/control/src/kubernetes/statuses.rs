@@ -23,7 +23,7 @@ use tokio::{
 
 use super::names::{FIELD_MANAGER, is_absent, is_conflict};
 use crate::{
-    problem::{Level, Problem},
+    problem::{Level, joined, said},
     resource::{GATEWAY_GROUP, Key},
     source::kubernetes::{Judged, Told, Verdict, api_resource},
 };
@@ -241,28 +241,9 @@ fn seconds(now: Timestamp) -> String {
 
 /// The problems of a level in one text, bounded.
 fn message(verdict: &Verdict, level: Level) -> String {
-    let mut text = String::new();
-    let found: Vec<&Problem> = verdict.problems.iter().filter(|problem| problem.level == level).collect();
-    for (index, problem) in found.iter().enumerate() {
-        let one = said(problem);
-        if index > 0 && text.len() + one.len() > MESSAGE_BYTES_MAX {
-            text.push_str(&format!("; and {} more", found.len() - index));
-            break;
-        }
-        if index > 0 {
-            text.push_str("; ");
-        }
-        let room = MESSAGE_BYTES_MAX.saturating_sub(text.len());
-        text.push_str(one.get(..one.floor_char_boundary(room)).unwrap_or_default());
-    }
-    text
-}
-
-fn said(problem: &Problem) -> String {
-    match &*problem.field {
-        "" => problem.message.clone(),
-        field => format!("{field}: {}", problem.message),
-    }
+    let of_level = verdict.problems.iter().filter(|problem| problem.level == level);
+    let problems: Vec<String> = of_level.map(|problem| said(&problem.field, &problem.message)).collect();
+    joined(&problems, MESSAGE_BYTES_MAX)
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{condition, message, said};
+use super::{condition, message};
 use crate::{
-    problem::Level,
+    problem::{Level, said},
     source::kubernetes::{Told, Verdict},
 };
 
@@ -35,7 +35,7 @@ pub(super) fn status(told: &Told, verdict: &Verdict, now: Timestamp) -> Map<Stri
             Level::Error => ("ERROR", "Invalid", "NM0001"),
             Level::Warning => ("WARNING", "NoEffect", "NM0002"),
         };
-        json!({"type": {"name": name, "code": code}, "level": level, "message": said(problem)})
+        json!({"type": {"name": name, "code": code}, "level": level, "message": said(&problem.field, &problem.message)})
     });
     let mut status = Map::from_iter([
         ("conditions".to_owned(), conditions.into()),

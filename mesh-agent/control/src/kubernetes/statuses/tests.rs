@@ -4,6 +4,7 @@ use mesh_core::snapshot::Name;
 
 use super::*;
 use crate::{
+    problem::Problem,
     resource::{Kind, ParentKind, ParentRef},
     source::kubernetes::ParentVerdict,
 };
