@@ -217,7 +217,7 @@ fn remove_webhook(api: &ApiServer) -> TestResult {
     kubectl.run(&["delete", "validatingwebhookconfiguration", "nodemesh"])?;
     let object = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a, namespace: default}, spec: {}}";
     let create = || kubectl.feed(&["create", "--dry-run=server", "-f", "-"], object);
-    eventually(Duration::from_secs(60), create, Result::is_ok)?;
+    eventually(Duration::from_secs(60), create, Result::is_ok)??;
     Ok(())
 }
 
