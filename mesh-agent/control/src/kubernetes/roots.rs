@@ -1,11 +1,6 @@
 //! Owns the roots as every namespace has them: a ConfigMap each, kept right by the leader.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
@@ -83,13 +78,11 @@ impl<T> Listed<T> {
 
 impl Known {
     /// The namespaces whose ConfigMap is not as it should be.
-    fn wrong(&self, roots: &str) -> BTreeSet<String> {
-        if !self.namespaces.is_complete || !self.published.is_complete {
-            return BTreeSet::new();
-        }
+    fn wrong<'a>(&'a self, roots: &'a str) -> impl Iterator<Item = &'a String> {
+        let is_known = self.namespaces.is_complete && self.published.is_complete;
         let is_right =
-            |namespace: &&String| self.published.now.get(*namespace).is_some_and(|has| has == roots);
-        self.namespaces.now.keys().filter(|namespace| !is_right(namespace)).cloned().collect()
+            move |namespace: &String| self.published.now.get(namespace).is_some_and(|has| has == roots);
+        self.namespaces.now.keys().filter(move |namespace| is_known && !is_right(namespace))
     }
 }
 
@@ -105,19 +98,19 @@ pub async fn publish(client: Client, mut trust: watch::Receiver<Arc<TrustMateria
         let roots: String = trust.borrow_and_update().roots.iter().map(|root| pem(root)).collect();
         let now = Instant::now();
         not_before.retain(|_, at| now < *at);
-        let wrong = known.wrong(&roots);
-        if let Some(namespace) = wrong.iter().find(|namespace| !not_before.contains_key(*namespace)) {
-            match write(&client, namespace, &roots).await {
+        let next = known.wrong(&roots).find(|namespace| !not_before.contains_key(*namespace)).cloned();
+        if let Some(namespace) = next {
+            match write(&client, &namespace, &roots).await {
                 Ok(()) => {
                     tracing::debug!(namespace, "published the roots");
                     // The watch says the same, later.
-                    known.published.now.insert(namespace.clone(), roots.clone());
+                    known.published.now.insert(namespace, roots);
                 }
                 Err(error) => {
                     if !is_absent(&error) {
                         tracing::warn!(namespace, %error, "publish the roots");
                     }
-                    not_before.insert(namespace.clone(), Instant::now() + RETRY);
+                    not_before.insert(namespace, Instant::now() + RETRY);
                 }
             }
             continue;
@@ -178,17 +171,17 @@ mod tests {
         }
         known.published.take(Event::InitApply(("a", "old")), of);
         known.published.take(Event::InitApply(("b", "new")), of);
-        assert!(known.wrong("new").is_empty());
+        assert_eq!(known.wrong("new").next(), None);
         known.namespaces.take(Event::InitDone::<&str>, |name| (name.to_owned(), Some(())));
         known.published.take(Event::InitDone, of);
-        assert_eq!(known.wrong("new").into_iter().collect::<Vec<_>>(), ["a", "c"]);
+        assert_eq!(known.wrong("new").collect::<Vec<_>>(), ["a", "c"]);
         known.published.take(Event::Delete(("b", "new")), of);
         known.namespaces.take(Event::Delete("c"), |name| (name.to_owned(), Some(())));
-        assert_eq!(known.wrong("new").into_iter().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(known.wrong("new").collect::<Vec<_>>(), ["a", "b"]);
         // A watch that expired begins again with a list.
         known.published.take(Event::Init, of);
         known.published.take(Event::InitApply(("a", "new")), of);
         known.published.take(Event::InitDone, of);
-        assert_eq!(known.wrong("new").into_iter().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(known.wrong("new").collect::<Vec<_>>(), ["b"]);
     }
 }

@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::resource::Kind;
+use crate::{kubernetes::names::is_absent, resource::Kind};
 
 /// How long after an event discovery may still say what was true before.
 const SETTLE: Duration = Duration::from_secs(30);
@@ -110,7 +110,7 @@ async fn ask(client: &Client, groups: &BTreeSet<&str>) -> Result<BTreeMap<Kind, 
             Ok(found) => found,
             Err(kube::Error::Discovery(DiscoveryError::MissingApiGroup(_))) => continue,
             // The group went between two questions.
-            Err(kube::Error::Api(status)) if status.code == 404 => continue,
+            Err(error) if is_absent(&error) => continue,
             Err(error) => return Err(error),
         };
         for kind in Kind::ALL.iter().filter(|kind| kind.group() == *group) {
