@@ -32,6 +32,7 @@ pub use request::{RequestBackendView, RequestEndpointView, RequestOutcome, Reque
 pub use status::{
     AgentView, ControllerView, FailingNameView, ForeignProgramView, IdentityView, KernelView, MapView,
     NamesView, Phase, PodState, PodView, ProgramView, SnapshotView, SourceErrorView, StatusView,
+    UnusableTlsView,
 };
 pub use top::{EdgeCountersView, EdgeKeyView, EdgeView, EdgesView, TopRow, TopView, busiest, rates};
 

@@ -44,7 +44,7 @@ pub use destination::standing::{DestinationUse, EndpointStanding, EndpointUse, U
 pub use dns::lookup::{Lookup, servers_of};
 pub use http::preview;
 pub use metrics::{DirectTraffic, Metrics, Security, TunnelledTraffic};
-pub use proxy::{AddPodError, Dependencies, Drained, Proxy, StartError};
+pub use proxy::{AddPodError, Dependencies, Drained, Proxy, StartError, UnusableTls};
 pub use settings::{DnsSettings, HboneSettings, HttpSettings, Settings, TLS_FILES};
 
 #[cfg(test)]

@@ -4,9 +4,12 @@
 //! - A pod's listeners are spread over the workers when it is added and stay where they are.
 //! - Dropping a [`Proxy`] ends its workers and with them every connection.
 
-use std::{fmt, io, net::TcpListener, os::fd::OwnedFd, rc::Rc, sync::Arc, thread, time::Duration};
+use std::{
+    collections::BTreeMap, fmt, io, net::TcpListener, os::fd::OwnedFd, rc::Rc, sync::Arc, thread,
+    time::Duration,
+};
 
-use mesh_core::snapshot::Snapshot;
+use mesh_core::{route::Origin, snapshot::Snapshot};
 use mesh_identity::Certificates;
 use socket2::SockRef;
 use tokio::{
@@ -17,13 +20,14 @@ use tokio::{
 
 use crate::{
     close::Direction,
+    connect::report,
     connections::{Admission, ConnectionView},
     destination::{
         limits::Limits,
         standing::{DestinationUse, destinations},
     },
     kernel::{Kernel, PodHandle, PodListeners, Sockets},
-    layers::tls::Origination,
+    layers::tls::{Origination, is_wanted},
     listener::{Listener, Purpose},
     metrics::Metrics,
     settings::Settings,
@@ -55,6 +59,17 @@ impl fmt::Debug for Dependencies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dependencies").finish_non_exhaustive()
     }
+}
+
+/// Settings for TLS that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnusableTls {
+    /// The DestinationRule.
+    pub origin: Arc<Origin>,
+    /// Why.
+    pub reason: String,
+    /// What was read before is in use; else connections are refused.
+    pub before_in_use: bool,
 }
 
 /// The running data path.
@@ -300,6 +315,27 @@ impl Proxy {
             active.extend(timeout(ANSWER_MAX, ask).await.ok().flatten().unwrap_or_default());
         }
         destinations(&self.shared.limits, active)
+    }
+
+    /// Policies whose settings for TLS were wanted by connections and cannot be used as their files are now, by where they are written.
+    /// Reads files.
+    pub fn unusable_tls(&self, snapshot: &Snapshot) -> Vec<UnusableTls> {
+        let clusters = snapshot.routes().clusters.values().flat_map(|scoped| {
+            let by_namespace = scoped.by_namespace.values();
+            let own = by_namespace.flat_map(|own| own.selected.iter().map(|(_, one)| one).chain(&own.all));
+            scoped.default.iter().chain(own)
+        });
+        let wanted = clusters.filter_map(|cluster| {
+            let tls = cluster.policy.tls.as_ref().filter(|tls| is_wanted(tls))?;
+            Some((cluster.origin.clone()?, tls))
+        });
+        // Of ports and clients that one rule is about, one stands for all.
+        let wanted: BTreeMap<_, _> = wanted.collect();
+        let told = wanted.into_iter().filter_map(|(origin, tls)| {
+            let (error, before_in_use) = self.shared.origination.unusable(tls)?;
+            Some(UnusableTls { origin, reason: report(&error), before_in_use })
+        });
+        told.collect()
     }
 }
 

@@ -62,6 +62,13 @@ fn summary(out: &mut String, view: &StatusView) {
         ),
     );
     names(out, view);
+    for (at, tls) in view.unusable_tls.iter().enumerate() {
+        let what = match tls.before_in_use {
+            true => "what was read before is in use",
+            false => "connections are refused",
+        };
+        line(out, if at == 0 { "tls" } else { "" }, &format!("{}: {}; {what}", tls.origin, tls.reason));
+    }
     identity(out, view);
     let counts: Vec<String> = PodState::ALL
         .iter()
@@ -218,7 +225,7 @@ mod tests {
     use super::*;
     use crate::view::{
         AgentView, ControllerView, FailingNameView, IdentityView, KernelView, MapView, NamesView, PodView,
-        SnapshotView, SourceErrorView,
+        SnapshotView, SourceErrorView, UnusableTlsView,
     };
 
     fn pod(name: &str, state: PodState, reason: Option<&str>) -> PodView {
@@ -269,6 +276,11 @@ mod tests {
                     addresses: vec![[192, 0, 2, 1].into(), [192, 0, 2, 2].into()],
                 }],
             },
+            unusable_tls: vec![UnusableTlsView {
+                origin: "DestinationRule shop/bank spec.trafficPolicy (bank.yaml, document 1)".into(),
+                reason: "cannot read /etc/nodemesh/tls/ca.pem: No such file or directory (os error 2)".into(),
+                before_in_use: false,
+            }],
             identity: IdentityView {
                 trust_domain: "cluster.local".into(),
                 trust_domain_aliases: Vec::new(),
@@ -346,6 +358,21 @@ mod tests {
         assert!(text.contains("api.example.com: timed_out, 4 times; 2 addresses of before stay\n"), "{text}");
         let nothing = StatusView { names: NamesView::default(), ..view() };
         assert!(!render(&nothing).contains("names "), "nothing is said where there is none");
+    }
+
+    #[test]
+    fn files_for_tls_that_cannot_be_used_are_named_with_rule_and_reason() {
+        let text = render(&view());
+        let wanted = "tls       DestinationRule shop/bank spec.trafficPolicy (bank.yaml, document 1): cannot read \
+                      /etc/nodemesh/tls/ca.pem: No such file or directory (os error 2); connections are refused\n";
+        assert!(text.contains(wanted), "{text}");
+        let mut view = view();
+        view.unusable_tls[0].before_in_use = true;
+        assert!(render(&view).contains("; what was read before is in use\n"));
+        // As agents of before say it.
+        let mut old = serde_json::to_value(&view).unwrap();
+        old.as_object_mut().unwrap().remove("unusable_tls");
+        assert_eq!(serde_json::from_value::<StatusView>(old).unwrap().unusable_tls, []);
     }
 
     #[test]

@@ -6,13 +6,14 @@ use mesh_control::{
     problem::{Level, SourceError},
     subscribe::status::LinkStatus,
 };
-use mesh_core::resolve::NameState;
+use mesh_core::{resolve::NameState, snapshot::Snapshot};
+use mesh_proxy::UnusableTls;
 use mesh_redirect::{MapError, monotonic_ns};
 
 use super::shared::Shared;
 use crate::view::{
     AgentView, ControllerView, FailingNameView, ForeignProgramView, IdentityView, KernelView, MapView,
-    NamesView, PodView, ProgramView, SnapshotView, SourceErrorView, StatusView,
+    NamesView, PodView, ProgramView, SnapshotView, SourceErrorView, StatusView, UnusableTlsView,
 };
 
 /// Reads everything. Blocking: milliseconds, because the kernel's maps are counted.
@@ -75,11 +76,22 @@ pub(super) fn status(shared: &Shared) -> Result<StatusView, MapError> {
         },
         identity: identity(shared),
         names: names(shared),
+        unusable_tls: unusable_tls(shared, &snapshot),
         controller: shared.link.as_ref().map(|link| controller(&link.borrow(), SystemTime::now())),
         pods,
         source_errors: source.errors.iter().chain(&source.warnings).map(source_error).collect(),
         maps,
     })
+}
+
+fn unusable_tls(shared: &Shared, snapshot: &Snapshot) -> Vec<UnusableTlsView> {
+    let told = shared.proxy.unusable_tls(snapshot).into_iter();
+    let view = |UnusableTls { origin, reason, before_in_use }| UnusableTlsView {
+        origin: origin.to_string(),
+        reason,
+        before_in_use,
+    };
+    told.map(view).collect()
 }
 
 fn names(shared: &Shared) -> NamesView {

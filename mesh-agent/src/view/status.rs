@@ -19,6 +19,9 @@ pub struct StatusView {
     pub controller: Option<ControllerView>,
     /// Names whose addresses are endpoints.
     pub names: NamesView,
+    /// Settings of policies for TLS that cannot be used, of those that connections wanted.
+    #[serde(default)]
+    pub unusable_tls: Vec<UnusableTlsView>,
     /// Local pods that are or should be in the mesh, by namespace and name.
     pub pods: Vec<PodView>,
     /// What is wrong with the configuration; the last good version of each file keeps serving.
@@ -142,6 +145,17 @@ pub struct FailingNameView {
     pub attempts: u32,
     /// Addresses that are used all the same, from before.
     pub addresses: Vec<IpAddr>,
+}
+
+/// Settings for TLS towards a destination that cannot be used as the node's files are now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnusableTlsView {
+    /// The DestinationRule, and where it is written.
+    pub origin: String,
+    /// Why, with the file's path.
+    pub reason: String,
+    /// What was read before is in use; else connections are refused.
+    pub before_in_use: bool,
 }
 
 /// Identities and certificates; `meshctl certificates` has each of them.

@@ -66,6 +66,8 @@ pub(crate) struct Ready {
 #[derive(Debug)]
 struct Entry {
     ready: Result<Ready, SetupError>,
+    /// Why the files cannot be used as they are now, also where what was read before is.
+    failed: Option<SetupError>,
     stamps: Vec<Stamp>,
     looked: Instant,
 }
@@ -128,6 +130,7 @@ impl Origination {
         let made = configure(&self.folder, tls, inside);
         *last += 1;
         let made = made.map(|config| Ready { id: *last, config: Arc::new(config) });
+        let failed = made.as_ref().err().cloned();
         let before = all.get(&key).and_then(|entry| entry.ready.as_ref().ok()).cloned();
         let ready = match (made, before) {
             (Err(error), Some(before)) => {
@@ -151,8 +154,24 @@ impl Origination {
             // They are made anew when they are asked for.
             all.clear();
         }
-        all.insert(key, Entry { ready: ready.clone(), stamps, looked: now });
+        all.insert(key, Entry { ready: ready.clone(), failed, stamps, looked: now });
         ready
+    }
+
+    /// Why settings cannot be used as their files are now, and whether what was read before is in use; `None` if they can, and of
+    /// settings that no connection has asked for.
+    pub(crate) fn unusable(&self, tls: &ClientTls) -> Option<(SetupError, bool)> {
+        let key = |inside| (ClientTls { sni: None, ..tls.clone() }, inside);
+        [Inside::Http1, Inside::Http2, Inside::Bytes].into_iter().find_map(|inside| {
+            let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if !known().all.contains_key(&key(inside)) {
+                return None;
+            }
+            // As they are now: the last connection may be long ago.
+            let ready = self.ready(tls, inside);
+            let error = known().all.get(&key(inside))?.failed.clone()?;
+            Some((error, ready.is_ok()))
+        })
     }
 }
 

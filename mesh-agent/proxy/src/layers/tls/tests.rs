@@ -33,10 +33,42 @@ fn a_file_that_changes_is_read_again_and_one_that_breaks_leaves_what_was() {
     assert_ne!(second, first);
     replace(&roots, "half a fi");
     assert_eq!(id(20), Ok(second));
+    let failed = {
+        let known = origination.known.lock().unwrap();
+        known.all.values().next().unwrap().failed.clone().unwrap().to_string()
+    };
+    assert!(failed.contains("ca.pem has no certificate"), "{failed}");
     std::fs::remove_file(&*roots).unwrap();
     assert_eq!(id(30), Ok(second));
     replace(&roots, &Authority::new("third").pem);
     assert!(id(40).unwrap() > second);
+}
+
+#[test]
+fn what_cannot_be_used_is_told_with_its_reason_once_somebody_wanted_it() {
+    let folder = Folder::new();
+    let origination = Origination::new(&folder.0);
+    let at = |name: &str| -> Arc<str> { folder.0.join(name).to_str().unwrap().into() };
+    let said = |tls: &ClientTls| {
+        origination.unusable(tls).map(|(error, used)| (crate::connect::report(&error), used))
+    };
+    let missing = simple(&at("missing.pem"));
+    assert_eq!(said(&missing), None, "nobody has asked for it");
+    replace(&at("empty.pem"), "no certificate at all");
+    for (tls, wanted) in [
+        (missing, "missing.pem: No such file"),
+        (simple(&at("../outside.pem")), "--tls-files"),
+        (simple(&at("empty.pem")), "empty.pem has no certificate in PEM"),
+        (ClientTls { credential_name: Some("s".into()), ..simple(&at("x")) }, "Secrets are not read"),
+    ] {
+        assert!(origination.ready(&tls, Inside::Http1).is_err());
+        let (text, used) = said(&tls).unwrap();
+        assert!(text.contains(wanted) && !used, "{text}");
+        assert_eq!(said(&ClientTls { sni: Some("a.com".into()), ..tls }), Some((text, false)));
+    }
+    let good = simple(&folder.file("ca.pem", &Authority::new("good").pem));
+    assert!(origination.ready(&good, Inside::Bytes).is_ok());
+    assert_eq!(said(&good), None);
 }
 
 #[test]
