@@ -22,11 +22,13 @@ use crate::{cni::install::Unenrolled, ctl::DEFAULT_ADMIN_SOCKET};
 /// Where an agent or controller keeps what must outlive it.
 const STATE_DIR: &str = "/var/lib/nodemesh";
 /// Where the CNI plugin asks.
-const DEFAULT_CNI_SOCKET: &str = "/run/nodemesh/cni.sock";
+pub(crate) const DEFAULT_CNI_SOCKET: &str = "/run/nodemesh/cni.sock";
+/// Where the roots of the mesh are mounted in an agent's pod.
+const ROOT_CERT: &str = "/var/run/secrets/nodemesh/root-cert.pem";
 /// Where container runtimes look for plugins.
 const CNI_BIN_DIR: &str = "/opt/cni/bin";
 /// Where container runtimes look for configurations.
-const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+pub(crate) const CNI_CONF_DIR: &str = "/etc/cni/net.d";
 
 /// The Nodemesh agent: a service mesh without sidecars, one agent per node.
 #[derive(Clone, Debug, Parser)]
@@ -53,7 +55,8 @@ pub enum Command {
         mesh-agent node --config /etc/nodemesh\n  \
         mesh-agent node --config ./mesh --node n1 --cgroup-root /sys/fs/cgroup/n1 \\\n      \
         --admin-socket /run/nodemesh/n1.sock --metrics 127.0.0.1:15021\n  \
-        mesh-agent node --controller https://127.0.0.1:15012\n\n\
+        mesh-agent node --controller https://127.0.0.1:15012\n  \
+        mesh-agent node --kubernetes --node \"$NODE_NAME\"\n\n\
         Prints \"ready\" on standard output, and answers GET /readyz, when every desired pod is enrolled or\n\
         reported. On SIGTERM it accepts nothing new, lets connections end (--drain), and leaves its pins, so\n\
         that direct connections live on and the next agent takes over. `mesh-agent cleanup` removes them.")]
@@ -193,6 +196,10 @@ pub struct NodeArgs {
     /// Where the configuration comes from.
     #[command(flatten)]
     pub source: SourceArgs,
+    /// Be a pod of a DaemonSet: take the configuration from the cluster's controller, hear of the node's own pods from the API
+    /// server, keep the CNI plugin in place. The other options have defaults for that.
+    #[arg(long, env = "MESH_KUBERNETES")]
+    pub kubernetes: bool,
     /// How to trust a controller.
     #[command(flatten)]
     pub link: LinkArgs,
@@ -223,7 +230,8 @@ pub struct NodeArgs {
     /// Resolver for names the mesh does not know, used when a pod's own one is not known. May be repeated.
     #[arg(long, env = "MESH_DNS_UPSTREAM", value_name = "IP[:PORT]", value_delimiter = ',', value_parser = resolver)]
     pub dns_upstream: Vec<SocketAddr>,
-    /// Exact cgroup of the kubelet, whose probes reach declared probe ports unhindered.
+    /// Exact cgroup of the kubelet, whose probes reach declared probe ports unhindered. [default: none; with --kubernetes that of
+    /// the process `kubelet`]
     #[arg(long, env = "MESH_PROBER_CGROUP", value_name = "DIR")]
     pub prober_cgroup: Option<PathBuf>,
     /// Time for an upstream connect, retries included.
@@ -276,10 +284,16 @@ pub struct PodArgs {
 
 /// Where a node's configuration comes from: one of these.
 #[derive(Clone, Debug, clap::Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 pub struct SourceArgs {
     /// Directory of manifests (`*.yaml`, `*.yml`, `*.json`, subfolders too); it is watched.
-    #[arg(long, env = "MESH_CONFIG", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "MESH_CONFIG",
+        value_name = "DIR",
+        required_unless_present_any = ["controller", "kubernetes"],
+        conflicts_with = "kubernetes"
+    )]
     pub config: Option<PathBuf>,
     /// Controller that has the manifests and issues certificates, e.g. https://10.0.0.1:15012.
     #[arg(long, env = "MESH_CONTROLLER", value_name = "URL", value_parser = ControllerUrl::parse)]
@@ -292,9 +306,13 @@ pub struct LinkArgs {
     /// File with the roots of the controller, PEM. [default: what a controller on this host left below --run-dir]
     #[arg(long, env = "MESH_CONTROLLER_CA", value_name = "FILE")]
     pub controller_ca: Option<PathBuf>,
-    /// File with the node's token. [default: made with the secret that a controller on this host left below --run-dir]
+    /// File with the node's token. [default: made with the secret that a controller on this host left below --run-dir; with
+    /// --kubernetes the pod's own for the audience nodemesh.dev]
     #[arg(long, env = "MESH_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// With --kubernetes: file with the mesh's roots, PEM, read again for each connection.
+    #[arg(long, env = "MESH_ROOT_CERT", value_name = "FILE", requires = "kubernetes", default_value = ROOT_CERT)]
+    pub root_cert: PathBuf,
     /// Folder below which a controller leaves what agents of the same host need.
     #[arg(long, env = "MESH_RUN_DIR", value_name = "DIR", default_value = RUN_DIR)]
     pub run_dir: PathBuf,

@@ -21,6 +21,7 @@ mod failures;
 mod fixtures;
 pub(crate) mod http;
 mod identities;
+mod kubernetes;
 mod local;
 mod lock;
 pub(crate) mod logging;
@@ -90,6 +91,8 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     logging::install(&args.log, args.log_format)?;
     raise_descriptor_limit();
+    let prepared = if args.kubernetes { Some(kubernetes::prepare(args)?) } else { None };
+    let args = prepared.as_ref().unwrap_or(args);
     let node = node_name(&args.identity)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %node, source = %args.source, "starting");
     let lock = NodeLock::acquire(&args.identity.state_dir, &node, PREDECESSOR_WAIT)?;
@@ -230,13 +233,26 @@ async fn local_pods(
         shared.readiness.hold(plugin::HOLD, Some("it is being put in place".to_owned()));
     }
     let (shared, local) = (Arc::clone(shared), Arc::clone(local));
+    // Said once and for all, if at all.
+    let find_kubelet = args.kubernetes && args.prober_cgroup.is_none();
+    let watch_pods = args.kubernetes;
     Ok(Box::pin(async move {
         let _socket_file = socket_file;
         tokio::join!(
+            async {
+                if watch_pods {
+                    kubernetes::follow_pods(&shared.node, &local).await;
+                }
+            },
+            async {
+                if find_kubelet {
+                    kubernetes::follow_kubelet(Arc::clone(&shared)).await;
+                }
+            },
             cni::serve(listener, Arc::clone(&shared), Arc::clone(&local)),
             cni::leave_known(Arc::clone(&shared), Arc::clone(&local), known_file),
             local::follow_missing(Arc::clone(&shared), Arc::clone(&local)),
-            local::follow_running(local, running),
+            local::follow_running(Arc::clone(&local), running),
             async {
                 match installer {
                     Some(installer) => plugin::keep(installer, Arc::clone(&shared)).await,

@@ -154,17 +154,6 @@ pub fn start_with(
 /// # Errors
 /// Only what waiting would not mend; files that are not there yet are waited for.
 pub fn start_by_service_account(options: ServiceAccountOptions) -> Result<Subscription, StartError> {
-    start_by_service_account_with(options, true)
-}
-
-/// [`start_by_service_account`], without waiting for the first state unless told to `wait`.
-///
-/// # Errors
-/// As [`start_by_service_account`].
-pub fn start_by_service_account_with(
-    options: ServiceAccountOptions,
-    wait: bool,
-) -> Result<Subscription, StartError> {
     let ServiceAccountOptions { controller, server_name, node, token_file, root_file, state_dir } = options;
     let name = server_name.unwrap_or_else(|| controller.host().to_owned());
     let server_name = ServerName::try_from(name.clone()).map_err(|_| StartError::ServerName(name))?;
@@ -172,7 +161,7 @@ pub fn start_by_service_account_with(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let credentials = Credentials::of_service_account(&node, files, Arc::clone(&clock))?;
     let place = Place { controller, node, state_dir };
-    start_as(credentials, place, TrustMaterial::default(), clock, wait)
+    start_as(credentials, place, TrustMaterial::default(), clock, true)
 }
 
 /// Where the controller is, and where the node is.

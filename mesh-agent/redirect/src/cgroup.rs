@@ -109,6 +109,10 @@ pub(crate) fn group_id(path: &Path) -> Result<u64, CgroupError> {
 
 /// Own group within the v2 tree; empty when there is none.
 fn own_group() -> String {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned()
+    v2_group(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default()).to_owned()
+}
+
+/// The group within the v2 tree by the text of `/proc/PID/cgroup`; empty when there is none.
+pub(crate) fn v2_group(text: &str) -> &str {
+    text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default()
 }

@@ -18,6 +18,10 @@ pub fn cleanup(bpffs: &Path, node: &str) -> bool {
         remove_version(&version);
     }
     remove_folder(folders.node());
+    // That of all nodes goes with the last one.
+    if let Some(all) = folders.node().parent() {
+        drop(fs::remove_dir(all));
+    }
     found
 }
 

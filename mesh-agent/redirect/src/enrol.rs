@@ -29,6 +29,7 @@ use mesh_core::{
 use crate::{
     arrival::{self, InstanceError},
     entries::{excluded_entries, inbound_cfg, pod_cfg, port_entries, probe_entries},
+    host::HOST,
     links::{self, AttachError, Attachment},
     listeners::{self, ListenError, Listeners},
     map::MapError,
@@ -348,7 +349,14 @@ impl Node {
 fn reuse_time_wait() -> Result<(), String> {
     // /proc/sys/net shows the namespace of the thread that opens it.
     const SETTING: &str = "/proc/sys/net/ipv4/tcp_tw_reuse";
-    fs::write(SETTING, "1").map_err(|error| {
+    let write = || match fs::write(SETTING, "1") {
+        // Containers have it read-only; the host's own view has not.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            fs::write(format!("{HOST}/root{SETTING}"), "1")
+        }
+        written => written,
+    };
+    write().map_err(|error| {
         format!("cannot set {SETTING} in the pod: {error}; many short connections may run out of ports")
     })
 }

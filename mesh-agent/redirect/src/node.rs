@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     os::fd::{AsFd as _, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -276,6 +276,15 @@ impl Node {
         for version in self.folders.other_versions() {
             cleanup::remove_version(&version);
         }
+    }
+
+    /// From now on the processes of this very group get probe tickets, and no others.
+    ///
+    /// # Errors
+    /// It is no group, or the kernel refuses; what was before stays.
+    pub fn set_prober(&self, cgroup: &Path) -> Result<(), OpenError> {
+        let id = cgroup::group_id(cgroup).map_err(|source| OpenError::Cgroup { source })?;
+        self.write_own_entry(Some(id))
     }
 
     /// The node's entry gives probe tickets to the kubelet; without one, no entry: the node's namespace stays

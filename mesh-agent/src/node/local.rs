@@ -116,10 +116,6 @@ impl LocalKnowledge {
     }
 
     /// What the API server says of the node's pods, and which namespaces are opted in.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "its caller is the watch of the API server, with `--kubernetes`")
-    )]
     pub(super) fn set_declared(&self, declared: BTreeMap<Name, Declared>, namespaces: BTreeSet<String>) {
         let mut state = self.lock();
         state.declared = declared;

@@ -19,6 +19,7 @@ use mesh_identity::TrustMaterial;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use super::kubernetes;
 use crate::cli::{NodeArgs, SourceArgs};
 
 /// A source that has its first state.
@@ -32,6 +33,9 @@ pub(super) struct Source {
 
 /// Starts the source that the arguments name. Blocks until there is a first state.
 pub(super) fn start(args: &NodeArgs, node: &str, mesh: MeshSettings) -> anyhow::Result<Source> {
+    if args.kubernetes {
+        return kubernetes::start(args, node);
+    }
     if let Some(controller) = &args.source.controller {
         let options = options(args, controller, node)?;
         let link = subscribe::start(options)
@@ -42,7 +46,8 @@ pub(super) fn start(args: &NodeArgs, node: &str, mesh: MeshSettings) -> anyhow::
             link: Some(link),
         });
     }
-    let config = args.source.config.as_ref().context("neither --config nor --controller is given")?;
+    let config =
+        args.source.config.as_ref().context("neither --config, --controller nor --kubernetes is given")?;
     let (snapshots, sources) = FileSource::start(config, mesh)?;
     Ok(Source { snapshots, sources, link: None })
 }

@@ -281,7 +281,17 @@ impl Cluster {
     /// What the API server knows at the moment of failure.
     fn save(&self) {
         let folder = self.world.logs();
-        let views: [(&str, &[&str]); 3] = [
+        let mesh = [
+            "logs",
+            "-n",
+            "nodemesh-system",
+            "-l",
+            "app.kubernetes.io/part-of=nodemesh",
+            "--prefix",
+            "--tail=-1",
+        ];
+        let views: [(&str, &[&str]); 4] = [
+            ("mesh", &mesh),
             ("pods", &["get", "pods,nodes", "-A", "-o", "wide"]),
             ("events", &["get", "events", "-A", "--sort-by=.lastTimestamp"]),
             ("described", &["describe", "pods", "-A"]),

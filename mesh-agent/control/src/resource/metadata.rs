@@ -84,7 +84,7 @@ pub(super) fn created(meta: &ObjectMeta) -> Option<i64> {
 }
 
 /// What the labels say about membership: `None` for nothing.
-pub(super) fn opt_in(meta: &ObjectMeta, problems: &mut Problems) -> Option<bool> {
+pub(crate) fn opt_in(meta: &ObjectMeta, problems: &mut Problems) -> Option<bool> {
     let label = |key: &str| meta.labels.as_ref()?.get(key).map(String::as_str);
     let ours = match label(MESH) {
         Some("enabled") => Some(true),

@@ -13,6 +13,7 @@
 //! - An API server that is away takes nothing away.
 
 mod crds;
+pub mod node_pods;
 mod object;
 #[cfg(test)]
 mod tests;

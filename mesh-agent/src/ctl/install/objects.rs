@@ -32,8 +32,10 @@ pub(crate) const INSTALLED: &str = "nodemesh.dev/installed";
 /// Label of all that belongs to the mesh.
 const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "nodemesh");
 
-/// Where agents keep what must outlive them, and their sockets.
+/// Where agents have their sockets.
 const RUN_DIR: &str = "/run/nodemesh";
+/// Where agents and controllers keep what must outlive them.
+const STATE_DIR: &str = "/var/lib/nodemesh";
 
 /// Ports of the controller.
 const XDS_PORT: i32 = 15012;

@@ -286,6 +286,7 @@ fn cleanup(agents: &DaemonSet) -> Option<DaemonSet> {
         .map(|all| all.into_iter().filter(|volume| !volumes.contains(&volume.name)).collect());
     let base = Container {
         ports: None,
+        startup_probe: None,
         readiness_probe: None,
         liveness_probe: None,
         volume_mounts: agent
@@ -352,7 +353,7 @@ mod tests {
             [
                 "cni",
                 "uninstall",
-                "--state-dir=/run/nodemesh/state",
+                "--state-dir=/var/lib/nodemesh",
                 "--cni-socket=/run/nodemesh/cni.sock",
                 "--cni-bin-dir=/opt/cni/bin",
                 "--cni-conf-dir=/etc/cni/net.d"
@@ -364,7 +365,7 @@ mod tests {
                 "cleanup",
                 "--node=$(NODE_NAME)",
                 "--cgroup-root=/sys/fs/cgroup/$(NODE_NAME)",
-                "--state-dir=/run/nodemesh/state"
+                "--state-dir=/var/lib/nodemesh"
             ]
         );
         assert!(steps.iter().all(|step| step.image.as_deref() == Some("mesh:x")));

@@ -191,10 +191,8 @@ impl Values {
                 return Err(ValuesError::Value { field: field.to_owned(), reason });
             }
         }
-        for (field, found) in [("image", &values.image), ("agent.cgroupRoot", &values.agent.cgroup_root)] {
-            if found.is_empty() {
-                return Err(ValuesError::Value { field: field.to_owned(), reason: "is empty".to_owned() });
-            }
+        if values.image.is_empty() {
+            return Err(ValuesError::Value { field: "image".to_owned(), reason: "is empty".to_owned() });
         }
         let numbers = [
             ("controller.replicas", i64::from(values.controller.replicas), 1..=100),

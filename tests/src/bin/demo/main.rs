@@ -2,6 +2,7 @@
 //! view.
 
 mod checks;
+mod cluster;
 mod tour;
 mod view;
 
@@ -37,6 +38,9 @@ struct Arguments {
     /// Visits of the product page per second, over all visitors.
     #[arg(long, default_value_t = 40)]
     visits: u32,
+    /// On a real Kubernetes of two nodes instead.
+    #[arg(long, conflicts_with = "tour")]
+    cluster: bool,
     /// Go through the tasks of Istio's documentation, say what came of each, and end; exit status 0 if all went as documented.
     #[arg(long, conflicts_with = "seconds")]
     tour: bool,
@@ -49,6 +53,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.tour {
         return tour::main(arguments.step.as_deref());
+    }
+    if arguments.cluster {
+        return cluster::main(arguments.seconds, arguments.visits);
     }
     match run(&arguments) {
         Ok(checks) => {

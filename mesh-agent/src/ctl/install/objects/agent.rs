@@ -14,8 +14,8 @@ use k8s_openapi::{
 };
 
 use super::{
-    AGENT, AGENT_METRICS_PORT, CONTROLLER, ROOTS, ROOTS_KEY, RUN_DIR, Values, XDS_PORT, field, meta,
-    pod_labels, selector, unless_empty, unless_none, variable,
+    AGENT, AGENT_METRICS_PORT, CONTROLLER, ROOTS, ROOTS_KEY, RUN_DIR, STATE_DIR, Values, XDS_PORT, field,
+    meta, pod_labels, selector, unless_empty, unless_none, variable,
 };
 
 /// What an agent may do on its host, and what for. It runs as root, without all other capabilities.
@@ -42,6 +42,8 @@ const FOLDERS: &[(&str, &str, bool, bool)] = &[
     ("bpf", "/sys/fs/bpf", false, true),
     ("netns", "/var/run/netns", true, true),
     ("run", RUN_DIR, true, false),
+    // Outlives a reboot: pods that start before the agent, and an agent that starts before the controller, go by what is there.
+    ("state", STATE_DIR, true, false),
 ];
 
 const TOKENS: &str = "/var/run/secrets/tokens";
@@ -129,21 +131,7 @@ fn container(values: &Values, namespace: &str) -> Container {
         image: Some(values.image.clone()),
         image_pull_policy: Some(values.image_pull_policy.clone()),
         command: Some(vec!["/mesh-agent".to_owned()]),
-        args: Some(vec![
-            "node".to_owned(),
-            "--kubernetes".to_owned(),
-            format!("--controller=https://{CONTROLLER}.{namespace}.svc:{XDS_PORT}"),
-            "--node=$(NODE_NAME)".to_owned(),
-            format!("--token-file={TOKENS}/nodemesh-token"),
-            format!("--root-cert={ROOTS_DIR}/{ROOTS_KEY}"),
-            format!("--cgroup-root={}", of.cgroup_root),
-            format!("--state-dir={RUN_DIR}/state"),
-            format!("--admin-socket={RUN_DIR}/admin.sock"),
-            format!("--metrics={}:{AGENT_METRICS_PORT}", values.listen_address),
-            format!("--cni-socket={RUN_DIR}/cni.sock"),
-            format!("--cni-bin-dir={}", values.cni.bin_dir),
-            format!("--cni-conf-dir={}", values.cni.conf_dir),
-        ]),
+        args: Some(args(values, namespace)),
         env: Some(env),
         ports: Some(vec![ContainerPort {
             name: Some("metrics".to_owned()),
@@ -153,6 +141,8 @@ fn container(values: &Values, namespace: &str) -> Container {
             protocol: Some("TCP".to_owned()),
             ..Default::default()
         }]),
+        // A node that never was in the mesh waits for the controller before it answers.
+        startup_probe: Some(probe("/healthz", 2, 150)),
         readiness_probe: Some(probe("/readyz", 2, 3)),
         liveness_probe: Some(probe("/healthz", 10, 6)),
         resources: Some(of.resources.clone()),
@@ -169,6 +159,30 @@ fn container(values: &Values, namespace: &str) -> Container {
         volume_mounts: Some(mounts(values)),
         ..Default::default()
     }
+}
+
+fn args(values: &Values, namespace: &str) -> Vec<String> {
+    let of = &values.agent;
+    let mut args = vec![
+        "node".to_owned(),
+        "--kubernetes".to_owned(),
+        format!("--controller=https://{CONTROLLER}.{namespace}.svc:{XDS_PORT}"),
+        "--node=$(NODE_NAME)".to_owned(),
+        format!("--token-file={TOKENS}/nodemesh-token"),
+        format!("--root-cert={ROOTS_DIR}/{ROOTS_KEY}"),
+    ];
+    if !of.cgroup_root.is_empty() {
+        args.push(format!("--cgroup-root={}", of.cgroup_root));
+    }
+    args.extend([
+        format!("--state-dir={STATE_DIR}"),
+        format!("--admin-socket={RUN_DIR}/admin.sock"),
+        format!("--metrics={}:{AGENT_METRICS_PORT}", values.listen_address),
+        format!("--cni-socket={RUN_DIR}/cni.sock"),
+        format!("--cni-bin-dir={}", values.cni.bin_dir),
+        format!("--cni-conf-dir={}", values.cni.conf_dir),
+    ]);
+    args
 }
 
 fn mounts(values: &Values) -> Vec<VolumeMount> {

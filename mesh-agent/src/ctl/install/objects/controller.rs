@@ -15,14 +15,12 @@ use k8s_openapi::{
 };
 
 use super::{
-    CONTROLLER, CONTROLLER_METRICS_PORT, Manifest, RUN_DIR, Values, WEBHOOK_PORT, XDS_PORT, field, meta,
-    pod_labels, selector, unless_empty, unless_none, variable,
+    CONTROLLER, CONTROLLER_METRICS_PORT, Manifest, RUN_DIR, STATE_DIR, Values, WEBHOOK_PORT, XDS_PORT, field,
+    meta, pod_labels, selector, unless_empty, unless_none, variable,
 };
 
 /// A user without rights, as in distroless images.
 const NOBODY: i64 = 65_532;
-/// Folder for what the process keeps while it lives.
-const STATE_DIR: &str = "/var/lib/nodemesh";
 
 pub(super) fn all(values: &Values, namespace: &str) -> Result<Vec<Manifest>, serde_json::Error> {
     Ok(vec![

@@ -1,0 +1,249 @@
+//! Owns a node's own view of its pods: those that the API server has scheduled on it, and which namespaces are opted in.
+//!
+//! The controller says the same a little later, and policy with it. This is for the moment in which a pod's network is made: the
+//! agent knows whether it is meshed from where the kubelet knows that it is to start.
+//!
+//! Invariants:
+//! - Nothing is said before both kinds were listed; an API server that is away takes nothing away.
+//! - Whether a pod is meshed is decided as the compiler does it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    pin::pin,
+    sync::Arc,
+};
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1;
+use kube::{
+    Api, Client,
+    api::ObjectMeta,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
+};
+use mesh_core::{
+    local::Declared,
+    snapshot::{Name, Workload},
+};
+use tokio::sync::watch;
+
+use crate::{
+    problem::Problems,
+    resource::{metadata, pod},
+};
+
+/// Annotation of a static pod's image at the API server: the uid that the runtime knows it by.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// The pods of a node as the API server has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodePods {
+    /// By namespace and name.
+    pub pods: BTreeMap<Name, Declared>,
+    /// Namespaces whose pods are meshed unless they say otherwise.
+    pub namespaces: BTreeSet<String>,
+}
+
+/// A pod before its namespace is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    runtime_uid: Arc<str>,
+    pod: pod::Pod,
+}
+
+/// What is listed and watched so far.
+#[derive(Debug, Default)]
+struct View {
+    pods: BTreeMap<Name, Seen>,
+    /// Whether it is opted in, by name.
+    namespaces: BTreeMap<String, bool>,
+    listed: [bool; 2],
+}
+
+/// Follows the pods of `node` until nobody wants to know; never ends by itself before that.
+pub async fn follow(client: Client, node: &str, out: watch::Sender<Arc<NodePods>>) {
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let mut pods = pin!(watcher(Api::<v1::Pod>::all(client.clone()), config).default_backoff());
+    let namespaces = Api::<PartialObjectMeta<v1::Namespace>>::all(client);
+    let mut namespaces = pin!(watcher(namespaces, watcher::Config::default()).default_backoff());
+    let mut view = View::default();
+    let (mut fresh_pods, mut fresh_namespaces) = (BTreeMap::new(), BTreeMap::new());
+    loop {
+        tokio::select! {
+            Some(event) = pods.next() => {
+                if let Some(event) = heard("pods", event) {
+                    view.listed[0] |= take(event, &mut view.pods, &mut fresh_pods, read_pod, |pod| name_of(&pod.metadata));
+                }
+            }
+            Some(event) = namespaces.next() => {
+                if let Some(event) = heard("namespaces", event) {
+                    let name = |n: &PartialObjectMeta<v1::Namespace>| n.metadata.name.clone().unwrap_or_default();
+                    view.listed[1] |= take(event, &mut view.namespaces, &mut fresh_namespaces, read_namespace, name);
+                }
+            }
+            () = out.closed() => return,
+        }
+        if view.listed == [true; 2] {
+            let now = view.node_pods();
+            out.send_if_modified(|current| {
+                let changed = **current != now;
+                if changed {
+                    *current = Arc::new(now);
+                }
+                changed
+            });
+        }
+    }
+}
+
+fn heard<T>(what: &'static str, event: Result<Event<T>, watcher::Error>) -> Option<Event<T>> {
+    match event {
+        Ok(event) => Some(event),
+        Err(error) => {
+            tracing::warn!(what, %error, "watch the node's own objects of the API server; trying again");
+            None
+        }
+    }
+}
+
+/// Takes one event in. Whether a list is complete with it.
+fn take<T, K: Ord + Debug, V>(
+    event: Event<T>,
+    known: &mut BTreeMap<K, V>,
+    fresh: &mut BTreeMap<K, V>,
+    read: impl Fn(&T) -> V,
+    key: impl Fn(&T) -> K,
+) -> bool {
+    match event {
+        Event::Init => fresh.clear(),
+        Event::InitApply(object) => {
+            fresh.insert(key(&object), read(&object));
+        }
+        Event::InitDone => {
+            *known = std::mem::take(fresh);
+            return true;
+        }
+        Event::Apply(object) => {
+            known.insert(key(&object), read(&object));
+        }
+        Event::Delete(object) => {
+            known.remove(&key(&object));
+        }
+    }
+    false
+}
+
+fn name_of(meta: &ObjectMeta) -> Name {
+    Name::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+}
+
+fn read_pod(object: &v1::Pod) -> Seen {
+    // What is wrong with it the controller reports.
+    let pod = pod::read(object, &mut Problems::default());
+    let mirrored = object.metadata.annotations.as_ref().and_then(|all| all.get(MIRROR));
+    let runtime_uid = mirrored.or(object.metadata.uid.as_ref()).map_or("", String::as_str);
+    Seen { runtime_uid: runtime_uid.into(), pod }
+}
+
+fn read_namespace(object: &PartialObjectMeta<v1::Namespace>) -> bool {
+    metadata::opt_in(&object.metadata, &mut Problems::default()).unwrap_or(false)
+}
+
+impl View {
+    fn node_pods(&self) -> NodePods {
+        let declared = |(name, seen): (&Name, &Seen)| {
+            let opted_in = self.namespaces.get(&*name.namespace).copied().unwrap_or(false);
+            let (meshed, skipped) = seen.pod.membership(opted_in);
+            let workload = Workload { meshed, skipped, ..seen.pod.workload.clone() };
+            let runtime_uid = Arc::clone(&seen.runtime_uid);
+            (name.clone(), Declared { runtime_uid, workload: Arc::new(workload) })
+        };
+        NodePods {
+            pods: self.pods.iter().map(declared).collect(),
+            namespaces: self.namespaces.iter().filter(|(_, on)| **on).map(|(name, _)| name.clone()).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str, more: serde_json::Value) -> v1::Pod {
+        let mut pod = json!({
+            "metadata": {"namespace": "shop", "name": name, "uid": format!("uid-{name}")},
+            "spec": {"nodeName": "n1", "containers": [{"name": "app"}]},
+        });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            let at = key.rsplit_once('/').map_or("", |(parent, _)| parent);
+            let last = key.rsplit('/').next().unwrap();
+            pod.pointer_mut(at).unwrap()[last] = value.clone();
+        }
+        serde_json::from_value(pod).unwrap()
+    }
+
+    fn view(namespace_opted_in: bool, pods: &[v1::Pod]) -> NodePods {
+        let pods = pods.iter().map(|pod| (name_of(&pod.metadata), read_pod(pod))).collect();
+        let namespaces = BTreeMap::from([("shop".to_owned(), namespace_opted_in)]);
+        View { pods, namespaces, listed: [true; 2] }.node_pods()
+    }
+
+    fn of(pods: &NodePods, name: &str) -> (bool, Option<String>) {
+        let workload = &pods.pods[&Name::new("shop", name)].workload;
+        (workload.meshed, workload.skipped.as_deref().map(str::to_owned))
+    }
+
+    #[test]
+    fn a_pods_own_label_wins_over_its_namespaces() {
+        let labelled =
+            |value: &str| pod("own", json!({"/metadata/labels": {"istio.io/dataplane-mode": value}}));
+        let plain = pod("plain", json!({}));
+        assert_eq!(of(&view(true, std::slice::from_ref(&plain)), "plain"), (true, None));
+        assert_eq!(of(&view(false, &[plain]), "plain"), (false, None));
+        assert_eq!(of(&view(true, &[labelled("none")]), "own"), (false, None));
+        assert_eq!(of(&view(false, &[labelled("ambient")]), "own"), (true, None));
+    }
+
+    #[test]
+    fn pods_that_cannot_be_meshed_are_skipped_with_a_reason() {
+        let host = pod("host", json!({"/spec/hostNetwork": true}));
+        let sidecar = pod("sidecar", json!({"/spec/containers": [{"name": "app"}, {"name": "istio-proxy"}]}));
+        let native = pod(
+            "native",
+            json!({"/spec/initContainers": [{"name": "istio-proxy", "restartPolicy": "Always"}]}),
+        );
+        let pods = view(true, &[host.clone(), sidecar, native]);
+        for (name, word) in [("host", "host network"), ("sidecar", "istio-proxy"), ("native", "istio-proxy")]
+        {
+            let (meshed, why) = of(&pods, name);
+            assert!(!meshed && why.as_deref().is_some_and(|why| why.contains(word)), "{name}: {why:?}");
+        }
+        assert_eq!(of(&view(false, &[host]), "host"), (false, None), "it did not ask");
+    }
+
+    #[test]
+    fn a_static_pod_is_known_by_the_runtimes_uid() {
+        let mirror = pod("static", json!({"/metadata/annotations": {(MIRROR): "hash"}}));
+        let pods = view(true, &[mirror, pod("plain", json!({}))]);
+        let uid = |name: &str| pods.pods[&Name::new("shop", name)].runtime_uid.to_string();
+        assert_eq!((uid("static"), uid("plain")), ("hash".to_owned(), "uid-plain".to_owned()));
+    }
+
+    #[test]
+    fn a_new_list_takes_away_what_is_not_in_it() {
+        let (mut known, mut fresh) = (BTreeMap::from([("a", 1), ("b", 2)]), BTreeMap::new());
+        let mut put = |event| take(event, &mut known, &mut fresh, |v: &(&'static str, i32)| v.1, |v| v.0);
+        assert!(!put(Event::Init));
+        assert!(!put(Event::InitApply(("b", 3))));
+        assert!(put(Event::InitDone));
+        assert!(!put(Event::Apply(("c", 4))));
+        assert!(!put(Event::Delete(("b", 3))));
+        assert_eq!(known, BTreeMap::from([("c", 4)]));
+    }
+}

@@ -1,0 +1,138 @@
+//! `cargo xtask demo --cluster`: Bookinfo on a real Kubernetes, first without the mesh, then taken into it while it runs.
+
+use std::fmt;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use mesh_tests::bookinfo::{NAMESPACE, TrafficReport};
+use mesh_tests::clean;
+use mesh_tests::cluster::{Bookinfo, Cluster, Mesh};
+use mesh_tests::signals::stop_signals;
+use nix::sys::signal::Signal;
+
+/// How often the numbers are shown.
+const REFRESH: Duration = Duration::from_secs(2);
+
+/// Pages that visitors see before the namespace joins the mesh.
+const BEFORE: u64 = 100;
+
+/// The versions of the reviews that visitors must have seen.
+const VERSIONS: [&str; 3] = ["v1", "v2", "v3"];
+
+pub(crate) fn main(seconds: Option<u64>, visits: u32) -> ExitCode {
+    match run(seconds, visits) {
+        Ok(Some(checks)) => {
+            tell(&checks);
+            // Without `--for` the demo ends by Ctrl-C, which is no failure in itself.
+            if checks.hold() || seconds.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Ok(None) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Nothing, if it was ended before there was something to judge.
+fn run(seconds: Option<u64>, visits: u32) -> anyhow::Result<Option<Checks>> {
+    if let Some(missing) = mesh_tests::require::missing() {
+        anyhow::bail!("cannot run here: {missing}");
+    }
+    let stop = stop_signals()?;
+    for remains in clean::leftovers(false) {
+        eprintln!("removed {remains} of an earlier run");
+    }
+    tell(&"starting Kubernetes: control plane, nodes a and b, name server");
+    let cluster = Cluster::start("demo", &["a", "b"]).context("the cluster")?;
+    tell(&format!("    export KUBECONFIG={}", cluster.kubeconfig().display()));
+    tell(&"installing the mesh: meshctl install --profile=minimal");
+    let mesh = Mesh::install(&cluster)?;
+    tell(&"starting Bookinfo, without the mesh");
+    let app = Bookinfo::start(&cluster)?;
+    let each = (visits / u32::try_from(cluster.nodes().len())?.max(1)).max(1);
+    app.visit(each)?;
+    let plain = app.pages(BEFORE)?;
+    if ended(&stop, Duration::ZERO)? {
+        return Ok(None);
+    }
+    tell(&format!("{} pages; now: kubectl label namespace {NAMESPACE} nodemesh.dev/mesh=enabled", plain.ok));
+    mesh.enrol(NAMESPACE)?;
+    let ends = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    while ends.is_none_or(|ends| Instant::now() < ends) {
+        if ended(&stop, REFRESH)? {
+            break;
+        }
+        let now = app.traffic()?;
+        tell(&format!(
+            "{:>8} pages  {:>3} failed  p50 {:>6.1} ms  {:?}",
+            now.ok,
+            now.failures(),
+            f64::from(u32::try_from(now.p50_us).unwrap_or(u32::MAX)) / 1000.0,
+            now.versions
+        ));
+    }
+    Ok(Some(Checks { plain, traffic: app.traffic()? }))
+}
+
+/// Whether somebody wants the demo to end, within so long.
+fn ended(stop: &Receiver<Signal>, within: Duration) -> anyhow::Result<bool> {
+    match stop.recv_timeout(within) {
+        Ok(signal) => {
+            tell(&format!("\n{signal}: cleaning up"));
+            Ok(true)
+        }
+        Err(RecvTimeoutError::Timeout) => Ok(false),
+        Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the signal thread has ended"),
+    }
+}
+
+/// The terminal may be what went away.
+fn tell(what: &impl fmt::Display) {
+    drop(writeln!(io::stdout(), "{what}"));
+}
+
+/// The outcome of the demo.
+struct Checks {
+    /// Before the namespace joined.
+    plain: TrafficReport,
+    /// Over all.
+    traffic: TrafficReport,
+}
+
+impl Checks {
+    fn hold(&self) -> bool {
+        self.rows().iter().all(|(holds, _)| *holds)
+    }
+
+    fn rows(&self) -> Vec<(bool, String)> {
+        let TrafficReport { ok, versions, failed, .. } = &self.traffic;
+        let meshed = ok.saturating_sub(self.plain.ok);
+        let mut rows = vec![
+            (self.plain.ok > 0, format!("{} product pages without the mesh", self.plain.ok)),
+            (meshed > 0, format!("{meshed} since the namespace joined")),
+            (failed.is_empty(), format!("{} failed requests", self.traffic.failures())),
+        ];
+        for version in VERSIONS {
+            let pages = versions.get(version).copied().unwrap_or(0);
+            rows.push((pages > 0, format!("{pages} pages with reviews {version}")));
+        }
+        rows
+    }
+}
+
+impl fmt::Display for Checks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "traffic checks:")?;
+        for (holds, text) in self.rows() {
+            writeln!(f, "  {} {text}", if holds { "ok  " } else { "FAIL" })?;
+        }
+        for (reason, count) in &self.traffic.failed {
+            writeln!(f, "       {count} × {reason}")?;
+        }
+        Ok(())
+    }
+}

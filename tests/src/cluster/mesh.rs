@@ -1,0 +1,93 @@
+//! The mesh in a cluster, installed as an operator would.
+
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use super::{Cluster, image};
+use crate::programs;
+
+/// What an installation in a test cluster differs in: the image is on the nodes already, and logs say why something failed.
+const SETTINGS: [&str; 3] = [
+    "image=localhost/nodemesh:dev",
+    "imagePullPolicy=Never",
+    "logging.level=info,mesh_proxy=debug,mesh_agent=debug",
+];
+
+/// The label by which a namespace joins the mesh.
+const LABEL: &str = "nodemesh.dev/mesh";
+
+/// The mesh of a cluster.
+#[derive(Debug)]
+pub struct Mesh<'c> {
+    cluster: &'c Cluster,
+}
+
+impl<'c> Mesh<'c> {
+    /// `meshctl install` of what this tree builds; returns when controller and agents are ready.
+    ///
+    /// # Errors
+    /// When it fails; what it said is in the error.
+    pub fn install(cluster: &'c Cluster) -> anyhow::Result<Self> {
+        let mesh = Self::to_be(cluster)?;
+        let mut arguments = vec!["install", "--profile=minimal"];
+        arguments.extend(SETTINGS.iter().flat_map(|setting| ["--set", setting]));
+        mesh.meshctl(&arguments)?;
+        Ok(mesh)
+    }
+
+    /// A mesh that somebody else installs: its image is on the nodes.
+    ///
+    /// # Errors
+    /// When a node does not take the image.
+    pub fn to_be(cluster: &'c Cluster) -> anyhow::Result<Self> {
+        cluster.load(&image("nodemesh")?).context("load the mesh's image")?;
+        Ok(Self { cluster })
+    }
+
+    /// meshctl with the administrator's kubeconfig: what it printed.
+    ///
+    /// # Errors
+    /// When it cannot be run or ends badly.
+    pub fn meshctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(programs::meshctl()?);
+        let output = command.args(arguments).env("KUBECONFIG", self.cluster.kubeconfig()).output()?;
+        if !output.status.success() {
+            let said = [&output.stdout, &output.stderr].map(|stream| String::from_utf8_lossy(stream));
+            bail!("meshctl {}: {}{}", arguments.join(" "), said[0], said[1]);
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Its answer as JSON.
+    ///
+    /// # Errors
+    /// As [`Mesh::meshctl`].
+    pub fn ask(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let text = self.meshctl(&[arguments, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("read {text}"))
+    }
+
+    /// Take the running pods of a namespace into the mesh.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub fn enrol(&self, namespace: &str) -> anyhow::Result<()> {
+        let label = format!("{LABEL}=enabled");
+        self.cluster.kubectl().run(&["label", "namespace", namespace, &label, "--overwrite"])?;
+        Ok(())
+    }
+
+    /// The enrolled pods of a namespace, by name, of all nodes.
+    ///
+    /// # Errors
+    /// When an agent does not answer.
+    pub fn enrolled(&self, namespace: &str) -> anyhow::Result<Vec<String>> {
+        let status = self.ask(&["status"])?;
+        let nodes = status.as_array().context("no list of nodes")?;
+        let pods = nodes.iter().filter_map(|node| node.pointer("/answer/pods")?.as_array()).flatten();
+        let enrolled = pods.filter(|pod| pod["namespace"] == namespace && pod["state"] == "enrolled");
+        Ok(enrolled.filter_map(|pod| Some(pod["name"].as_str()?.to_owned())).collect())
+    }
+}
