@@ -62,7 +62,7 @@ use self::{
     direct::Direct,
     identities::Identities,
     local::{LocalKnowledge, Locator},
-    lock::NodeLock,
+    lock::{NodeLock, Predecessor},
     membership::Membership,
     metrics::AgentMetrics,
     ops::Ops,
@@ -95,15 +95,20 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
     let args = prepared.as_ref().unwrap_or(args);
     let node = node_name(&args.identity)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %node, source = %args.source, "starting");
-    let lock = NodeLock::acquire(&args.identity.state_dir, &node, PREDECESSOR_WAIT)?;
-
     let mesh = MeshSettings {
         cluster_domain: args.cluster_domain.clone(),
         root_namespace: args.trust.root_namespace().to_owned(),
         trust_domain: args.trust.trust_domain.clone(),
     };
+    // In a cluster a roll-out starts the next agent before it ends this one: no node is without longer than it takes to take over.
+    let relieved = args.kubernetes.then(|| source::start(args, &node, mesh.clone())).transpose()?;
+    let predecessor = if relieved.is_some() { Predecessor::Relieve } else { Predecessor::Wait };
+    let lock = NodeLock::acquire(&args.identity.state_dir, &node, PREDECESSOR_WAIT, predecessor)?;
     let (local, running) = local_knowledge(args)?;
-    let Source { snapshots, sources, link } = source::start(args, &node, mesh)?;
+    let Source { snapshots, sources, link } = match relieved {
+        Some(source) => source,
+        None => source::start(args, &node, mesh)?,
+    };
     let (locator, snapshots) = Locator::new(&node, snapshots, local.facts());
     let (resolver, snapshots, resolved) = Resolver::new(snapshots, args.dns_upstream.clone());
     let (identities, certificates) = match &link {
@@ -269,7 +274,7 @@ async fn local_pods(
 /// An agent of the node is running, or the lock cannot be had.
 pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
     let node = node_name(&args.identity)?;
-    let _lock = NodeLock::acquire(&args.identity.state_dir, &node, Duration::ZERO)?;
+    let _lock = NodeLock::acquire(&args.identity.state_dir, &node, Duration::ZERO, Predecessor::Wait)?;
     let found = mesh_redirect::cleanup(&args.identity.bpffs, &node);
     println!("{}", if found { "cleaned up" } else { "nothing to clean up" });
     Ok(())

@@ -46,7 +46,7 @@ agent:
   proberCgroup: /sys/fs/cgroup/kubelet
   drain: 5s
   terminationGracePeriodSeconds: 10
-  maxUnavailable: 5
+  maxSurge: 5
 cni: {binDir: /var/lib/cni/bin, confDir: /etc/other/net.d, unenrolled: allow}
 webhook: {failurePolicy: Ignore, timeoutSeconds: 2}
 "#;

@@ -2,6 +2,8 @@
 //!
 //! Invariants:
 //! - Nothing here blocks: kernel work runs on the blocking pool, one pass at a time.
+//! - An agent that is told to hand over ends as at SIGTERM, and stays until it is told to stop: whoever runs it would start it
+//!   again otherwise, against its successor.
 //! - The end comes in this order: no new connections, established ones get their grace, the heartbeat goes last.
 //!   Pins and links stay.
 
@@ -18,7 +20,7 @@ use tokio::{
 
 use super::{
     events,
-    lock::NodeLock,
+    lock::{HAND_OVER, NodeLock},
     reconcile::{Outcome, Reconciler, Wanted},
     revoke,
     shared::Shared,
@@ -62,6 +64,8 @@ impl Control {
         let reconciler = Arc::new(Mutex::new(reconciler));
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        let mut relieve = signal(SignalKind::from_raw(HAND_OVER as i32)).context("listen for SIGUSR1")?;
+        let mut relieved = false;
         let ended = {
             let background = async {
                 tokio::join!(
@@ -76,17 +80,36 @@ impl Control {
                 () = background => Ok(()),
                 () = &mut serve => Ok(()),
                 () = stop_signal(&mut terminate, &mut interrupt) => Ok(()),
+                _ = relieve.recv() => {
+                    tracing::info!("handing over to another agent of this node");
+                    relieved = true;
+                    Ok(())
+                }
             }
         };
         shared.readiness.drain();
         let finish = async {
             // A pass under way must not add a pod to a proxy that is stopping.
             drop(timeout(PASS_MAX, reconciler.lock()).await);
-            finish(&shared, lock, drain, serve).await;
+            finish(&shared, lock, drain, serve).await
         };
-        tokio::select! {
-            () = finish => {}
-            () = stop_signal(&mut terminate, &mut interrupt) => tracing::info!("told again to stop; not waiting"),
+        tokio::pin!(finish);
+        let (mut done, mut told) = (false, !relieved);
+        while !(done && told) {
+            tokio::select! {
+                replaced = &mut finish, if !done => {
+                    // Started again, it serves the node again.
+                    anyhow::ensure!(replaced || !relieved, "the agent that was to take over did not");
+                    done = true;
+                }
+                () = stop_signal(&mut terminate, &mut interrupt) => {
+                    if told {
+                        tracing::info!("told again to stop; not waiting");
+                        break;
+                    }
+                    told = true;
+                }
+            }
         }
         ended
     }
@@ -206,7 +229,8 @@ async fn follow_kernel_log(logger: Option<Logger>) {
 
 /// The end of a node agent. Direct connections and arrivals need no agent; connects that do fall back by the
 /// listener rule as soon as the listeners are closed.
-async fn finish(shared: &Shared, mut lock: NodeLock, grace: Duration, serve: Serving) {
+/// Whether a successor has taken over.
+async fn finish(shared: &Shared, mut lock: NodeLock, grace: Duration, serve: Serving) -> bool {
     tracing::info!(?grace, "stopping: no new connections");
     // First the kernel hands us no more, then those end whose handshake is under way: one that comes between the last accept
     // and the close of its listener would be reset.
@@ -224,16 +248,21 @@ async fn finish(shared: &Shared, mut lock: NodeLock, grace: Duration, serve: Ser
         }
     };
     // A successor stamps the heartbeat by now; then it is not ours to stop.
-    match lock.try_again() {
+    let replaced = match lock.try_again() {
         Ok(true) => {
             if let Err(error) = shared.beat.stop() {
                 tracing::warn!(error = %report(&error), "stop the heartbeat");
             }
+            false
         }
-        Ok(false) => {}
-        Err(error) => tracing::warn!(error = %report(&error), "look for a successor"),
-    }
-    tracing::info!(aborted = drained.aborted, "stopped");
+        Ok(false) => true,
+        Err(error) => {
+            tracing::warn!(error = %report(&error), "look for a successor");
+            false
+        }
+    };
+    tracing::info!(aborted = drained.aborted, replaced, "stopped");
+    replaced
 }
 
 /// Lets go of the lock and answers operators until somebody else has it.

@@ -15,6 +15,8 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 /// Pause between two tries.
@@ -42,6 +44,18 @@ pub(super) enum LockError {
     Held { node: String, holder: String, path: PathBuf },
 }
 
+/// Tells a serving agent that its successor is here: it drains as at its end, and stays until it is told to stop.
+pub(super) const HAND_OVER: Signal = Signal::SIGUSR1;
+
+/// What is done about an agent that serves the node already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Predecessor {
+    /// It is left alone; if it is on its way out, its end is waited for.
+    Wait,
+    /// It is told that its successor is here.
+    Relieve,
+}
+
 /// The lock, held or let go of.
 #[derive(Debug)]
 pub(super) struct NodeLock {
@@ -51,15 +65,24 @@ pub(super) struct NodeLock {
 
 impl NodeLock {
     /// Takes the lock, waiting up to `wait` for an agent that is on its way out. Blocking.
-    pub(super) fn acquire(state_dir: &Path, node: &str, wait: Duration) -> Result<Self, LockError> {
+    pub(super) fn acquire(
+        state_dir: &Path,
+        node: &str,
+        wait: Duration,
+        predecessor: Predecessor,
+    ) -> Result<Self, LockError> {
         fs::create_dir_all(state_dir)
             .map_err(|source| LockError::Folder { path: state_dir.to_owned(), source })?;
         let path = state_dir.join(format!("{}.lock", node.replace('/', "%2f")));
         let give_up = Instant::now() + wait;
         let mut lock = Self { path, held: None };
+        let mut told = predecessor == Predecessor::Wait;
         loop {
             if lock.try_again()? {
                 return Ok(lock);
+            }
+            if !told {
+                told = lock.relieve_holder();
             }
             if Instant::now() >= give_up {
                 let holder = fs::read_to_string(&lock.path).unwrap_or_default();
@@ -71,6 +94,26 @@ impl NodeLock {
                 });
             }
             std::thread::sleep(TRY_EACH);
+        }
+    }
+
+    /// Tells the holder that its successor is here. Whether it could be told: whoever holds the lock lives, and has
+    /// written who it is.
+    fn relieve_holder(&self) -> bool {
+        let text = fs::read_to_string(&self.path).unwrap_or_default();
+        let Ok(pid) = text.trim().parse::<i32>() else { return false };
+        if pid <= 1 || u32::try_from(pid) == Ok(std::process::id()) {
+            return false;
+        }
+        match kill(Pid::from_raw(pid), HAND_OVER) {
+            Ok(()) => {
+                tracing::info!(pid, "told the agent that serves this node to hand over");
+                true
+            }
+            Err(error) => {
+                tracing::debug!(pid, %error, "tell the agent that serves this node to hand over");
+                false
+            }
         }
     }
 
@@ -126,13 +169,16 @@ mod tests {
     #[test]
     fn a_second_agent_is_refused_by_name_and_let_in_once_the_first_lets_go() {
         let dir = folder("lock");
-        let mut first = NodeLock::acquire(&dir, "n1", Duration::ZERO).unwrap();
-        let error = NodeLock::acquire(&dir, "n1", Duration::from_millis(60)).unwrap_err();
+        let mut first = NodeLock::acquire(&dir, "n1", Duration::ZERO, Predecessor::Wait).unwrap();
+        let error = NodeLock::acquire(&dir, "n1", Duration::from_millis(60), Predecessor::Wait).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("node n1") && text.contains(&std::process::id().to_string()), "{text}");
-        assert!(NodeLock::acquire(&dir, "n2", Duration::ZERO).is_ok(), "another node is another lock");
+        assert!(
+            NodeLock::acquire(&dir, "n2", Duration::ZERO, Predecessor::Wait).is_ok(),
+            "another node is another lock"
+        );
         first.release();
-        let second = NodeLock::acquire(&dir, "n1", Duration::ZERO).unwrap();
+        let second = NodeLock::acquire(&dir, "n1", Duration::ZERO, Predecessor::Wait).unwrap();
         assert!(!first.try_again().unwrap());
         drop(second);
         assert!(first.try_again().unwrap());

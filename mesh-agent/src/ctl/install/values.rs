@@ -101,7 +101,7 @@ pub(crate) struct Agent {
     pub(crate) prober_cgroup: String,
     pub(crate) drain: String,
     pub(crate) termination_grace_period_seconds: i64,
-    pub(crate) max_unavailable: i32,
+    pub(crate) max_surge: i32,
 }
 
 /// Where container runtimes look for CNI plugins, and what becomes of pods that cannot be enrolled.
@@ -196,7 +196,7 @@ impl Values {
         }
         let numbers = [
             ("controller.replicas", i64::from(values.controller.replicas), 1..=100),
-            ("agent.maxUnavailable", i64::from(values.agent.max_unavailable), 1..=1000),
+            ("agent.maxSurge", i64::from(values.agent.max_surge), 1..=1000),
             ("agent.terminationGracePeriodSeconds", values.agent.termination_grace_period_seconds, 1..=3600),
             ("webhook.timeoutSeconds", i64::from(values.webhook.timeout_seconds), 1..=30),
         ];

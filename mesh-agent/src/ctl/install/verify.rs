@@ -167,7 +167,7 @@ async fn nodes(cluster: &Cluster, set: &DaemonSet, selector: &str) -> Result<Vec
         if image.as_ref().is_some_and(|image| *image != agent.image) {
             let message =
                 format!("its agent runs {}, wanted {}", agent.image, image.clone().unwrap_or_default());
-            let advice = "wait for the rollout; values agent.maxUnavailable say how fast it is";
+            let advice = "wait for the rollout; values agent.maxSurge say how fast it is";
             findings.push(Finding::warning(format!("node {name}"), message, advice));
         }
     }

@@ -4,7 +4,7 @@ use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet},
         core::v1::{
-            AppArmorProfile, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction,
+            AppArmorProfile, Capabilities, ConfigMapVolumeSource, Container, HTTPGetAction,
             HostPathVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource,
             SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
             VolumeProjection,
@@ -91,8 +91,9 @@ pub(super) fn daemon_set(values: &Values, namespace: &str) -> DaemonSet {
         update_strategy: Some(DaemonSetUpdateStrategy {
             type_: Some("RollingUpdate".to_owned()),
             rolling_update: Some(RollingUpdateDaemonSet {
-                max_unavailable: Some(IntOrString::Int(of.max_unavailable)),
-                ..Default::default()
+                // The next agent of a node takes over from the one before it, and only then that one ends.
+                max_surge: Some(IntOrString::Int(of.max_surge)),
+                max_unavailable: Some(IntOrString::Int(0)),
             }),
         }),
         template,
@@ -133,14 +134,7 @@ fn container(values: &Values, namespace: &str) -> Container {
         command: Some(vec!["/mesh-agent".to_owned()]),
         args: Some(args(values, namespace)),
         env: Some(env),
-        ports: Some(vec![ContainerPort {
-            name: Some("metrics".to_owned()),
-            container_port: AGENT_METRICS_PORT,
-            // As the API server defaults it for pods in the host's network.
-            host_port: Some(AGENT_METRICS_PORT),
-            protocol: Some("TCP".to_owned()),
-            ..Default::default()
-        }]),
+        // No ports: in the host's network they would keep a second agent, the next one, off the node.
         // A node that never was in the mesh waits for the controller before it answers.
         startup_probe: Some(probe("/healthz", 2, 150)),
         readiness_probe: Some(probe("/readyz", 2, 3)),
