@@ -414,9 +414,17 @@ fn pods_whose_first_act_is_to_connect_are_meshed_and_agents_come_and_go() -> Tes
     }
     served_without_failure(&load)?;
 
-    // A roll-out of agents.
+    // A roll-out of agents: each takes over from the one before it.
+    let before = load.report();
     kubectl.run(&["rollout", "restart", "-n", "nodemesh-system", "daemonset/nodemesh-agent"])?;
     rolled_out(&cluster, "nodemesh-system", "daemonset/nodemesh-agent")?;
+    let after = load.report();
+    println!(
+        "rolled: {} of {} failed: {:?}",
+        after.failures() - before.failures(),
+        after.ok() - before.ok(),
+        after.failed
+    );
     served_without_failure(&load)?;
 
     // Without a controller, pods of known namespaces still start and are served.
