@@ -31,8 +31,12 @@ impl Folders {
 
     /// Makes the folders of this version.
     pub(crate) fn create(&self) -> io::Result<()> {
-        fs::create_dir_all(self.maps())?;
-        fs::create_dir_all(self.links())
+        let make = || fs::create_dir_all(self.maps()).and_then(|()| fs::create_dir_all(self.links()));
+        make().or_else(|error| match error.kind() {
+            // The folder of all nodes went with the last one, at this moment.
+            io::ErrorKind::NotFound => make(),
+            _ => Err(error),
+        })
     }
 
     /// The folder of all versions of the node.
