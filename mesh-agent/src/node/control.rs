@@ -35,6 +35,8 @@ const PASS_PAUSE: Duration = Duration::from_secs(1);
 const HANDSHAKES: Duration = Duration::from_millis(50);
 /// How soon a draining agent notices that its successor took the lock.
 const SUCCESSOR_EACH: Duration = Duration::from_millis(100);
+/// A successor that told this agent to hand over has taken the lock within this time; it tries every 50 ms.
+const SUCCESSOR_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often the programs' log is read.
 const KERNEL_LOG_EACH: Duration = Duration::from_millis(100);
@@ -91,7 +93,7 @@ impl Control {
         let finish = async {
             // A pass under way must not add a pod to a proxy that is stopping.
             drop(timeout(PASS_MAX, reconciler.lock()).await);
-            finish(&shared, lock, drain, serve).await
+            finish(&shared, lock, drain, serve, relieved).await
         };
         tokio::pin!(finish);
         let (mut done, mut told) = (false, !relieved);
@@ -230,7 +232,13 @@ async fn follow_kernel_log(logger: Option<Logger>) {
 /// The end of a node agent. Direct connections and arrivals need no agent; connects that do fall back by the
 /// listener rule as soon as the listeners are closed.
 /// Whether a successor has taken over.
-async fn finish(shared: &Shared, mut lock: NodeLock, grace: Duration, serve: Serving) -> bool {
+async fn finish(
+    shared: &Shared,
+    mut lock: NodeLock,
+    grace: Duration,
+    serve: Serving,
+    relieved: bool,
+) -> bool {
     tracing::info!(?grace, "stopping: no new connections");
     // First the kernel hands us no more, then those end whose handshake is under way: one that comes between the last accept
     // and the close of its listener would be reset.
@@ -240,11 +248,17 @@ async fn finish(shared: &Shared, mut lock: NodeLock, grace: Duration, serve: Ser
     sleep(HANDSHAKES).await;
     let drain = shared.proxy.drain(grace);
     tokio::pin!(drain);
-    let drained = tokio::select! {
-        drained = &mut drain => drained,
-        () = serve_until_replaced(&mut lock, serve) => {
-            tracing::info!("another agent has taken over");
-            drain.await
+    let drained = if relieved {
+        // A node without connections is drained at once, and the lock must not be taken back from under the successor.
+        let replaced = timeout(SUCCESSOR_WITHIN, serve_until_replaced(&mut lock, serve));
+        tokio::join!(drain, replaced).0
+    } else {
+        tokio::select! {
+            drained = &mut drain => drained,
+            () = serve_until_replaced(&mut lock, serve) => {
+                tracing::info!("another agent has taken over");
+                drain.await
+            }
         }
     };
     // A successor stamps the heartbeat by now; then it is not ours to stop.
