@@ -35,32 +35,46 @@ impl Checks {
     }
 
     fn rows(&self) -> Vec<(bool, String)> {
-        let TrafficReport { ok, failed, versions, .. } = &self.traffic;
+        let TrafficReport { ok, failed, .. } = &self.traffic;
         let mut rows = vec![
             (*ok > 0, format!("{ok} product pages, each with details and reviews")),
             (failed.is_empty(), format!("{} failed requests", self.traffic.failures())),
             (self.direct > 0, format!("{} connections Direct", self.direct)),
             (self.proxied > 0, format!("{} connections by the proxy", self.proxied)),
         ];
-        for version in VERSIONS {
-            let pages = versions.get(version).copied().unwrap_or(0);
-            rows.push((pages > 0, format!("{pages} pages with reviews {version}")));
-        }
+        rows.extend(versions_seen(&self.traffic));
         rows
     }
 }
 
 impl fmt::Display for Checks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "traffic checks:")?;
-        for (holds, text) in self.rows() {
-            writeln!(f, "  {} {text}", if holds { "ok  " } else { "FAIL" })?;
-        }
-        for (reason, count) in &self.traffic.failed {
-            writeln!(f, "       {count} × {reason}")?;
-        }
-        Ok(())
+        show(f, &self.rows(), &self.traffic)
     }
+}
+
+/// That visitors have seen every version of the reviews, a row each.
+pub(crate) fn versions_seen(traffic: &TrafficReport) -> impl Iterator<Item = (bool, String)> {
+    VERSIONS.into_iter().map(|version| {
+        let pages = traffic.versions.get(version).copied().unwrap_or(0);
+        (pages > 0, format!("{pages} pages with reviews {version}"))
+    })
+}
+
+/// What was judged, a row each with whether it holds, and how requests failed.
+pub(crate) fn show(
+    f: &mut fmt::Formatter<'_>,
+    rows: &[(bool, String)],
+    traffic: &TrafficReport,
+) -> fmt::Result {
+    writeln!(f, "traffic checks:")?;
+    for (holds, text) in rows {
+        writeln!(f, "  {} {text}", if *holds { "ok  " } else { "FAIL" })?;
+    }
+    for (reason, count) in &traffic.failed {
+        writeln!(f, "       {count} × {reason}")?;
+    }
+    Ok(())
 }
 
 /// Connections ever opened by a path, over the outbound ones of some edges.

@@ -13,14 +13,13 @@ use mesh_tests::cluster::{Bookinfo, Cluster, Mesh};
 use mesh_tests::signals::stop_signals;
 use nix::sys::signal::Signal;
 
+use super::checks::{show, versions_seen};
+
 /// How often the numbers are shown.
 const REFRESH: Duration = Duration::from_secs(2);
 
 /// Pages that visitors see before the namespace joins the mesh.
 const BEFORE: u64 = 100;
-
-/// The versions of the reviews that visitors must have seen.
-const VERSIONS: [&str; 3] = ["v1", "v2", "v3"];
 
 pub(crate) fn main(seconds: Option<u64>, visits: u32) -> ExitCode {
     match run(seconds, visits) {
@@ -109,30 +108,20 @@ impl Checks {
     }
 
     fn rows(&self) -> Vec<(bool, String)> {
-        let TrafficReport { ok, versions, failed, .. } = &self.traffic;
+        let TrafficReport { ok, failed, .. } = &self.traffic;
         let meshed = ok.saturating_sub(self.plain.ok);
         let mut rows = vec![
             (self.plain.ok > 0, format!("{} product pages without the mesh", self.plain.ok)),
             (meshed > 0, format!("{meshed} since the namespace joined")),
             (failed.is_empty(), format!("{} failed requests", self.traffic.failures())),
         ];
-        for version in VERSIONS {
-            let pages = versions.get(version).copied().unwrap_or(0);
-            rows.push((pages > 0, format!("{pages} pages with reviews {version}")));
-        }
+        rows.extend(versions_seen(&self.traffic));
         rows
     }
 }
 
 impl fmt::Display for Checks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "traffic checks:")?;
-        for (holds, text) in self.rows() {
-            writeln!(f, "  {} {text}", if holds { "ok  " } else { "FAIL" })?;
-        }
-        for (reason, count) in &self.traffic.failed {
-            writeln!(f, "       {count} × {reason}")?;
-        }
-        Ok(())
+        show(f, &self.rows(), &self.traffic)
     }
 }
