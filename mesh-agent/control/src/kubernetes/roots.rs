@@ -10,7 +10,7 @@ use kube::{
     core::PartialObjectMeta,
     runtime::{
         WatchStreamExt as _,
-        watcher::{self, Event, watcher},
+        watcher::{self, watcher},
     },
 };
 use mesh_identity::TrustMaterial;
@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::names::{ROOTS, ROOTS_KEY, apply, is_absent, metadata};
-use crate::link::files::pem;
+use crate::{link::files::pem, source::kubernetes::Listed};
 
 /// Pause before a namespace that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -28,52 +28,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// What the cluster has.
 #[derive(Debug, Default)]
 struct Known {
-    namespaces: Listed<()>,
+    namespaces: Listed<String, ()>,
     /// Roots by namespace.
-    published: Listed<String>,
-}
-
-/// Something that is listed and watched, by namespace.
-#[derive(Debug)]
-struct Listed<T> {
-    now: BTreeMap<String, T>,
-    coming: BTreeMap<String, T>,
-    is_complete: bool,
-}
-
-impl<T> Default for Listed<T> {
-    fn default() -> Self {
-        Self { now: BTreeMap::new(), coming: BTreeMap::new(), is_complete: false }
-    }
-}
-
-impl<T> Listed<T> {
-    /// Takes an event; `of` says what it is about, or that it does not count.
-    fn take<K>(&mut self, event: Event<K>, of: impl Fn(K) -> (String, Option<T>)) {
-        match event {
-            Event::Init => self.coming.clear(),
-            Event::InitApply(object) => {
-                if let (key, Some(value)) = of(object) {
-                    self.coming.insert(key, value);
-                }
-            }
-            Event::InitDone => {
-                self.now = std::mem::take(&mut self.coming);
-                self.is_complete = true;
-            }
-            Event::Apply(object) => match of(object) {
-                (key, Some(value)) => {
-                    self.now.insert(key, value);
-                }
-                (key, None) => {
-                    self.now.remove(&key);
-                }
-            },
-            Event::Delete(object) => {
-                self.now.remove(&of(object).0);
-            }
-        }
-    }
+    published: Listed<String, String>,
 }
 
 impl Known {
@@ -157,6 +114,8 @@ async fn write(client: &Client, namespace: &str, roots: &str) -> Result<(), kube
 
 #[cfg(test)]
 mod tests {
+    use kube::runtime::watcher::Event;
+
     use super::*;
 
     fn of((key, value): (&str, &str)) -> (String, Option<String>) {

@@ -13,6 +13,7 @@
 //! - An API server that is away takes nothing away.
 
 mod crds;
+mod listed;
 pub mod node_pods;
 mod object;
 #[cfg(test)]
@@ -31,8 +32,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-pub(crate) use self::object::api_resource;
 use self::world::World;
+pub(crate) use self::{listed::Listed, object::api_resource};
 pub use self::{
     object::{Judged, Object, Told},
     verdict::{ParentVerdict, Verdict},

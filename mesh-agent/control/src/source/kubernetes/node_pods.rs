@@ -9,7 +9,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Debug,
     pin::pin,
     sync::Arc,
 };
@@ -31,6 +30,7 @@ use mesh_core::{
 };
 use tokio::sync::watch;
 
+use super::Listed;
 use crate::{
     problem::Problems,
     resource::{metadata, pod},
@@ -58,10 +58,9 @@ struct Seen {
 /// What is listed and watched so far.
 #[derive(Debug, Default)]
 struct View {
-    pods: BTreeMap<Name, Seen>,
+    pods: Listed<Name, Seen>,
     /// Whether it is opted in, by name.
-    namespaces: BTreeMap<String, bool>,
-    listed: [bool; 2],
+    namespaces: Listed<String, bool>,
 }
 
 /// Follows the pods of `node` until nobody wants to know; never ends by itself before that.
@@ -71,23 +70,24 @@ pub async fn follow(client: Client, node: &str, out: watch::Sender<Arc<NodePods>
     let namespaces = Api::<PartialObjectMeta<v1::Namespace>>::all(client);
     let mut namespaces = pin!(watcher(namespaces, watcher::Config::default()).default_backoff());
     let mut view = View::default();
-    let (mut fresh_pods, mut fresh_namespaces) = (BTreeMap::new(), BTreeMap::new());
     loop {
         tokio::select! {
             Some(event) = pods.next() => {
                 if let Some(event) = heard("pods", event) {
-                    view.listed[0] |= take(event, &mut view.pods, &mut fresh_pods, read_pod, |pod| name_of(&pod.metadata));
+                    view.pods.take(event, |pod| (name_of(&pod.metadata), Some(read_pod(&pod))));
                 }
             }
             Some(event) = namespaces.next() => {
                 if let Some(event) = heard("namespaces", event) {
-                    let name = |n: &PartialObjectMeta<v1::Namespace>| n.metadata.name.clone().unwrap_or_default();
-                    view.listed[1] |= take(event, &mut view.namespaces, &mut fresh_namespaces, read_namespace, name);
+                    view.namespaces.take(event, |namespace| {
+                        let name = namespace.metadata.name.clone().unwrap_or_default();
+                        (name, Some(read_namespace(&namespace)))
+                    });
                 }
             }
             () = out.closed() => return,
         }
-        if view.listed == [true; 2] {
+        if view.pods.is_complete && view.namespaces.is_complete {
             let now = view.node_pods();
             out.send_if_modified(|current| {
                 let changed = **current != now;
@@ -110,33 +110,6 @@ fn heard<T>(what: &'static str, event: Result<Event<T>, watcher::Error>) -> Opti
     }
 }
 
-/// Takes one event in. Whether a list is complete with it.
-fn take<T, K: Ord + Debug, V>(
-    event: Event<T>,
-    known: &mut BTreeMap<K, V>,
-    fresh: &mut BTreeMap<K, V>,
-    read: impl Fn(&T) -> V,
-    key: impl Fn(&T) -> K,
-) -> bool {
-    match event {
-        Event::Init => fresh.clear(),
-        Event::InitApply(object) => {
-            fresh.insert(key(&object), read(&object));
-        }
-        Event::InitDone => {
-            *known = std::mem::take(fresh);
-            return true;
-        }
-        Event::Apply(object) => {
-            known.insert(key(&object), read(&object));
-        }
-        Event::Delete(object) => {
-            known.remove(&key(&object));
-        }
-    }
-    false
-}
-
 fn name_of(meta: &ObjectMeta) -> Name {
     Name::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
@@ -156,15 +129,21 @@ fn read_namespace(object: &PartialObjectMeta<v1::Namespace>) -> bool {
 impl View {
     fn node_pods(&self) -> NodePods {
         let declared = |(name, seen): (&Name, &Seen)| {
-            let opted_in = self.namespaces.get(&*name.namespace).copied().unwrap_or(false);
+            let opted_in = self.namespaces.now.get(&*name.namespace).copied().unwrap_or(false);
             let (meshed, skipped) = seen.pod.membership(opted_in);
             let workload = Workload { meshed, skipped, ..seen.pod.workload.clone() };
             let runtime_uid = Arc::clone(&seen.runtime_uid);
             (name.clone(), Declared { runtime_uid, workload: Arc::new(workload) })
         };
         NodePods {
-            pods: self.pods.iter().map(declared).collect(),
-            namespaces: self.namespaces.iter().filter(|(_, on)| **on).map(|(name, _)| name.clone()).collect(),
+            pods: self.pods.now.iter().map(declared).collect(),
+            namespaces: self
+                .namespaces
+                .now
+                .iter()
+                .filter(|(_, on)| **on)
+                .map(|(name, _)| name.clone())
+                .collect(),
         }
     }
 }
@@ -190,8 +169,10 @@ mod tests {
 
     fn view(namespace_opted_in: bool, pods: &[v1::Pod]) -> NodePods {
         let pods = pods.iter().map(|pod| (name_of(&pod.metadata), read_pod(pod))).collect();
-        let namespaces = BTreeMap::from([("shop".to_owned(), namespace_opted_in)]);
-        View { pods, namespaces, listed: [true; 2] }.node_pods()
+        let mut view = View::default();
+        view.pods.now = pods;
+        view.namespaces.now = BTreeMap::from([("shop".to_owned(), namespace_opted_in)]);
+        view.node_pods()
     }
 
     fn of(pods: &NodePods, name: &str) -> (bool, Option<String>) {
@@ -233,17 +214,5 @@ mod tests {
         let pods = view(true, &[mirror, pod("plain", json!({}))]);
         let uid = |name: &str| pods.pods[&Name::new("shop", name)].runtime_uid.to_string();
         assert_eq!((uid("static"), uid("plain")), ("hash".to_owned(), "uid-plain".to_owned()));
-    }
-
-    #[test]
-    fn a_new_list_takes_away_what_is_not_in_it() {
-        let (mut known, mut fresh) = (BTreeMap::from([("a", 1), ("b", 2)]), BTreeMap::new());
-        let mut put = |event| take(event, &mut known, &mut fresh, |v: &(&'static str, i32)| v.1, |v| v.0);
-        assert!(!put(Event::Init));
-        assert!(!put(Event::InitApply(("b", 3))));
-        assert!(put(Event::InitDone));
-        assert!(!put(Event::Apply(("c", 4))));
-        assert!(!put(Event::Delete(("b", 3))));
-        assert_eq!(known, BTreeMap::from([("c", 4)]));
     }
 }
