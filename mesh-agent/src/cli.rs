@@ -16,6 +16,7 @@ use mesh_control::{
     link::{DEFAULT_LISTEN, RUN_DIR},
     subscribe::channel::ControllerUrl,
 };
+use mesh_identity::KeyAlgorithm;
 
 use crate::{cni::install::Unenrolled, ctl::DEFAULT_ADMIN_SOCKET};
 
@@ -148,6 +149,9 @@ pub struct RotateArgs {
     /// How long the new root is only announced: as long as it may take until every agent has heard of it.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
     pub announce: Duration,
+    /// Kind of the new root's key: ecdsa-p256, ecdsa-p384, ed25519 or rsa-2048.
+    #[arg(long, env = "MESH_KEY_ALGORITHM", value_name = "KIND", default_value = "ecdsa-p256")]
+    pub key_algorithm: KeyAlgorithm,
 }
 
 /// What names a node in the kernel.
@@ -181,6 +185,10 @@ pub struct TrustArgs {
     /// the controller's own]
     #[arg(long, env = "MESH_ROOT_NAMESPACE", value_name = "NAMESPACE")]
     pub root_namespace: Option<String>,
+    /// Kind of the keys that are made from now on, workloads' and a root's: ecdsa-p256, ecdsa-p384, ed25519 or rsa-2048. Keys
+    /// that are there stay.
+    #[arg(long, env = "MESH_KEY_ALGORITHM", value_name = "KIND", default_value = "ecdsa-p256")]
+    pub key_algorithm: KeyAlgorithm,
 }
 
 impl TrustArgs {

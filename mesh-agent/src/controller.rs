@@ -75,7 +75,8 @@ fn secret_of(state_dir: &Path) -> anyhow::Result<JoinSecret> {
 }
 
 fn authority(trust: &TrustArgs) -> anyhow::Result<Ca> {
-    Ca::open(CaOptions::new(&trust.ca_dir, trust.trust_domain.as_str())).with_context(|| {
+    let options = CaOptions::new(&trust.ca_dir, trust.trust_domain.as_str());
+    Ca::open(CaOptions { algorithm: trust.key_algorithm, ..options }).with_context(|| {
         format!("open the certificate authority in {}; see --ca-dir", trust.ca_dir.display())
     })
 }

@@ -60,7 +60,7 @@ use self::{
     bridge::Bridge,
     control::{Control, Serving},
     direct::Direct,
-    identities::Identities,
+    identities::{Identities, Wish},
     local::{LocalKnowledge, Locator},
     lock::{NodeLock, Predecessor},
     membership::Membership,
@@ -111,12 +111,13 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
     };
     let (locator, snapshots) = Locator::new(&node, snapshots, local.facts());
     let (resolver, snapshots, resolved) = Resolver::new(snapshots, args.dns_upstream.clone());
+    let wish = Wish { algorithm: args.trust.key_algorithm, ttl: args.certificate_ttl };
     let (identities, certificates) = match &link {
         Some(link) => {
             let (issuer, url) = (Arc::clone(&link.issuer) as _, args.source.to_string());
-            Identities::remote(&node, issuer, url, args.certificate_ttl, &snapshots)
+            Identities::remote(&node, issuer, url, wish, &snapshots)
         }
-        None => Identities::local(&node, &args.trust.ca_dir, args.certificate_ttl, &snapshots)?,
+        None => Identities::local(&node, &args.trust.ca_dir, wish, &snapshots)?,
     };
     let kernel = Arc::new(Node::open(node_options(&node, args))?);
     let events = Events::open(kernel.maps())?;

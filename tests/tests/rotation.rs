@@ -227,3 +227,32 @@ fn a_plugged_in_intermediate_issues_and_is_shown() -> TestResult {
     assert_eq!(session.connect(&Connect::to(scene.web.at4(8080)))?.who()?.server, "web");
     Ok(())
 }
+
+#[test]
+fn nodes_with_keys_of_different_kinds_are_one_mesh() -> TestResult {
+    require_agent!();
+    let kinds = [("a", "ed25519"), ("b", "ecdsa-p384"), ("c", "rsa-2048")];
+    let shop = Shop::open(test_name!(), &kinds.map(|(node, _)| node))?;
+    shop.mode(MtlsMode::Strict)?;
+    let pods = kinds.map(|(node, _)| shop.pod(node, &format!("web-{node}")));
+    let pods = pods.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let _servers = pods.iter().map(|pod| shop.serve(pod)).collect::<Result<Vec<_>, _>>()?;
+    let agents = kinds
+        .iter()
+        .map(|(node, kind)| Ok(shop.world().node(node)?.agent().args(&["--key-algorithm", kind]).launch()?))
+        .collect::<Result<Vec<_>, Failure>>()?;
+    for agent in &agents {
+        agent.wait_ready()?;
+    }
+    for from in &pods {
+        for to in pods.iter().filter(|to| to.name() != from.name()) {
+            assert_eq!(from.tool()?.who(to.at4(8080))?.server, to.name(), "from {}", from.name());
+        }
+    }
+    for (agent, (_, kind)) in agents.iter().zip(kinds) {
+        let view = agent.meshctl(&["certificates"])?;
+        // Any RSA key has the name of its family: authorities bring longer ones.
+        assert_eq!(view["certificates"][0]["key"], kind.trim_end_matches("-2048"), "{view:#}");
+    }
+    Ok(())
+}

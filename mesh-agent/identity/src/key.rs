@@ -180,6 +180,16 @@ impl PrivateKey {
         Arc::clone(&self.signing)
     }
 
+    /// The kind of key in words of operators: the name of a [`KeyAlgorithm`], or `rsa` of whatever length.
+    pub fn kind(&self) -> &'static str {
+        match self.scheme {
+            SignatureScheme::ECDSA_NISTP256_SHA256 => KeyAlgorithm::EcdsaP256.as_str(),
+            SignatureScheme::ECDSA_NISTP384_SHA384 => KeyAlgorithm::EcdsaP384.as_str(),
+            SignatureScheme::ED25519 => KeyAlgorithm::Ed25519.as_str(),
+            _ => "rsa",
+        }
+    }
+
     /// Whether certificates need `keyEncipherment` for this key's kind, as RSA's traditionally have it.
     pub(crate) fn is_rsa(&self) -> bool {
         self.signing.algorithm() == SignatureAlgorithm::RSA

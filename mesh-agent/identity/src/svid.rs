@@ -67,6 +67,7 @@ impl Validity {
 pub struct Svid {
     principal: Principal,
     certified: Arc<CertifiedKey>,
+    key_kind: &'static str,
     serial: String,
     validity: Validity,
 }
@@ -110,7 +111,12 @@ impl Svid {
                 .map_err(SvidError::Chain)?;
         }
         let certified = Arc::new(CertifiedKey::new(issued.chain.clone(), key.signing_key()));
-        Ok(Self { principal, certified, serial, validity })
+        Ok(Self { principal, certified, key_kind: key.kind(), serial, validity })
+    }
+
+    /// Kind of its key, as [`PrivateKey::kind`] says.
+    pub fn key_kind(&self) -> &'static str {
+        self.key_kind
     }
 
     /// Whom it is for.

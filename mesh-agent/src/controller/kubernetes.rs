@@ -93,7 +93,7 @@ impl Started {
 
         let secrets = AuthoritySecrets::new(client.clone(), &namespace);
         let plugged = loop {
-            match secrets.load_or_make(&args.trust.trust_domain).await {
+            match secrets.load_or_make(&args.trust.trust_domain, args.trust.key_algorithm).await {
                 Ok(plugged) => break plugged,
                 Err(error @ SecretError::Api(..)) => {
                     tracing::warn!(error = %report(&error), "waiting for the root of the mesh");
@@ -102,7 +102,10 @@ impl Started {
                 Err(error) => return Err(error).context("get the root of the mesh"),
             }
         };
-        let options = CaOptions::new(&args.trust.ca_dir, args.trust.trust_domain.as_str());
+        let options = CaOptions {
+            algorithm: args.trust.key_algorithm,
+            ..CaOptions::new(&args.trust.ca_dir, args.trust.trust_domain.as_str())
+        };
         let ca = Ca::open_with(options, Some(plugged)).with_context(|| {
             format!(
                 "open the certificate authority; its journal is in {}, see --ca-dir",

@@ -13,11 +13,21 @@ use mesh_core::{identity::Identity, snapshot::Snapshot};
 use mesh_identity::{
     Ca, Certificates, Issuer, LocalIssuer, TrustDomains,
     ca::{CaCounters, CaOptions},
+    key::KeyAlgorithm,
     workloads::{CertificateCounters, Options, Renewer},
 };
 use tokio::sync::watch;
 
 use crate::view::{CertificateView, CertificatesView};
+
+/// What certificates of workloads shall be like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish {
+    /// Kind of their keys; of the key of a root, too, if one is made in this process.
+    pub(super) algorithm: KeyAlgorithm,
+    /// Life asked for.
+    pub(super) ttl: Duration,
+}
 
 /// The certificates of this node, and the authority if it is in this process.
 #[derive(Debug)]
@@ -45,11 +55,11 @@ impl Identities {
     pub(super) fn local(
         node: &str,
         ca_dir: &Path,
-        ttl: Duration,
+        wish: Wish,
         snapshots: &watch::Receiver<Arc<Snapshot>>,
     ) -> anyhow::Result<(Self, Background)> {
         let trust_domain = Arc::clone(&snapshots.borrow().mesh().trust_domain);
-        let options = CaOptions::new(ca_dir, trust_domain);
+        let options = CaOptions { algorithm: wish.algorithm, ..CaOptions::new(ca_dir, trust_domain) };
         let ca = Ca::open(options).with_context(|| {
             format!("open the certificate authority in {}; see --ca-dir", ca_dir.display())
         })?;
@@ -58,7 +68,7 @@ impl Identities {
         let issuer =
             LocalIssuer::new(Arc::clone(&ca), node, move |identity| hosted.is_hosted(&of_node, identity));
         let from = ca_dir.display().to_string();
-        Ok(Self::start(node, Some(ca), Arc::new(issuer), from, ttl, snapshots))
+        Ok(Self::start(node, Some(ca), Arc::new(issuer), from, wish, snapshots))
     }
 
     /// With a controller that issues; `url` is where it is.
@@ -66,10 +76,10 @@ impl Identities {
         node: &str,
         issuer: Arc<dyn Issuer>,
         url: String,
-        ttl: Duration,
+        wish: Wish,
         snapshots: &watch::Receiver<Arc<Snapshot>>,
     ) -> (Self, Background) {
-        Self::start(node, None, issuer, url, ttl, snapshots)
+        Self::start(node, None, issuer, url, wish, snapshots)
     }
 
     fn start(
@@ -77,11 +87,12 @@ impl Identities {
         ca: Option<Arc<Ca>>,
         source: Arc<dyn Issuer>,
         issuer: String,
-        ttl: Duration,
+        wish: Wish,
         snapshots: &watch::Receiver<Arc<Snapshot>>,
     ) -> (Self, Background) {
         let snapshot = Arc::clone(&snapshots.borrow());
-        let options = Options { ttl, ..Options::new(domains_of(&snapshot)) };
+        let options =
+            Options { algorithm: wish.algorithm, ttl: wish.ttl, ..Options::new(domains_of(&snapshot)) };
         let (certificates, renewer) = Certificates::new(options, source);
         // Before the first pod is served: what is not wanted is refused, not waited for.
         certificates.want(identities_on(&snapshot, node));
@@ -189,6 +200,7 @@ fn shown(row: mesh_identity::CertificateView) -> CertificateView {
         identity: row.identity,
         state: row.state.to_owned(),
         serial: row.serial,
+        key: row.key.map(str::to_owned),
         not_before: row.not_before,
         not_after: row.not_after,
         renew_at: row.renew_at,
@@ -232,8 +244,8 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("mesh-agent-identities-{}", std::process::id()));
         let parts = Parts { workloads: vec![Arc::new(pod("a", "n1", "alice"))], ..Parts::default() };
         let (snapshots_tx, snapshots) = watch::channel(Arc::new(Snapshot::new(1, parts)));
-        let (identities, background) =
-            Identities::local("n1", &dir, Duration::from_secs(3600), &snapshots).unwrap();
+        let wish = Wish { algorithm: KeyAlgorithm::Ed25519, ttl: Duration::from_secs(3600) };
+        let (identities, background) = Identities::local("n1", &dir, wish, &snapshots).unwrap();
         let running = tokio::spawn(background.run());
         let wait_for = async |account: &str| {
             let identity = Identity::parse(&format!("spiffe://cluster.local/ns/shop/sa/{account}")).unwrap();

@@ -29,6 +29,8 @@ pub struct CertificateView {
     pub state: String,
     /// Serial number, lower-case hexadecimal.
     pub serial: Option<String>,
+    /// Kind of its key: `ecdsa-p256`, `ecdsa-p384`, `ed25519` or `rsa`.
+    pub key: Option<String>,
     /// Start of its life, RFC 3339 in UTC.
     pub not_before: Option<String>,
     /// End of its life.

@@ -61,16 +61,20 @@ impl AuthoritySecrets {
         Self { secrets: Api::namespaced(client, namespace), namespace: namespace.to_owned() }
     }
 
-    /// The authority: what was plugged in, else our own, which is made if nobody has.
+    /// The authority: what was plugged in, else our own, which is made, with a key of the kind `algorithm`, if nobody has.
     ///
     /// # Errors
     /// The API server, or a Secret that holds no authority.
-    pub async fn load_or_make(&self, trust_domain: &str) -> Result<PluggedIn, SecretError> {
+    pub async fn load_or_make(
+        &self,
+        trust_domain: &str,
+        algorithm: KeyAlgorithm,
+    ) -> Result<PluggedIn, SecretError> {
         loop {
             if let Some(found) = self.load().await? {
                 return Ok(found);
             }
-            let made = PluggedIn::self_signed(trust_domain, KeyAlgorithm::default(), SystemTime::now())?;
+            let made = PluggedIn::self_signed(trust_domain, algorithm, SystemTime::now())?;
             let secret = Secret {
                 metadata: metadata(OWN_AUTHORITY, Some(&self.namespace)),
                 type_: Some("Opaque".to_owned()),

@@ -19,6 +19,9 @@ pub struct CertificateView {
     /// Serial number, lower-case hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// Kind of its key, as [`PrivateKey::kind`](crate::key::PrivateKey::kind) says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<&'static str>,
     /// Start of its life, RFC 3339 in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_before: Option<String>,
@@ -55,6 +58,7 @@ impl CertificateView {
             identity: identity.to_string(),
             state: label,
             serial: slot.map(|slot| slot.svid.serial().to_owned()),
+            key: slot.map(|slot| slot.svid.key_kind()),
             not_before: validity.map(|validity| rfc3339(validity.not_before)),
             not_after: validity.map(|validity| rfc3339(validity.not_after)),
             expires_in_s: validity
