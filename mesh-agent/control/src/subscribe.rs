@@ -17,7 +17,8 @@ pub mod issuer;
 mod saver;
 pub mod status;
 pub mod store;
-mod stream;
+pub mod stream;
+pub mod visit;
 
 use std::{
     path::PathBuf,
@@ -154,14 +155,22 @@ pub fn start_with(
 /// # Errors
 /// Only what waiting would not mend; files that are not there yet are waited for.
 pub fn start_by_service_account(options: ServiceAccountOptions) -> Result<Subscription, StartError> {
-    let ServiceAccountOptions { controller, server_name, node, token_file, root_file, state_dir } = options;
-    let name = server_name.unwrap_or_else(|| controller.host().to_owned());
-    let server_name = ServerName::try_from(name.clone()).map_err(|_| StartError::ServerName(name))?;
-    let files = ServiceAccountFiles { token: token_file, roots: root_file, server_name };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let credentials = Credentials::of_service_account(&node, files, Arc::clone(&clock))?;
+    let credentials = of_service_account(&options, Arc::clone(&clock))?;
+    let ServiceAccountOptions { controller, node, state_dir, .. } = options;
     let place = Place { controller, node, state_dir };
     start_as(credentials, place, TrustMaterial::default(), clock, true)
+}
+
+fn of_service_account(
+    options: &ServiceAccountOptions,
+    clock: Arc<dyn Clock>,
+) -> Result<Credentials, StartError> {
+    let ServiceAccountOptions { controller, server_name, node, token_file, root_file, .. } = options;
+    let name = server_name.clone().unwrap_or_else(|| controller.host().to_owned());
+    let server_name = ServerName::try_from(name.clone()).map_err(|_| StartError::ServerName(name))?;
+    let files = ServiceAccountFiles { token: token_file.clone(), roots: root_file.clone(), server_name };
+    Ok(Credentials::of_service_account(node, files, clock)?)
 }
 
 /// Where the controller is, and where the node is.

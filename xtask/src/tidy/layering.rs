@@ -52,10 +52,11 @@ const LAYERS: [Layer; 13] = [
     },
     // The harness drives the programs from outside, as a user does; it may share names and layouts.
     Layer { package: "mesh-tests", folder: "tests/", may_import: &["mesh-common", "mesh-core"] },
+    // Its simulated agents are the agent's end of the controller link.
     Layer {
         package: "mesh-benches",
         folder: "benches/",
-        may_import: &["mesh-common", "mesh-core", "mesh-tests"],
+        may_import: &["mesh-common", "mesh-control", "mesh-core", "mesh-tests", "mesh-wire"],
     },
     Layer {
         package: "mesh-fuzz",
@@ -76,8 +77,8 @@ const CONFINED: [Confined; 4] = [
     // The benches measure a bare program next to ours.
     Confined { name: "aya", to: &["mesh-common", "mesh-redirect", "mesh-benches"] },
     Confined { name: "aya-obj", to: &["mesh-redirect"] },
-    // meshctl installs the mesh and asks its agents through the API server.
-    Confined { name: "kube", to: &["mesh-agent", "mesh-control"] },
+    // meshctl installs the mesh and asks its agents through the API server; the benches write what kubelets would.
+    Confined { name: "kube", to: &["mesh-agent", "mesh-control", "mesh-benches"] },
     Confined { name: "k8s-openapi", to: &["mesh-agent", "mesh-control"] },
 ];
 

@@ -11,6 +11,7 @@ mod paths;
 mod programs;
 mod rows;
 mod runner;
+mod scale;
 mod session;
 
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ enum Bench {
     Http(compare::Options),
     /// What the connect hook costs with ten thousand services, and that packets cost nothing.
     Hook(hook::Options),
+    /// What a controller of a large cluster costs, and how fast a change is everywhere.
+    Scale(scale::Options),
     /// The load program itself, as this program starts it in pods.
     #[command(hide = true)]
     Load(load::Args),
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Bench::Net(options) => compare::run(Traffic::Tcp, &options),
         Bench::Http(options) => compare::run(Traffic::Http, &options),
         Bench::Hook(options) => hook::run(&options),
+        Bench::Scale(options) => scale::run(&options),
         Bench::Load(arguments) => load::run(arguments),
     };
     match done {

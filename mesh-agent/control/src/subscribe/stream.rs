@@ -3,7 +3,7 @@
 //! Invariant: what is claimed to be held at the beginning of a stream is exactly what the store holds; so nothing is sent
 //! twice, and nothing is missed.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_wire::proto::{
     discovery::{
@@ -13,12 +13,17 @@ use mesh_wire::proto::{
     node::Node,
     rpc::Status as WireStatus,
 };
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tonic::{
     Code, Request, Status, Streaming, codegen::tokio_stream::wrappers::ReceiverStream, transport::Channel,
 };
 
-use super::{credentials::Credentials, issuer::authorise, store::Store};
+use super::{
+    credentials::Credentials,
+    issuer::authorise,
+    store::{RefusedError, Store},
+};
 use crate::link::{Kind, MESSAGE_BYTES_MAX, WILDCARD, commit_of};
 
 /// Requests on their way: one of each kind, and answers to what the controller may have sent.
@@ -28,7 +33,7 @@ const DETAIL_BYTES_MAX: usize = 4096;
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StreamError {
+pub enum StreamError {
     /// The controller ended it, or the connection broke.
     #[error("the controller ended the stream: {}", said(.0))]
     Ended(Box<Status>),
@@ -50,28 +55,72 @@ fn said(status: &Status) -> String {
     }
 }
 
+/// What takes the resources of a stream: the agent's [`Store`], or something that only looks at them.
+pub trait Holder {
+    /// What of a kind is held, by name, with its version.
+    fn versions(&self, kind: Kind) -> BTreeMap<String, String>;
+
+    /// Takes a resource.
+    ///
+    /// # Errors
+    /// It cannot be used; the one of that name before stays.
+    fn set(
+        &mut self,
+        kind: Kind,
+        name: Arc<str>,
+        version: Arc<str>,
+        body: Bytes,
+    ) -> Result<(), RefusedError>;
+
+    /// Forgets a resource; one that is not there is no error.
+    fn remove(&mut self, kind: Kind, name: &str);
+}
+
+impl Holder for Store {
+    fn versions(&self, kind: Kind) -> BTreeMap<String, String> {
+        Self::versions(self, kind)
+    }
+
+    fn set(
+        &mut self,
+        kind: Kind,
+        name: Arc<str>,
+        version: Arc<str>,
+        body: Bytes,
+    ) -> Result<(), RefusedError> {
+        Self::set(self, kind, name, version, body)
+    }
+
+    fn remove(&mut self, kind: Kind, name: &str) {
+        Self::remove(self, kind, name);
+    }
+}
+
 /// What came of a message.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Received {
+pub struct Received {
     /// Resources that were refused.
-    pub(super) refused: usize,
+    pub refused: usize,
     /// The store now holds the whole of this generation.
-    pub(super) commit: Option<u64>,
+    pub commit: Option<u64>,
 }
 
 /// An open stream.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub struct Stream {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     responses: Streaming<DeltaDiscoveryResponse>,
 }
 
 impl Stream {
     /// Opens a stream and asks for everything that `store` does not hold.
-    pub(super) async fn open(
+    ///
+    /// # Errors
+    /// The controller refused it, or the connection broke.
+    pub async fn open(
         channel: Channel,
         credentials: &Credentials,
-        store: &Store,
+        store: &impl Holder,
     ) -> Result<Self, StreamError> {
         let (requests, outbound) = mpsc::channel(REQUESTS_MAX);
         let id = format!("nodemesh~{}", credentials.node());
@@ -99,7 +148,10 @@ impl Stream {
     /// Waits for the next message, takes it into `store` and answers it.
     ///
     /// Cancel safe: it waits for the message alone.
-    pub(super) async fn next(&mut self, store: &mut Store) -> Result<Received, StreamError> {
+    ///
+    /// # Errors
+    /// The stream has ended.
+    pub async fn next(&mut self, store: &mut impl Holder) -> Result<Received, StreamError> {
         let response = self.responses.message().await?.ok_or(StreamError::Closed)?;
         let DeltaDiscoveryResponse {
             system_version_info, resources, type_url, removed_resources, nonce, ..
