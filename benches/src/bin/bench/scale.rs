@@ -143,7 +143,10 @@ async fn measure(server: &ApiServer, options: &Options) -> anyhow::Result<Outcom
     let cold_start = synced.saturating_duration_since(controller.started());
     let ready = controller.ready_after();
     let (bytes, cpu) = (controller.bytes_sent()?, controller.cpu()?);
-    say(began, &format!("all agents are in step {:.1} s after the controller's start", cold_start.as_secs_f64()));
+    say(
+        began,
+        &format!("all agents are in step {:.1} s after the controller's start", cold_start.as_secs_f64()),
+    );
     tokio::time::sleep(REST).await;
     let whole =
         Churn::run(&api, &cluster, &fleet, &controller, &plan(options.seconds, 0..options.services)).await?;

@@ -25,6 +25,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Feed {
     encoder: Encoder,
+    /// What was encoded last: roots and the state of the source change without it.
+    last: Option<Arc<Snapshot>>,
 }
 
 impl Feed {
@@ -36,9 +38,15 @@ impl Feed {
             edits.insert((kind, Arc::clone(&name)), Some(Resource::new(name, body, Vec::new(), None)));
         };
         single(Kind::Trust, trust_message(trust).encode_to_vec());
+        // Each agent counts its own states. Ours would make this another resource, for everybody, at each change of anything.
+        let source = SourceStatus { version: 0, ..source.clone() };
         // A status that cannot be written as JSON does not exist; without one the agents would wait for it.
-        let status = serde_json::to_string(source).unwrap_or_default();
+        let status = serde_json::to_string(&source).unwrap_or_default();
         single(Kind::Source, nodemesh::Source { status }.encode_to_vec());
+        if self.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, snapshot)) {
+            return edits;
+        }
+        self.last = Some(Arc::clone(snapshot));
         for ((kind, name), edit) in self.encoder.update(snapshot) {
             let name: Arc<str> = name.into();
             let resource = edit.map(|Encoded { body, aliases, node }| {
@@ -62,5 +70,25 @@ fn trust_message(material: &TrustMaterial) -> nodemesh::Trust {
             .map(|(domain, roots)| (domain.to_string(), nodemesh::Roots { certificates: ders(roots) }))
             .collect(),
         revocation_lists: material.crls.iter().map(|crl| crl.to_vec()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::publish::world::World;
+
+    #[test]
+    fn a_source_that_only_counts_on_is_no_change_for_agents() {
+        let (mut feed, mut world) = (Feed::default(), World::default());
+        let (snapshot, trust) = (Arc::new(Snapshot::default()), TrustMaterial::default());
+        let source = SourceStatus { version: 1, resources: 3, ..SourceStatus::default() };
+        assert!(world.apply(feed.edits(&snapshot, &source, &trust)) > 0);
+        let later = SourceStatus { version: 2, ..source.clone() };
+        assert_eq!(world.apply(feed.edits(&snapshot, &later, &trust)), 0);
+        let other = SourceStatus { by_kind: BTreeMap::from([(crate::resource::Kind::Pod, 4)]), ..source };
+        assert_eq!(world.apply(feed.edits(&snapshot, &other, &trust)), 1);
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use mesh_wire::proto::{
     discovery::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse,
@@ -13,7 +14,6 @@ use mesh_wire::proto::{
     node::Node,
     rpc::Status as WireStatus,
 };
-use bytes::Bytes;
 use tokio::sync::mpsc;
 use tonic::{
     Code, Request, Status, Streaming, codegen::tokio_stream::wrappers::ReceiverStream, transport::Channel,
@@ -64,13 +64,8 @@ pub trait Holder {
     ///
     /// # Errors
     /// It cannot be used; the one of that name before stays.
-    fn set(
-        &mut self,
-        kind: Kind,
-        name: Arc<str>,
-        version: Arc<str>,
-        body: Bytes,
-    ) -> Result<(), RefusedError>;
+    fn set(&mut self, kind: Kind, name: Arc<str>, version: Arc<str>, body: Bytes)
+    -> Result<(), RefusedError>;
 
     /// Forgets a resource; one that is not there is no error.
     fn remove(&mut self, kind: Kind, name: &str);

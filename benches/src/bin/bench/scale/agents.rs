@@ -198,7 +198,11 @@ impl Fleet {
     }
 
     /// Waits until each has what the controller publishes, compares, and ends.
-    pub(super) async fn end(self, controller: &Controller, measured: &super::changes::Churn) -> anyhow::Result<()> {
+    pub(super) async fn end(
+        self,
+        controller: &Controller,
+        measured: &super::changes::Churn,
+    ) -> anyhow::Result<()> {
         ensure!(measured.lost == 0, "{} changes did not arrive at every agent", measured.lost);
         let settled = async {
             for progress in &self.progress {

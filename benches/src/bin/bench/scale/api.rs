@@ -46,9 +46,8 @@ impl Api {
         &self,
         objects: impl IntoIterator<Item = (String, Value)>,
     ) -> anyhow::Result<()> {
-        let writes = stream::iter(objects).map(|(collection, object)| async move {
-            self.create(&collection, &object).await.map(drop)
-        });
+        let writes = stream::iter(objects)
+            .map(|(collection, object)| async move { self.create(&collection, &object).await.map(drop) });
         writes.buffer_unordered(PARALLEL).try_collect().await
     }
 

@@ -165,9 +165,8 @@ impl Churn {
                 agents: fleet.len(),
             };
             let is_replaced = change * plan.replaced as usize % 100 + plan.replaced as usize >= 100;
-            under_way.spawn(async move {
-                if is_replaced { work.replace().await } else { work.flip().await }
-            });
+            under_way
+                .spawn(async move { if is_replaced { work.replace().await } else { work.flip().await } });
             while let Some(ended) = under_way.try_join_next() {
                 done.push(ended??);
             }

@@ -64,7 +64,8 @@ impl Cluster {
             .map(|number| {
                 let own = pods / services + usize::from(number < pods % services);
                 let app = format!("app{number}");
-                let endpoints = (0..own).map(|replica| cluster.endpoint(&app, number + replica * 7)).collect();
+                let endpoints =
+                    (0..own).map(|replica| cluster.endpoint(&app, number + replica * 7)).collect();
                 Service {
                     // Neighbours by number are in one namespace, so that half of the services is half of the namespaces.
                     namespace: format!("ns{}", number / SERVICES_PER_NAMESPACE),

@@ -147,11 +147,13 @@ impl Controller {
     /// The sum of a metric over its labels.
     fn counted(&self, metric: &str) -> anyhow::Result<u64> {
         let text = self.get("/metrics")?;
-        let samples = text.lines().filter(|line| {
-            line.strip_prefix(metric).is_some_and(|rest| rest.starts_with(['{', ' ']))
-        });
+        let samples = text
+            .lines()
+            .filter(|line| line.strip_prefix(metric).is_some_and(|rest| rest.starts_with(['{', ' '])));
         samples
-            .map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<u64>().map_err(anyhow::Error::from))
+            .map(|line| {
+                line.rsplit(' ').next().unwrap_or_default().parse::<u64>().map_err(anyhow::Error::from)
+            })
             .sum::<anyhow::Result<u64>>()
             .with_context(|| format!("read {metric}"))
     }

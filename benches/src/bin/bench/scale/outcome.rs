@@ -174,7 +174,12 @@ mod tests {
         };
         let rows = outcome.rows();
         let met = |metric: &str| rows.iter().find(|row| row.metric == metric).and_then(|row| row.met);
-        for (metric, kept) in [("ack_p99_ms", true), ("bytes_per_change", false), ("controller_rss_mb", false), ("cold_start_s", true)] {
+        for (metric, kept) in [
+            ("ack_p99_ms", true),
+            ("bytes_per_change", false),
+            ("controller_rss_mb", false),
+            ("cold_start_s", true),
+        ] {
             assert_eq!(met(metric), Some(kept), "{metric}");
         }
         assert!(rows.iter().all(|row| row.path == "control"));
