@@ -83,8 +83,7 @@ impl PodConfig {
             hash(&parts)
         };
         // A verdict lets connections past the agent, where nobody counts them.
-        let scope = workload.sidecar.as_ref().and_then(|name| snapshot.routes().sidecars.get(name));
-        let limits: Vec<_> = scope.iter().flat_map(|scope| scope.inbound.counts()).collect();
+        let limits = snapshot.counted_ports(workload);
         let policy = workload.policy_hash.to_string();
         let judged = if limits.is_empty() { policy } else { format!("{policy} {limits:?}") };
         let policy_hash = with_addrs("policy", judged);

@@ -22,6 +22,7 @@ use crate::{
     policy::AuthorizationPolicy,
     route::{
         Routes,
+        cluster::ClusterKey,
         defaults::{Distribution, MeshDefaults},
         scope::Audience,
     },
@@ -357,6 +358,10 @@ pub struct Snapshot {
     /// Ports at which some host has an HTTP table.
     http_ports: BTreeSet<u16>,
     stream_ports: BTreeSet<u16>,
+    /// Destinations of which a DestinationRule limits the requests.
+    pub(crate) limited_by_request: Arc<[ClusterKey]>,
+    /// Whether a Sidecar limits requests.
+    pub(crate) counts_requests_of_sidecars: bool,
     /// Services, with a port, that are told by name or network alone and that something is said about.
     unlisted: Arc<[(Name, u16)]>,
     mesh: Arc<Mesh>,
@@ -415,6 +420,11 @@ impl Snapshot {
             by_network: by_network.into(),
             http_ports: routes.http.keys().map(|at| at.port).collect(),
             stream_ports: routes.streams.keys().map(|at| at.port).collect(),
+            limited_by_request: routes.limited_by_request().cloned().collect(),
+            counts_requests_of_sidecars: routes
+                .sidecars
+                .values()
+                .any(|scope| scope.inbound.limits_requests()),
             unlisted: Arc::default(),
             routes,
             mesh,

@@ -149,9 +149,14 @@ pub(crate) async fn dial(
 
 /// Has the kernel probe a silent connection, if its destination's policy says so. One in a tunnel has no socket of its own.
 pub(crate) fn keep_alive(transport: &Transport, pool: &ConnectionPool) {
-    let (Transport::Tcp(stream), Some((probes, idle, interval))) = (transport, pool.keepalive) else {
-        return;
-    };
+    if let Transport::Tcp(stream) = transport {
+        probe(stream, pool);
+    }
+}
+
+/// The same of a socket.
+pub(crate) fn probe(stream: &Stream, pool: &ConnectionPool) {
+    let Some((probes, idle, interval)) = pool.keepalive else { return };
     let mut keepalive = TcpKeepalive::new();
     if let Some(probes) = probes {
         keepalive = keepalive.with_retries(probes);

@@ -176,6 +176,11 @@ impl Live {
         *self.inbound.borrow_mut() = part;
     }
 
+    /// Whether others wait for its part in that limit.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.inbound.borrow().as_ref().is_some_and(Taken::is_wanted)
+    }
+
     /// Notes what the server's side allowed. Before the app is dialled, so that no policy change falls in between.
     pub(crate) fn set_admitted(&self, request: ServerRequest) {
         *self.admitted.borrow_mut() = Some(request);
@@ -205,6 +210,11 @@ impl Live {
     /// What protects it towards the server.
     pub(crate) fn security(&self) -> Security {
         self.names.borrow().security
+    }
+
+    /// Whom it is between.
+    pub(crate) fn names(&self) -> Names {
+        self.names.borrow().clone()
     }
 
     /// Notes where it is taken, and whom it is between.

@@ -21,6 +21,7 @@ use std::{
 };
 
 use mesh_core::{
+    id::WorkloadId,
     route::{
         cluster::{Cluster, ClusterKey},
         scope::{NO_LABELS, Scoped},
@@ -53,6 +54,15 @@ pub(crate) enum Destination {
     },
     /// The address that was dialled.
     Address(SocketAddr),
+    /// A workload of this node, as its own side reaches it; what is in use there counts for all clients.
+    Own {
+        /// The workload.
+        server: WorkloadId,
+        /// Its address and port.
+        addr: SocketAddr,
+        /// Its limits (S45).
+        policy: Arc<Cluster>,
+    },
 }
 
 impl Destination {
@@ -85,6 +95,7 @@ impl Destination {
         match self {
             Self::Cluster { policy, .. } => policy.as_ref(),
             Self::Address(_) => None,
+            Self::Own { policy, .. } => Some(policy),
         }
     }
 
@@ -92,7 +103,7 @@ impl Destination {
     pub(crate) fn service(&self) -> Option<&Arc<Service>> {
         match self {
             Self::Cluster { service, .. } => Some(service),
-            Self::Address(_) => None,
+            Self::Address(_) | Self::Own { .. } => None,
         }
     }
 }
@@ -140,7 +151,10 @@ impl Destinations {
             // Addresses come from apps: what nobody uses makes room.
             all.retain(|_, endpoints| Rc::strong_count(endpoints) > 1);
         }
-        let usage = worker.shared().limits.usage(&scope);
+        let usage = match destination {
+            Destination::Own { server, addr, .. } => worker.shared().inbound.usage(&(*server, addr.port())),
+            Destination::Cluster { .. } | Destination::Address(_) => worker.shared().limits.usage(&scope),
+        };
         let endpoints = Rc::new(Endpoints::new(scope.clone(), usage));
         all.insert(scope, Rc::clone(&endpoints));
         endpoints

@@ -19,6 +19,7 @@ mod guard;
 mod hashing;
 pub(crate) mod interim;
 pub(crate) mod io;
+pub(crate) mod own;
 mod pipeline;
 pub mod preview;
 mod record;
@@ -32,6 +33,6 @@ pub(crate) mod upstream;
 mod variables;
 
 pub(crate) use self::{
-    claim::{claim, may_claim},
+    claim::{Claim, claim, claim_own, may_claim},
     serve::serve,
 };

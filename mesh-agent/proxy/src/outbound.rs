@@ -16,6 +16,7 @@ use std::{net::SocketAddr, os::fd::AsFd, rc::Rc, sync::Arc, time::Duration};
 
 use mesh_core::{
     policy::{Peer, Verdict, transport},
+    route::cluster::ConnectionPool,
     snapshot::{Service, Snapshot, Workload},
 };
 use tokio::time::{Instant, timeout_at};
@@ -370,7 +371,7 @@ fn admit_local(
     let verdict = judgement.verdict;
     let pool = snapshot.inbound_pool(workload, choice.addr.port());
     // With a verdict connections would go past the agent, where nobody counts them.
-    let is_counted = pool.is_some_and(|pool| pool.max_connections.is_some());
+    let is_counted = pool.is_some_and(ConnectionPool::is_counted);
     if !(is_counted && verdict.is_allow()) {
         worker.kernel().put_verdict(
             &live.pod,

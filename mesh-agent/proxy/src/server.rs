@@ -11,7 +11,7 @@ use mesh_core::{
     id::WorkloadId,
     policy::{self, Attempt, Judgement, Peer},
     route::cluster::ConnectionPool,
-    snapshot::Snapshot,
+    snapshot::{Snapshot, Workload},
 };
 
 use crate::{
@@ -68,6 +68,39 @@ pub(crate) fn take_inbound(
         return Ok(None);
     };
     worker.shared().inbound.usage(&(server, port)).take(Kind::Connection, Some(max)).map(Some).ok_or(Full)
+}
+
+/// The part of a request in the limits of a workload of this node (S45); `None` where there are none.
+///
+/// # Errors
+/// There are as many as the workload may have.
+pub(crate) fn take_request(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    server: &Workload,
+    port: u16,
+) -> Result<Option<Taken>, Full> {
+    let Some(pool) = request_pool(worker, snapshot, server, port) else { return Ok(None) };
+    worker
+        .shared()
+        .inbound
+        .usage(&(server.id, port))
+        .take(Kind::Request, pool.max_requests)
+        .map(Some)
+        .ok_or(Full)
+}
+
+/// Limits of the requests to a port of a workload, if it is on this node, so that they are counted here.
+pub(crate) fn request_pool<'s>(
+    worker: &Worker,
+    snapshot: &'s Snapshot,
+    server: &'s Workload,
+    port: u16,
+) -> Option<&'s ConnectionPool> {
+    if !snapshot.counts_requests() || *server.node != *worker.settings().node {
+        return None;
+    }
+    snapshot.inbound_pool(server, port).filter(|pool| pool.limits_requests())
 }
 
 /// A workload has as many connections as it may.

@@ -6,6 +6,7 @@ mod fixture;
 mod hbone;
 mod http;
 mod inbound_limits;
+mod inbound_requests;
 pub(crate) mod layers;
 mod life;
 mod outbound;

@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::snapshot::Snapshot;
+use mesh_core::{id::WorkloadId, snapshot::Snapshot};
 use tokio::{
     sync::{mpsc, watch},
     task::spawn_local,
@@ -195,6 +195,17 @@ impl Worker {
         }
     }
 
+    /// Has a connection to a workload's port given up that nobody uses, here or on the other workers: a request waits for one.
+    pub(crate) fn make_room_at(&self, server: WorkloadId, port: u16) {
+        if self.sites.make_room_at(server, port) {
+            return;
+        }
+        let others = self.shared.links.iter().enumerate().filter(|(index, _)| *index != self.index);
+        for (_, link) in others {
+            link.commands.try_send(Command::MakeRoomAt(server, port)).ok();
+        }
+    }
+
     /// The connections this worker carries, by endpoint.
     pub(crate) fn loads(&self) -> &Loads {
         &self.loads
@@ -259,13 +270,26 @@ impl Worker {
         let Ok(open) = opened else { return stream::reset(socket) };
         let live = Rc::clone(open.live());
         let Ok(mut downstream) = Stream::new(socket) else { return open.close(CloseReason::Overloaded) };
-        if direction == Direction::Outbound && http::may_claim(&self.snapshot()) {
-            let look =
-                Box::pin(async { Ok::<_, CloseReason>(http::claim(self, &live, &mut downstream).await) });
+        let may_be_http = match direction {
+            Direction::Outbound => http::may_claim(&self.snapshot()),
+            Direction::Inbound => self.snapshot().counts_requests(),
+        };
+        if may_be_http {
+            let look = Box::pin(async {
+                match direction {
+                    Direction::Outbound => {
+                        Ok(http::claim(self, &live, &mut downstream).await.map(|claim| (claim, None)))
+                    }
+                    Direction::Inbound => {
+                        let found = inbound::claim(self, &live, &mut downstream, pod.inbound_port).await?;
+                        Ok::<_, CloseReason>(found.map(|(claim, own)| (claim, Some(own))))
+                    }
+                }
+            });
             match self.unless_stopped(&live, look).await {
                 Ok(None) => {}
-                Ok(Some(claim)) => {
-                    return open.close(Box::pin(http::serve(self, &live, downstream, claim)).await);
+                Ok(Some((claim, own))) => {
+                    return open.close(Box::pin(http::serve(self, &live, downstream, claim, own)).await);
                 }
                 Err(reason) => {
                     downstream.reset();
@@ -290,14 +314,7 @@ impl Worker {
                 let _held = (load, share);
                 live.meter.touch(self.tick.get());
                 match transport {
-                    Transport::Tcp(upstream) => {
-                        let env = RelayEnv {
-                            buffers: &self.buffers,
-                            tick: &self.tick,
-                            splice: self.settings().splice,
-                        };
-                        relay(&env, &live.meter, downstream, upstream).await
-                    }
+                    Transport::Tcp(upstream) => self.relay(&live, downstream, upstream).await,
                     Transport::Tunnel(stream) => outbound::carry(self, &live, stream, downstream).await,
                     Transport::Layered(io) => Box::pin(layers::carry(&live, downstream, *io)).await,
                 }
@@ -308,6 +325,12 @@ impl Worker {
             }
         };
         open.close(reason);
+    }
+
+    /// Moves bytes between two sockets until the connection ends, and says why it did.
+    pub(crate) async fn relay(&self, live: &Live, downstream: Stream, upstream: Stream) -> CloseReason {
+        let env = RelayEnv { buffers: &self.buffers, tick: &self.tick, splice: self.settings().splice };
+        relay(&env, &live.meter, downstream, upstream).await
     }
 
     /// Runs `work` until it is done or the connection is told to stop.
@@ -433,6 +456,9 @@ impl Worker {
                 done.send(self.destinations.active()).ok();
             }
             Command::MakeRoom(scope) => self.sites.make_room(&scope),
+            Command::MakeRoomAt(server, port) => {
+                self.sites.make_room_at(server, port);
+            }
             Command::Drain { deadline, done } => {
                 let worker = Rc::clone(self);
                 drop(spawn_local(async move {

@@ -192,18 +192,16 @@ pub(super) fn outbound(
     Some(mode.unwrap_or(unset))
 }
 
-/// What limits say of requests has no effect on the server's side, where bytes are passed on as they come.
+/// Nothing is repeated on the server's side, and apps are spoken to in the protocol of their clients.
 fn check_pool(pool: &ConnectionPool, path: &str, problems: &mut Problems) {
-    let of_requests = [
-        pool.max_pending,
-        pool.max_requests,
-        pool.max_requests_per_connection,
-        pool.max_retries,
-        pool.max_concurrent_streams,
+    let fields = [
+        ("maxRetries", pool.max_retries.is_some()),
+        ("h2UpgradePolicy", pool.h2_upgrade.is_some()),
+        ("useClientProtocol", pool.use_client_protocol),
     ];
-    if of_requests.iter().any(Option::is_some) || pool.h2_upgrade.is_some() || pool.use_client_protocol {
-        let message = "limits requests, which has no effect on the server's side; wanted tcp, or a DestinationRule for clients";
-        problems.warning(format!("{path}.http"), message);
+    for (field, _) in fields.into_iter().filter(|(_, given)| *given) {
+        let message = "has no effect on the server's side; wanted a DestinationRule for clients";
+        problems.warning(format!("{path}.http.{field}"), message);
     }
 }
 

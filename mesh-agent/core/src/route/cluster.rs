@@ -186,6 +186,24 @@ pub struct ConnectionPool {
     pub use_client_protocol: bool,
 }
 
+impl ConnectionPool {
+    /// Whether it limits requests, and not connections alone: then the server's side has to understand them too (S45).
+    pub fn limits_requests(&self) -> bool {
+        let limits = [
+            self.max_pending,
+            self.max_requests,
+            self.max_requests_per_connection,
+            self.max_concurrent_streams,
+        ];
+        limits.iter().any(Option::is_some)
+    }
+
+    /// Whether something of it is counted at the server: connections past the agent would be counted by nobody.
+    pub fn is_counted(&self) -> bool {
+        self.max_connections.is_some() || self.limits_requests()
+    }
+}
+
 impl Default for ConnectionPool {
     fn default() -> Self {
         Self {

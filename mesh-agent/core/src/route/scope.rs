@@ -6,8 +6,12 @@ use std::{
 };
 
 use crate::{
-    route::cluster::ConnectionPool,
-    snapshot::{Snapshot, Workload},
+    route::{
+        Routes,
+        cluster::{Cluster, ClusterKey, ConnectionPool},
+        protocol::AppProtocol,
+    },
+    snapshot::{Endpoint, Protocol, ServicePort, Snapshot, Workload},
 };
 
 /// Something that depends on the client's namespace, and on its labels where a resource selects workloads.
@@ -102,19 +106,113 @@ impl InboundPools {
         self.ports.get(&port).or(self.all.as_ref())
     }
 
-    /// How many connections each port may have, as far as that is limited: the one of all other ports under 0.
-    pub(crate) fn counts(&self) -> impl Iterator<Item = (u16, u32)> {
+    /// Whether some of them are about requests.
+    pub(crate) fn limits_requests(&self) -> bool {
+        self.all.iter().chain(self.ports.values()).any(ConnectionPool::limits_requests)
+    }
+
+    /// The ports whose connections are counted: all others under 0.
+    fn counted(&self) -> impl Iterator<Item = Counted> {
         let of_ports = self.ports.iter().map(|(port, pool)| (*port, pool));
         let all = of_ports.chain(self.all.iter().map(|pool| (0, pool)));
-        all.filter_map(|(port, pool)| Some((port, pool.max_connections?)))
+        all.filter_map(|(port, pool)| Counted::of(port, pool))
+    }
+}
+
+/// A port of a workload whose connections are counted there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Counted {
+    /// The port that the workload listens on; 0: every other.
+    port: u16,
+    max_connections: Option<u32>,
+    by_request: bool,
+}
+
+impl Counted {
+    fn of(port: u16, pool: &ConnectionPool) -> Option<Self> {
+        let (max_connections, by_request) = (pool.max_connections, pool.limits_requests());
+        pool.is_counted().then_some(Self { port, max_connections, by_request })
+    }
+}
+
+impl Routes {
+    /// Destinations of which a DestinationRule limits the requests, for some client at least: their servers count them too.
+    pub(crate) fn limited_by_request(&self) -> impl Iterator<Item = &ClusterKey> {
+        let limits = |scoped: &Scoped<Cluster>| {
+            let own = scoped.by_namespace.values();
+            let own = own.flat_map(|own| own.selected.iter().map(|(_, cluster)| cluster).chain(&own.all));
+            scoped.default.iter().chain(own).any(|cluster| cluster.policy.pool.limits_requests())
+        };
+        self.clusters
+            .iter()
+            .filter(move |(key, scoped)| key.subset.is_none() && limits(scoped))
+            .map(|(key, _)| key)
     }
 }
 
 impl Snapshot {
-    /// Limits of the connections to a port of a workload, by its Sidecar.
-    pub fn inbound_pool(&self, server: &Workload, port: u16) -> Option<&ConnectionPool> {
-        self.routes().sidecars.get(server.sidecar.as_ref()?)?.inbound.of_port(port)
+    /// Limits of the connections to a port of a workload: by its Sidecar, as a whole, else those of a DestinationRule for a service that
+    /// leads there, if they are about requests.
+    pub fn inbound_pool<'a>(&'a self, server: &'a Workload, port: u16) -> Option<&'a ConnectionPool> {
+        let sidecar = server.sidecar.as_ref().and_then(|name| self.routes().sidecars.get(name));
+        sidecar
+            .and_then(|sidecar| sidecar.inbound.of_port(port))
+            .or_else(|| self.ruled_ports(server).find(|(at, _)| *at == port).map(|(_, pool)| pool))
     }
+
+    /// Whether servers may have to understand requests to count them.
+    pub fn counts_requests(&self) -> bool {
+        self.counts_requests_of_sidecars || !self.limited_by_request.is_empty()
+    }
+
+    /// What is spoken at a port of a workload, as a service says that leads there.
+    pub fn spoken_at(&self, server: &Workload, port: u16) -> AppProtocol {
+        let services = self.services_in(&server.name.namespace);
+        let ports =
+            services.flat_map(|service| &service.ports).filter(|known| known.protocol == Protocol::Tcp);
+        let mut of_server = ports.filter(|known| leads_to(known, server).any(|own| own == port));
+        of_server.next().map_or_else(|| AppProtocol::of_number(port), AppProtocol::of)
+    }
+
+    /// The ports of a workload whose connections are counted there.
+    pub(crate) fn counted_ports(&self, server: &Workload) -> Vec<Counted> {
+        let sidecar = server.sidecar.as_ref().and_then(|name| self.routes().sidecars.get(name));
+        let own = sidecar.iter().flat_map(|sidecar| sidecar.inbound.counted());
+        // Those that a Sidecar replaces change nothing by being listed.
+        let ruled = self.ruled_ports(server).filter_map(|(port, pool)| Counted::of(port, pool));
+        let mut all: Vec<Counted> = own.chain(ruled).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Ports of a workload that DestinationRules limit the requests to, as its own namespace sees them. Rules that select clients are for
+    /// what these send (S39).
+    fn ruled_ports<'a>(&'a self, server: &'a Workload) -> impl Iterator<Item = (u16, &'a ConnectionPool)> {
+        let namespace = &server.name.namespace;
+        // Services lead to pods of their own namespace only.
+        let of_namespace =
+            self.limited_by_request.iter().filter(move |key| key.service.namespace == *namespace);
+        of_namespace.flat_map(move |key| {
+            let cluster =
+                self.routes().clusters.get(key).and_then(|scoped| scoped.get(namespace, &NO_LABELS));
+            let pool = cluster.map(|cluster| &cluster.policy.pool).filter(|pool| pool.limits_requests());
+            let service = self.service(&key.service).filter(|_| pool.is_some());
+            let ports = service.into_iter().flat_map(|service| &service.ports);
+            let ports = ports.filter(move |port| port.port == key.port && port.protocol == Protocol::Tcp);
+            let own = ports.flat_map(move |port| leads_to(port, server));
+            own.filter_map(move |port| Some((port, pool?)))
+        })
+    }
+}
+
+/// The ports of a workload that a service's port leads to.
+fn leads_to<'a>(port: &'a ServicePort, server: &'a Workload) -> impl Iterator<Item = u16> + 'a {
+    let of = |endpoint: &&Endpoint| match endpoint.workload {
+        Some(id) => id == server.id,
+        None => server.addrs.contains(&endpoint.addr),
+    };
+    port.endpoints.iter().filter(of).map(|endpoint| endpoint.port)
 }
 
 /// One egress listener of a `Sidecar`.
@@ -263,7 +361,8 @@ mod tests {
         };
         let max = |port| both.of_port(port).unwrap().max_connections;
         assert_eq!([80, 81, 82].map(max), [Some(1), None, Some(9)], "replaced as a whole");
-        assert_eq!(both.counts().collect::<Vec<_>>(), [(80, 1), (0, 9)]);
+        let counted: Vec<_> = both.counted().map(|counted| (counted.port, counted.max_connections)).collect();
+        assert_eq!(counted, [(80, Some(1)), (0, Some(9))]);
         assert_eq!(InboundPools::default().of_port(80), None);
     }
 }

@@ -1,6 +1,13 @@
 //! Services by the names that requests have, without allocating.
 
-use std::{borrow::Borrow, borrow::Cow, cmp::Ordering, net::IpAddr, sync::Arc};
+use std::{
+    borrow::Borrow,
+    borrow::Cow,
+    cmp::Ordering,
+    net::IpAddr,
+    ops::Bound::{Included, Unbounded},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
@@ -58,6 +65,14 @@ impl Snapshot {
     pub fn service_named(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
         let parts = (namespace, name);
         self.services.get::<dyn NameParts + '_>(&parts)
+    }
+
+    /// The services of a namespace.
+    pub(crate) fn services_in<'s>(&'s self, namespace: &'s str) -> impl Iterator<Item = &'s Arc<Service>> {
+        let first = (namespace, "");
+        let first: &(dyn NameParts + '_) = &first;
+        let from = self.services.range::<dyn NameParts + '_, _>((Included(first), Unbounded));
+        from.take_while(move |(name, _)| *name.namespace == *namespace).map(|(_, service)| service)
     }
 
     /// The services that declare a host which Kubernetes does not know, those of precedence first.

@@ -120,7 +120,9 @@ impl Endpoints {
         self.used.set(worker.tick());
         let snapshot = wish.snapshot;
         let (service, key, policy) = match wish.destination {
-            Destination::Address(addr) => return Ok(self.address(snapshot, *addr)),
+            Destination::Address(addr) | Destination::Own { addr, .. } => {
+                return Ok(self.address(snapshot, *addr));
+            }
             Destination::Cluster { service, key, policy } => (service, key, policy.as_ref()),
         };
         // As it is by now: a retry may be for an endpoint that was not there before.

@@ -30,6 +30,8 @@ pub(crate) enum ClusterId {
     Cluster(ClusterKey),
     /// An address that was dialled.
     Address(SocketAddr),
+    /// The pod's own address and port, by its own side.
+    Own(SocketAddr),
 }
 
 impl ClusterId {
@@ -38,6 +40,7 @@ impl ClusterId {
         match destination {
             Destination::Cluster { key, .. } => Self::Cluster(key.clone()),
             Destination::Address(addr) => Self::Address(*addr),
+            Destination::Own { addr, .. } => Self::Own(*addr),
         }
     }
 }
@@ -133,6 +136,13 @@ pub(crate) struct Taken {
     kind: Kind,
 }
 
+impl Taken {
+    /// Whether somebody waits for one.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.usage.waiting.load(Ordering::Acquire) > 0
+    }
+}
+
 impl Usage {
     /// Time on a clock that all workers share.
     pub(crate) fn now(&self) -> Duration {
@@ -140,7 +150,7 @@ impl Usage {
     }
 
     /// How many of what is counted are in use.
-    pub(super) fn count(&self, kind: Kind) -> u32 {
+    pub(crate) fn count(&self, kind: Kind) -> u32 {
         self.counter(kind).load(Ordering::Acquire)
     }
 
@@ -167,6 +177,13 @@ impl Usage {
         Some(Taken { usage: Arc::clone(self), kind })
     }
 
+    /// Waits for a connection, if as few as `max` do: whoever has one that it does not need gives it up.
+    pub(crate) fn wait(self: &Arc<Self>, max: Option<u32>) -> Option<Turn> {
+        let pending = self.take(Kind::Pending, max)?;
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        Some(Turn(pending))
+    }
+
     /// Takes a retry, if limit and budget allow it.
     pub(crate) fn take_retry(
         self: &Arc<Self>,
@@ -184,6 +201,16 @@ impl Usage {
             }
         };
         self.take(Kind::Retry, max)
+    }
+}
+
+/// Somebody who waits for a connection.
+#[derive(Debug)]
+pub(crate) struct Turn(Taken);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.usage.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -156,7 +156,7 @@ pub(crate) fn destinations(limits: &Limits, active: Outstanding) -> Vec<Destinat
         }
         let cluster = match &scope.cluster {
             ClusterId::Cluster(key) => Some(key.clone()),
-            ClusterId::Address(addr) => {
+            ClusterId::Address(addr) | ClusterId::Own(addr) => {
                 endpoints.entry(*addr).or_default();
                 None
             }

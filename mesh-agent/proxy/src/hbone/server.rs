@@ -6,7 +6,14 @@
 //! - Nothing is dialled before [`server_stage`] allowed it, for each request anew.
 //! - Every refusal is counted under a reason of its own.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    io,
+    net::{Shutdown, SocketAddr, TcpStream},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_core::{
     identity::Identity,
@@ -15,7 +22,7 @@ use mesh_core::{
 use mesh_wire::hbone::authority::Authority;
 use tokio::{
     task::spawn_local,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -30,15 +37,20 @@ use crate::{
     close::{CloseReason, Direction},
     connect::{dial, report},
     connections::{Admission, Live, Names, Term},
+    http::own::source_of,
+    inbound,
     kernel::UpstreamTags,
     metrics::edges::{EdgeKey, Parties, Reporter, Security},
-    server::{Full, ServerRequest, inbound_pool, log_dry_run, server_stage, take_inbound},
+    server::{Full, ServerRequest, inbound_pool, log_dry_run, request_pool, server_stage, take_inbound},
     stream::{self, Stream},
     worker::{Accepted, Pod, Worker},
 };
 
 /// Ports that no request may name: those of Istio's and our own agents.
 const RESERVED_PORTS: std::ops::RangeInclusive<u16> = 15_000..=15_021;
+
+/// How long a client may take to end its half of a stream whose requests are over.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Serves an arrival on 15008 until its tunnel ends.
 pub(crate) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
@@ -79,11 +91,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
     hbone.run(Role::Server, &tunnel, open).await;
 }
 
-async fn establish(
-    worker: &Worker,
-    pod: &Pod,
-    socket: std::net::TcpStream,
-) -> Result<Rc<Tunnel>, Rc<TunnelFailure>> {
+async fn establish(worker: &Worker, pod: &Pod, socket: TcpStream) -> Result<Rc<Tunnel>, Rc<TunnelFailure>> {
     let shared = worker.shared();
     let settings = &shared.settings.hbone;
     let deadline = Instant::now() + settings.handshake_timeout;
@@ -151,10 +159,15 @@ async fn answer(
         worker.unless_stopped(&live, found).await
     };
     let reason = match app {
-        Ok(app) => {
+        Ok(App::Dialled(app)) => {
             stream.respond(200, false);
             live.meter.touch(worker.tick());
             stream.carry(&live, app).await
+        }
+        Ok(App::ByRequest(target)) => {
+            stream.respond(200, false);
+            live.meter.touch(worker.tick());
+            carry_by_request(worker, &live, stream, target).await
         }
         Err(refusal) => {
             stream.respond(refusal.status, true);
@@ -170,6 +183,62 @@ impl From<CloseReason> for Refusal {
     }
 }
 
+/// What is behind a request that is granted.
+enum App {
+    /// The app itself.
+    Dialled(Stream),
+    /// What limits the app's requests, which have to be told apart first.
+    ByRequest(SocketAddr),
+}
+
+/// Carries a stream to what looks for requests in it, through a pair of sockets.
+async fn carry_by_request(
+    worker: &Rc<Worker>,
+    live: &Rc<Live>,
+    stream: TunnelStream,
+    target: SocketAddr,
+) -> CloseReason {
+    let Ok((ours, theirs, kept)) = pair() else { return CloseReason::SocketFailed };
+    let Ok(inner) = worker.connections.open_shared(live, worker.tick()) else {
+        return CloseReason::Overloaded;
+    };
+    let looked = Rc::clone(inner.live());
+    looked.set_original_dst(target);
+    looked.set_upstream(target, live.names());
+    if let Some(request) = live.admitted() {
+        looked.set_admitted(request);
+    }
+    let served = Box::pin(inbound::serve_admitted(worker, live, &looked, theirs, target));
+    let mut carried = Box::pin(stream.carry(live, ours));
+    let reason = tokio::select! {
+        biased;
+        reason = &mut carried => {
+            inner.close(reason);
+            return reason;
+        }
+        reason = served => reason,
+    };
+    inner.close(reason);
+    if reason.resets() {
+        live.meter.stop(reason);
+        return carried.await;
+    }
+    // Closing it at once would be a reset to the tunnel, and might lose it the last bytes.
+    kept.shutdown(Shutdown::Write).ok();
+    timeout(LINGER, carried).await.unwrap_or(reason)
+}
+
+/// A pair of connected sockets, the second end twice.
+fn pair() -> io::Result<(Stream, Stream, TcpStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    theirs.set_nonblocking(true)?;
+    // What is done with sockets of TCP here works on these as well.
+    let (ours, theirs) = (TcpStream::from(OwnedFd::from(ours)), TcpStream::from(OwnedFd::from(theirs)));
+    let kept = theirs.try_clone()?;
+    Ok((Stream::new(ours)?, Stream::new(theirs)?, kept))
+}
+
 /// Judges a request and dials the app behind it.
 async fn find_app(
     worker: &Worker,
@@ -177,7 +246,7 @@ async fn find_app(
     live: &Live,
     stream: &TunnelStream,
     headers: &Headers,
-) -> Result<Stream, Refusal> {
+) -> Result<App, Refusal> {
     let target = target(pod, headers).inspect_err(|refusal| {
         log_refused(worker, live, &stream.tunnel().peer, refusal.reason.as_str());
     })?;
@@ -198,6 +267,18 @@ async fn find_app(
         return Err(Refusal { status: 403, reason: CloseReason::PolicyDenied });
     }
     live.set_admitted(request);
+    let server = snapshot.workload(destination);
+    if server.is_some_and(|server| request_pool(worker, &snapshot, server, target.port()).is_some()) {
+        let names = Names {
+            service: None,
+            source: source_of(&snapshot, live).map(|workload| workload.name.clone()),
+            destination: Some(live.pod.name.clone()),
+            security: Security::MutualTls,
+            peer: Some(Arc::clone(peer)),
+        };
+        live.set_upstream(target, names);
+        return Ok(App::ByRequest(target));
+    }
     let part = take_inbound(worker, &snapshot, destination, target.port()).map_err(|Full| {
         log_refused(worker, live, peer, CloseReason::Overflow.as_str());
         Refusal::from(CloseReason::Overflow)
@@ -252,7 +333,7 @@ async fn find_app(
         cluster_domain: snapshot.cluster_domain(),
     };
     live.join(worker.edge(key, parties));
-    Ok(app)
+    Ok(App::Dialled(app))
 }
 
 /// The address of the app that a request names.

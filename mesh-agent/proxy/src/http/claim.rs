@@ -4,11 +4,11 @@
 //! - Bytes are looked at, never taken: a connection that is not HTTP is relayed as if nobody had looked.
 //! - Nobody waits for ever: without a first byte in time, or at ports of protocols in which the server speaks first, it is not HTTP.
 
-use std::{future::poll_fn, io, net::SocketAddr, os::fd::AsFd, task::Poll};
+use std::{future::poll_fn, io, net::SocketAddr, os::fd::AsFd, task::Poll, time::Duration};
 
 use mesh_core::{
     route::{protocol::AppProtocol, scope::OutboundPolicy, sight::Sight},
-    snapshot::{Protocol, Snapshot},
+    snapshot::{Protocol, Snapshot, Workload},
 };
 use tokio::time::timeout;
 
@@ -44,6 +44,7 @@ const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "
 pub(crate) fn may_claim(snapshot: &Snapshot) -> bool {
     !snapshot.routes().is_empty()
         || snapshot.has_unlisted()
+        || snapshot.counts_requests()
         || snapshot.mesh().defaults.outbound == OutboundPolicy::RegistryOnly
 }
 
@@ -53,12 +54,40 @@ pub(crate) async fn claim(worker: &Worker, live: &Live, accepted: &mut Stream) -
     let sight = snapshot.sight(live.pod.workload, &live.pod.name.namespace);
     // One that is not known is refused where all others are dialled.
     let dialled = canonical(worker.kernel().dialled(accepted.as_fd())?.dst);
-    if !tables::concerns(&snapshot, &sight, dialled) {
+    let is_counted = tables::is_counted(&snapshot, &sight, dialled, &worker.settings().node);
+    if !is_counted && !tables::concerns(&snapshot, &sight, dialled) {
         return None;
     }
     let declared = declared(&sight, dialled);
     let detection_timeout = snapshot.mesh().defaults.detection_timeout;
     drop(snapshot);
+    let http2 = is_http2(worker, accepted, declared, detection_timeout).await?;
+    live.set_original_dst(dialled);
+    Some(Claim { dialled, http2 })
+}
+
+/// Decides whether a connection to `dialled` of a local pod is HTTP, on the pod's own side.
+pub(crate) async fn claim_own(
+    worker: &Worker,
+    server: &Workload,
+    dialled: SocketAddr,
+    accepted: &mut Stream,
+) -> Option<Claim> {
+    let snapshot = worker.snapshot();
+    let declared = snapshot.spoken_at(server, dialled.port());
+    let detection_timeout = snapshot.mesh().defaults.detection_timeout;
+    drop(snapshot);
+    let http2 = is_http2(worker, accepted, declared, detection_timeout).await?;
+    Some(Claim { dialled, http2 })
+}
+
+/// Which HTTP a client speaks; `None`: none.
+async fn is_http2(
+    worker: &Worker,
+    accepted: &mut Stream,
+    declared: AppProtocol,
+    detection_timeout: Option<Duration>,
+) -> Option<bool> {
     let first = if declared.is_http() {
         // Idle connections are ended by the worker's sweep.
         look(accepted, |first| if first == First::Other { First::Http1 } else { first }).await
@@ -68,13 +97,11 @@ pub(crate) async fn claim(worker: &Worker, live: &Live, accepted: &mut Stream) -
     } else {
         First::Other
     };
-    let http2 = match first {
-        First::Http1 => false,
-        First::Http2 => true,
-        First::Other | First::Unclear => return None,
-    };
-    live.set_original_dst(dialled);
-    Some(Claim { dialled, http2 })
+    match first {
+        First::Http1 => Some(false),
+        First::Http2 => Some(true),
+        First::Other | First::Unclear => None,
+    }
 }
 
 /// What is said of the protocol at an address.

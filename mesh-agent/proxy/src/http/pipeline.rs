@@ -319,7 +319,7 @@ impl Exchange<'_> {
         let plan = Plan {
             live: Rc::clone(&self.session.live),
             snapshot: Arc::clone(&routing.snapshot),
-            destination: Destination::Address(self.session.dialled),
+            destination: self.session.as_dialled(),
             route: None,
             timeout: None,
             retry: false,

@@ -375,6 +375,6 @@ fn shown(
             let endpoints = standings(snapshot, Some(client), service, key.port, policy.as_ref(), v4);
             Some(DestinationPreview { key: key.clone(), policy: policy.clone(), endpoints })
         }
-        Destination::Address(_) => None,
+        Destination::Address(_) | Destination::Own { .. } => None,
     }
 }

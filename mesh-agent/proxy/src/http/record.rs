@@ -160,7 +160,7 @@ impl Record {
         let key = RequestKey {
             edge: EdgeKey {
                 reporter,
-                source: Some(self.session.live.pod.workload),
+                source: self.session.source(),
                 destination: destination.map(|workload| workload.id),
                 service: service.as_ref().map(|service| service.id),
                 security,
@@ -197,7 +197,8 @@ impl Drop for Record {
         let closed = self.flags.get().contains(Flag::DownstreamClosed);
         self.session.end(closed && duration < EARLY);
         let security = self.upstream.borrow().as_ref().map_or(Security::Plaintext, |end| end.security);
-        self.count(Reporter::Source, security, duration);
+        let reporter = if self.session.own.is_some() { Reporter::Destination } else { Reporter::Source };
+        self.count(reporter, security, duration);
         if security == Security::Kernel {
             // Both sides are done in this pass, so both report.
             self.count(Reporter::Destination, security, duration);

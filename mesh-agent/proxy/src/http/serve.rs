@@ -21,6 +21,7 @@ use super::{
     claim::Claim,
     client_io::ClientIo,
     guard::{HEAD_MAX, HEADERS_MAX},
+    own::OwnSide,
     pipeline::handle,
     session::Session,
     switch,
@@ -50,8 +51,17 @@ const LEAVE_STEP: Duration = Duration::from_millis(200);
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Serves a connection until it ends, and says why it did.
-pub(crate) async fn serve(worker: &Rc<Worker>, live: &Rc<Live>, stream: Stream, claim: Claim) -> CloseReason {
-    let session = Session::new(worker, live, claim.dialled, claim.http2, stream);
+///
+/// `own`: on the server's side.
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    live: &Rc<Live>,
+    stream: Stream,
+    claim: Claim,
+    own: Option<Box<OwnSide>>,
+) -> CloseReason {
+    let is_own = own.is_some();
+    let session = Session::new(worker, live, claim.dialled, claim.http2, own, stream);
     let reason = if claim.http2 { serve_http2(&session).await } else { serve_http1(&session).await };
     let stream = session.socket.borrow_mut().stream.take();
     if let Some(stream) = stream {
@@ -64,6 +74,9 @@ pub(crate) async fn serve(worker: &Rc<Worker>, live: &Rc<Live>, stream: Stream, 
         } else {
             stream.shutdown_write();
         }
+    }
+    if is_own {
+        worker.sites.leave_client(live.client);
     }
     reason
 }

@@ -22,6 +22,7 @@ use super::{
     exchange::{Destination, Upgraded},
     guard::Guard,
     interim::Interim,
+    own::OwnSide,
     record::Record,
     resets::Resets,
     tables,
@@ -54,6 +55,8 @@ pub(crate) struct Session {
     pub(super) dialled: SocketAddr,
     /// The client speaks HTTP/2.
     pub(super) http2: bool,
+    /// It is the server's own side that looks into it, and routes nothing.
+    pub(super) own: Option<Box<OwnSide>>,
     pub(super) socket: RefCell<Socket>,
     /// Requests whose responses are not complete.
     open: Cell<u32>,
@@ -115,6 +118,7 @@ impl Session {
         live: &Rc<Live>,
         dialled: SocketAddr,
         http2: bool,
+        own: Option<Box<OwnSide>>,
         stream: Stream,
     ) -> Rc<Self> {
         let guard = if http2 { Guard::off() } else { Guard::new() };
@@ -123,6 +127,7 @@ impl Session {
             live: Rc::clone(live),
             dialled,
             http2,
+            own,
             socket: RefCell::new(Socket {
                 stream: Some(stream),
                 guard,
@@ -234,6 +239,19 @@ impl Session {
         }
     }
 
+    /// The client's pod.
+    pub(super) fn source(&self) -> Option<WorkloadId> {
+        match &self.own {
+            Some(own) => own.source.as_ref().map(|source| source.id),
+            None => Some(self.live.pod.workload),
+        }
+    }
+
+    /// Where requests go that no rule is about.
+    pub(super) fn as_dialled(&self) -> Destination {
+        self.own.as_ref().map_or(Destination::Address(self.dialled), |own| own.destination.clone())
+    }
+
     /// Counts a request in its series.
     pub(super) fn count(
         &self,
@@ -272,7 +290,17 @@ impl Session {
             return Rc::clone(last);
         }
         let pod = &self.live.pod;
-        let routing = Routing::new(snapshot, pod.workload, &pod.name.namespace, self.dialled, authority);
+        let routing = match &self.own {
+            Some(own) => Routing {
+                client: own.source.clone(),
+                authority: authority.to_owned(),
+                table: None,
+                port: self.dialled.port(),
+                policy: RefCell::default(),
+                snapshot,
+            },
+            None => Routing::new(snapshot, pod.workload, &pod.name.namespace, self.dialled, authority),
+        };
         let routing = Rc::new(routing);
         *last = Some(Rc::clone(&routing));
         routing

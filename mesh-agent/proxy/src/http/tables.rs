@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use mesh_core::{
     route::{
         Origin, Routes,
-        cluster::ClusterKey,
+        cluster::{ClusterKey, ConnectionPool},
         host::resolve,
         http::{Action, Backend, HeaderOps, HttpRule, HttpTable, WeightedBackend},
         sight::Sight,
@@ -31,6 +31,24 @@ pub(super) fn concerns(snapshot: &Snapshot, sight: &Sight<'_>, dialled: SocketAd
             let port = dialled.port();
             snapshot.has_http_at(port) || sight.is_unlisted(port) || sight.refuses(dialled)
         }
+    }
+}
+
+/// Whether the requests of a connection may be counted by a server on this node: then they are told apart, whatever the client's side
+/// has to say about them.
+pub(super) fn is_counted(snapshot: &Snapshot, sight: &Sight<'_>, dialled: SocketAddr, node: &str) -> bool {
+    if !snapshot.counts_requests() {
+        return false;
+    }
+    let counts = |server: &Workload, port: u16| {
+        let pool = (*server.node == *node).then(|| snapshot.inbound_pool(server, port)).flatten();
+        pool.is_some_and(ConnectionPool::limits_requests)
+    };
+    match sight.service_at(dialled, Protocol::Tcp) {
+        Some((_, port)) => port.endpoints.iter().any(|endpoint| {
+            snapshot.workload_of(endpoint).is_some_and(|server| counts(server, endpoint.port))
+        }),
+        None => snapshot.workload_at(dialled.ip()).is_some_and(|server| counts(server, dialled.port())),
     }
 }
 

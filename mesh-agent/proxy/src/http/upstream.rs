@@ -26,10 +26,12 @@ mod response;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    net::SocketAddr,
     rc::Rc,
 };
 
 use hyper::Request;
+use mesh_core::id::WorkloadId;
 
 use self::{attempt::Exchange, cluster::Site, replay::Kept};
 use super::{
@@ -109,6 +111,16 @@ impl Sites {
     pub(crate) fn drain(&self) {
         self.draining.set(true);
         self.all.borrow().values().for_each(|site| site.close());
+    }
+
+    /// A request waits for a connection to a workload's port, which has as many as it may: gives up one that nobody uses here.
+    pub(crate) fn make_room_at(&self, server: WorkloadId, port: u16) -> bool {
+        self.all.borrow().values().any(|site| site.evict_at(server, port))
+    }
+
+    /// A client of the workloads' own sides is gone: closes what was made for it.
+    pub(crate) fn leave_client(&self, client: SocketAddr) {
+        self.all.borrow().values().for_each(|site| site.leave_client(client));
     }
 
     /// Another worker waits for a connection to a destination: gives up one that nobody uses here.

@@ -30,7 +30,7 @@ fn one_connection() -> ConnectionPool {
 }
 
 /// Publishes these workloads, all of which have a Sidecar with these limits.
-fn publish(world: &World, workloads: Vec<Workload>, inbound: InboundPools) {
+pub(super) fn publish(world: &World, workloads: Vec<Workload>, inbound: InboundPools) {
     let name = Name::new("default", "limits");
     let scope = SidecarScope { egress: Vec::new(), outbound: None, inbound };
     let routes = Routes { sidecars: [(name.clone(), Arc::new(scope))].into(), ..Routes::default() };

@@ -116,6 +116,8 @@ pub(crate) enum Command {
     Adopt(Accepted),
     /// Close a connection to this destination that nobody uses: another worker waits for one.
     MakeRoom(Scope),
+    /// The same for a port of a local workload.
+    MakeRoomAt(WorkloadId, u16),
     /// Show up to `max` connections.
     List { max: usize, done: oneshot::Sender<Vec<ConnectionView>> },
     /// Say how many requests are outstanding, by destination and endpoint.

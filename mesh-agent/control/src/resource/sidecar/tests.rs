@@ -107,8 +107,8 @@ fn mistakes_name_the_field() {
             "no effect",
         ),
         (
-            "{inboundConnectionPool: {tcp: {maxConnections: 1}, http: {http2MaxRequests: 1}}}",
-            "W spec.inboundConnectionPool.http",
+            "{inboundConnectionPool: {tcp: {maxConnections: 1}, http: {http2MaxRequests: 1, maxRetries: 1}}}",
+            "W spec.inboundConnectionPool.http.maxRetries",
             "no effect on the server's side",
         ),
         (

@@ -50,6 +50,7 @@ use crate::{
         endpoints::{Load, Member, Unchosen, Wish},
         limits::Kind,
     },
+    server::{Full, take_request},
     worker::Worker,
 };
 
@@ -243,9 +244,17 @@ impl<'a> Exchange<'a> {
         let cluster = self.cluster();
         let max = cluster.and_then(|cluster| cluster.policy.pool.max_requests);
         let taken = site.endpoints.usage.take(Kind::Request, max).ok_or(Fault::Overflow)?;
+        let is_own = matches!(self.plan.destination, Destination::Own { .. });
+        let of_server = match member.workload.as_ref().filter(|_| !is_own) {
+            Some(server) => take_request(self.worker, &snapshot, server, member.addr.port()),
+            None => Ok(None),
+        };
+        let of_server = of_server.map_err(|Full| Fault::Overflow)?;
         let load = Load::new(&member.load);
         let version = self.version();
-        head.headers.insert("x-envoy-attempt-count", HeaderValue::from(done + 1));
+        if !is_own {
+            head.headers.insert("x-envoy-attempt-count", HeaderValue::from(done + 1));
+        }
         address(&mut head, version);
         let wants_name = cluster.is_some_and(|cluster| cluster.policy.tls.is_some());
         let host = wants_name.then(|| host_of(&head));
@@ -306,7 +315,8 @@ impl<'a> Exchange<'a> {
             let status = response.status();
             let switches = status == StatusCode::SWITCHING_PROTOCOLS || is_connect && status.is_success();
             let asked = response::Asked(self.plan.interim.clone());
-            let held = Held { lease, _request: taken, _load: load, source: None, asked };
+            let held =
+                Held { lease, _request: taken, _of_server: of_server, _load: load, source: None, asked };
             let Some(switch) = switch.filter(|_| switches) else {
                 if status == StatusCode::SWITCHING_PROTOCOLS {
                     return Err(Fault::Protocol);
@@ -358,7 +368,7 @@ impl<'a> Exchange<'a> {
         let of_client = if self.plan.client_http2 { Version::Http2 } else { Version::Http1 };
         let (service, key, policy) = match &self.plan.destination {
             _ if self.plan.upgrade => return Version::Http1,
-            Destination::Address(_) => return of_client,
+            Destination::Address(_) | Destination::Own { .. } => return of_client,
             Destination::Cluster { service, key, policy } => (service, key, policy),
         };
         let pool = policy.as_ref().map(|cluster| &cluster.policy.pool);

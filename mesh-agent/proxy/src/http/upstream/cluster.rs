@@ -33,7 +33,7 @@ use crate::{
     destination::{
         UNUSED_TICKS_MAX,
         endpoints::{Endpoints, Member},
-        limits::{Kind, Taken},
+        limits::{ClusterId, Kind, Taken},
     },
     layers::LayersKey,
     worker::{TICK_MS, Worker},
@@ -47,6 +47,8 @@ struct PoolKey {
     way: WayKind,
     version: Version,
     layers: Option<LayersKey>,
+    /// On the server's own side: the app sees this client at the other end of the connection.
+    client: Option<SocketAddr>,
 }
 
 /// How an endpoint is reached.
@@ -172,10 +174,13 @@ impl Site {
                     None => continue,
                 }
             }
-            if !self.evict() {
-                worker.ask_others_for_connections(&self.endpoints.scope);
-            }
+            // Before others are asked: what they give back from here on is given up.
             let _waiting = Waiting::new(self);
+            match need.member.workload.as_ref().filter(|_| self.is_own()) {
+                Some(server) => worker.make_room_at(server.id, need.member.addr.port()),
+                None if self.evict() => {}
+                None => worker.ask_others_for_connections(&self.endpoints.scope),
+            }
             freed.await;
         }
     }
@@ -197,6 +202,7 @@ impl Site {
             cluster: need.policy.cloned(),
             version: need.version,
             host: need.host.cloned(),
+            is_own: self.is_own(),
         };
         let (site, pool, worker) = (Rc::clone(self), Rc::clone(pool), Rc::clone(worker));
         if need.version == Version::Http1 {
@@ -259,8 +265,9 @@ impl Site {
         let reason = connection
             .drive(protocol, |sender| {
                 let tick = worker.tick();
-                let wanted_elsewhere =
-                    self.endpoints.usage.waiting.load(Ordering::Acquire) > 0 && self.waiting.get() == 0;
+                let wanted_elsewhere = self.endpoints.usage.waiting.load(Ordering::Acquire) > 0
+                    && self.waiting.get() == 0
+                    || live.is_wanted();
                 let life = self.life.get();
                 if life.allows(&connection, tick) && !wanted_elsewhere && !self.draining.get() {
                     pool.give_back(&connection, sender, tick);
@@ -293,8 +300,33 @@ impl Site {
             way,
             version: need.version,
             layers: layers.map(|layers| layers.key(worker)),
+            client: self.is_own().then_some(need.live.client),
         };
         Rc::clone(self.pools.borrow_mut().entry(key).or_default())
+    }
+
+    /// Whether it is a pod's own side.
+    fn is_own(&self) -> bool {
+        matches!(self.endpoints.scope.cluster, ClusterId::Own(_))
+    }
+
+    /// Closes one connection to a workload's port that nobody uses; whether there was one.
+    pub(super) fn evict_at(&self, server: WorkloadId, port: u16) -> bool {
+        let pools = self.pools.borrow();
+        let mut there =
+            pools.iter().filter(|(key, _)| key.workload == Some(server) && key.addr.port() == port);
+        there.any(|(_, pool)| pool.evict())
+    }
+
+    /// Closes the connections that were made for one client, which is gone.
+    pub(super) fn leave_client(&self, client: SocketAddr) {
+        self.pools.borrow_mut().retain(|key, pool| {
+            let is_left = key.client == Some(client);
+            if is_left {
+                pool.close();
+            }
+            !is_left
+        });
     }
 
     /// Closes one connection that nobody uses; whether there was one.

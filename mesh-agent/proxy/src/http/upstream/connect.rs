@@ -1,14 +1,15 @@
 //! Making a connection to an endpoint: the transport that the mesh wants, then what the destination's policy adds.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use mesh_core::{
     route::cluster::{Cluster, ConnectionPool, TrafficPolicy},
     snapshot::{Service, Snapshot, Workload},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
+    super::own::source_of,
     cluster::Failed,
     connection::{self, Protocol, Sender, Version},
     reply::Fault,
@@ -18,8 +19,10 @@ use crate::{
     connect::{ConnectError, keep_alive, report},
     connections::Live,
     hbone::tunnel::Early,
+    inbound::dial_app,
     layers::{LayerError, Layers, lay, tls::Inside},
-    outbound::{Attempt, Bytes, open_transport},
+    outbound::{Attempt, Bytes, Transport, open_transport},
+    server::request_pool,
     target::Choice,
     worker::Worker,
 };
@@ -36,6 +39,8 @@ pub(super) struct Wanted {
     pub(super) version: Version,
     /// The host that the request is for, where TLS may need a name.
     pub(super) host: Option<Arc<str>>,
+    /// It is to the pod's own app, by its own side.
+    pub(super) is_own: bool,
 }
 
 impl Wanted {
@@ -72,11 +77,13 @@ pub(super) async fn connect(
     let pool = wanted.cluster.as_ref().map_or(&default, |cluster| &cluster.policy.pool);
     let limit = pool.connect_timeout;
     let deadline = Instant::now() + limit;
-    let choice = Choice { addr: wanted.addr, workload: wanted.workload.as_ref() };
-    let attempt = Attempt { limit, early: Early::Held };
-    let service = wanted.service.as_ref();
-    let opened =
-        open_transport(worker, live, &wanted.snapshot, service, choice, attempt, Bytes::Spoken).await;
+    let opened = if wanted.is_own {
+        let source = source_of(&wanted.snapshot, &wanted.client).map(|source| source.id);
+        live.set_upstream(wanted.addr, wanted.client.names());
+        dial_app(worker, live, source, wanted.addr, limit).await.map(Transport::Tcp)
+    } else {
+        open_in_turn(worker, live, wanted, limit).await
+    };
     let transport = opened.map_err(|error| {
         log(worker, live, wanted, &report(&error));
         Failed { fault: fault_of(&error), reason: error.close_reason() }
@@ -96,8 +103,48 @@ pub(super) async fn connect(
     })
 }
 
+/// Opens the transport that the endpoint needs. While a workload of this node has as many connections as it may, this waits its turn as
+/// its limits allow, at most for as long as a connection may take.
+async fn open_in_turn(
+    worker: &Rc<Worker>,
+    live: &Rc<Live>,
+    wanted: &Wanted,
+    limit: Duration,
+) -> Result<Transport, ConnectError> {
+    let choice = Choice { addr: wanted.addr, workload: wanted.workload.as_ref() };
+    let attempt = Attempt { limit, early: Early::Held };
+    let service = wanted.service.as_ref();
+    let open = || open_transport(worker, live, &wanted.snapshot, service, choice, attempt, Bytes::Spoken);
+    let port = wanted.addr.port();
+    let counted = wanted.workload.as_ref().and_then(|server| {
+        Some((server.id, request_pool(worker, &wanted.snapshot, server, port)?.max_pending))
+    });
+    let Some((server, max_pending)) = counted else { return open().await };
+    let usage = worker.shared().inbound.usage(&(server, port));
+    let deadline = Instant::now() + limit;
+    let mut turn = None;
+    loop {
+        let freed = usage.freed.notified();
+        tokio::pin!(freed);
+        // From here on nothing that becomes free is missed.
+        freed.as_mut().enable();
+        match open().await {
+            Err(ConnectError::Limit) => {}
+            outcome => return outcome,
+        }
+        if turn.is_none() {
+            turn = Some(usage.wait(max_pending).ok_or(ConnectError::Limit)?);
+        }
+        worker.make_room_at(server, port);
+        if timeout_at(deadline, freed).await.is_err() {
+            return Err(ConnectError::TimedOut { addr: wanted.addr, limit_ms: limit.as_millis() });
+        }
+    }
+}
+
 fn fault_of(error: &ConnectError) -> Fault {
     match (error, error.close_reason()) {
+        (ConnectError::Limit, _) => Fault::Overflow,
         (_, CloseReason::PolicyDenied) => Fault::Denied,
         (ConnectError::Layer { source: LayerError::TimedOut { .. }, .. }, _) => Fault::ConnectTimeout,
         (ConnectError::Layer { .. }, reason) => Fault::TransportFailed(reason),

@@ -32,6 +32,8 @@ struct TooSlow;
 pub(super) struct Held {
     pub(super) lease: Lease,
     pub(super) _request: Taken,
+    /// The same where the server counts them too.
+    pub(super) _of_server: Option<Taken>,
     pub(super) _load: Load,
     pub(super) source: Option<Rc<Source>>,
     pub(super) asked: Asked,
