@@ -322,6 +322,7 @@ fn proxy_settings(node: &str, args: &NodeArgs) -> Settings {
     settings.idle_timeout = args.idle_timeout;
     settings.splice = args.splice;
     settings.tls_files.clone_from(&args.tls_files);
+    settings.dns.upstream.clone_from(&args.dns_upstream);
     settings
 }
 

@@ -189,26 +189,54 @@ fn consistent_hashing_keeps_clients_and_limits_refuse_the_rest() -> TestResult {
     scene.destination(
         "  trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}}\n",
     )?;
-    let at_once = || -> Result<Vec<u16>, String> {
-        let slow = Script { to: scene.vip.v4, http2: false, requests: vec![get("/?delay=400")] };
-        std::thread::scope(|scope| {
-            let asking: Vec<_> = (0..6).map(|_| scope.spawn(|| web::ask(&scene.client, &slow))).collect();
-            let told = asking.into_iter().map(|one| one.join().map_err(|_| "panicked".to_owned()));
-            told.map(|told| {
-                let told = told?.map_err(|error| format!("{error:?}"))?;
-                let overflow = told[0].header("x-envoy-overloaded") == Some("true");
-                Ok(if overflow { told[0].status + 1000 } else { told[0].status })
-            })
-            .collect()
-        })
-    };
     // One is served, one waits, the others are refused.
     let refused = |told: &Result<Vec<u16>, String>| {
         told.as_ref().is_ok_and(|told| {
             told.contains(&200) && told.iter().filter(|status| **status == 1503).count() >= 3
         })
     };
-    eventually(SOON, at_once, refused)?.ok();
+    eventually(SOON, || at_once(&scene, 6), refused)?.ok();
+    Ok(())
+}
+
+/// Statuses of so many slow requests at once; one more thousand where the mesh says that it is overloaded.
+fn at_once(scene: &WebScene, times: usize) -> Result<Vec<u16>, String> {
+    let slow = Script { to: scene.vip.v4, http2: false, requests: vec![get("/?delay=400")] };
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..times).map(|_| scope.spawn(|| web::ask(&scene.client, &slow))).collect();
+        let told = asking.into_iter().map(|one| one.join().map_err(|_| "panicked".to_owned()));
+        told.map(|told| {
+            let told = told?.map_err(|error| format!("{error:?}"))?;
+            let overflow = told[0].header("x-envoy-overloaded") == Some("true");
+            Ok(if overflow { told[0].status + 1000 } else { told[0].status })
+        })
+        .collect()
+    })
+}
+
+#[test]
+fn s45_servers_limit_requests_themselves_on_their_own_node_and_on_others() -> TestResult {
+    require_agent!();
+    let scene = WebScene::set(test_name!())?;
+    let limits = "
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: limits, namespace: shop}
+spec:
+  workloadSelector: {labels: {app: web}}
+  inboundConnectionPool: {http: {http2MaxRequests: 1}}
+";
+    scene.apply("limits.yaml", limits)?;
+    // One at each of the two servers, one of which is on the client's node.
+    let limited = |told: &Result<Vec<u16>, String>| {
+        told.as_ref().is_ok_and(|told| {
+            let count = |status| told.iter().filter(|of| **of == status).count();
+            count(200) == 2 && count(1503) == told.len() - 2
+        })
+    };
+    eventually(SOON, || at_once(&scene, 6), limited)?.ok();
+    // One after the other nobody is refused.
+    scene.settles(get("/"), |told| told.status == 200)?;
     Ok(())
 }
 

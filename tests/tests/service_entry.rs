@@ -239,3 +239,56 @@ spec:
     scene.settles(one, host, "/", (200, "two"))?;
     Ok(())
 }
+
+#[test]
+fn a_server_that_is_called_by_name_is_where_dns_says_and_never_at_a_place_of_our_own() -> TestResult {
+    require_agent!();
+    let scene = Scene::set(test_name!(), |one| {
+        let (link, own) = (Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::LOCALHOST);
+        vec![
+            ("a.called.test.", vec![one.into()]),
+            ("link.called.test.", vec![link.into()]),
+            ("own.called.test.", vec![own.into()]),
+        ]
+    })?;
+    let text = format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: called, namespace: shop}}
+spec:
+  hosts: ['*.called.test']
+  ports: [{{name: http, number: {PORT}, protocol: HTTP}}]
+  location: MESH_EXTERNAL
+  resolution: DYNAMIC_DNS
+"
+    );
+    scene.shop.world().manifests().apply_text("called.yaml", &text)?;
+    // Whatever was dialled: the name counts.
+    let (one, two) = (SocketAddr::from((scene.one, PORT)), SocketAddr::from((scene.two, PORT)));
+    scene.settles(two, "a.called.test", "/", (200, "one"))?;
+    assert_eq!(
+        scene.get(two, "other.test", "/"),
+        (200, "two".to_owned()),
+        "others go where they were dialled"
+    );
+    let asked = || scene.names.asked().iter().any(|question| question.name.starts_with("other"));
+    assert!(!asked(), "nobody has a name looked up that no wildcard covers");
+
+    for (host, outcome) in [
+        ("link.called.test", "refused_address"),
+        ("own.called.test", "no_address"),
+        ("missing.called.test", "no_such_name"),
+    ] {
+        assert_eq!(scene.get(one, host, "/").0, 503, "{host}");
+        let counted = scene.agent.metric(&["mesh_called_names_total", &format!("outcome=\"{outcome}\"")])?;
+        assert!(counted >= 1.0, "{outcome} {counted}");
+    }
+    // It follows its name, and a name that fails takes nothing away.
+    scene.names.set("a.called.test.", vec![scene.two.into()])?;
+    scene.settles(one, "a.called.test", "/", (200, "two"))?;
+    scene.names.forget("a.called.test.")?;
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(scene.get(one, "a.called.test", "/"), (200, "two".to_owned()));
+    Ok(())
+}

@@ -154,7 +154,7 @@ pub fn tables(snapshot: &Snapshot, view: &NodeView, previous: &Tables) -> Tables
                 let before = previous.backends.get(&slots);
                 let filled = match service.resolution {
                     Resolution::Dialled => itself(snapshot, view, SocketAddr::new(addr, port.port), before),
-                    Resolution::Listed | Resolution::Dns(_) => {
+                    Resolution::Listed | Resolution::ByName | Resolution::Dns(_) => {
                         let near = (service.distribution, here);
                         fill(snapshot, view, near, port, addr.is_ipv4(), before)
                     }

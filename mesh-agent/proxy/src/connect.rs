@@ -50,6 +50,14 @@ pub(crate) enum ConnectError {
     /// The service has no endpoint that takes connections.
     #[error("no endpoint takes connections")]
     NoEndpoint,
+    /// The server is called by a name that leads nowhere.
+    #[error("the name {name:?} leads nowhere: {why}")]
+    Unresolved {
+        /// The name.
+        name: Arc<str>,
+        /// Why.
+        why: &'static str,
+    },
     /// A rule sends it to what does not exist.
     #[error("no destination: {reason}")]
     Nowhere {
@@ -102,7 +110,7 @@ impl ConnectError {
             },
             Self::Layer { source, .. } => source.close_reason(),
             Self::Limit => CloseReason::Overflow,
-            Self::NoEndpoint => CloseReason::NoEndpoint,
+            Self::NoEndpoint | Self::Unresolved { .. } => CloseReason::NoEndpoint,
             Self::Nowhere { .. } => CloseReason::NoCluster,
             Self::Unknown { .. } => CloseReason::BlackHole,
             Self::Socket { .. } => CloseReason::SocketFailed,
@@ -123,6 +131,7 @@ impl ConnectError {
             Self::Denied { .. }
             | Self::Limit
             | Self::NoEndpoint
+            | Self::Unresolved { .. }
             | Self::Nowhere { .. }
             | Self::Unknown { .. }
             | Self::Socket { .. } => false,

@@ -7,6 +7,7 @@
 //!
 //! Not here: which rule leads to a destination, and how an endpoint is reached and spoken to.
 
+pub(crate) mod by_name;
 mod choice;
 pub(crate) mod endpoints;
 pub(crate) mod limits;

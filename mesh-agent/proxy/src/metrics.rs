@@ -23,7 +23,10 @@ use prometheus_client::{
 
 pub use self::{direct::DirectTraffic, edges::Security, flows::TunnelledTraffic};
 use self::{edges::Edges, flows::Flows, http::Http, tunnels::Tunnels};
-use crate::close::{CloseReason, Direction};
+use crate::{
+    close::{CloseReason, Direction},
+    destination::by_name::Unresolved,
+};
 
 /// Everything the data path counts; registered once, shared by every worker.
 #[derive(Debug)]
@@ -31,6 +34,7 @@ pub struct Metrics {
     closed: [Vec<Counter>; 2],
     open: [Gauge<i64, AtomicI64>; 2],
     dns: Vec<Counter>,
+    called: (Counter, Vec<(Unresolved, Counter)>),
     /// `accept` calls that failed for want of descriptors or memory.
     pub(crate) accept_errors: Counter,
     /// Connects tried again on another endpoint.
@@ -152,7 +156,13 @@ impl Metrics {
         let dns = Family::<DnsLabels, Counter>::default();
         let dns_by =
             |outcome: &DnsOutcome| dns.get_or_create(&DnsLabels { outcome: Label(outcome.as_str()) }).clone();
+        let called = Family::<DnsLabels, Counter>::default();
+        let called_by = |outcome| called.get_or_create(&DnsLabels { outcome: Label(outcome) }).clone();
         let metrics = Self {
+            called: (
+                called_by("resolved"),
+                Unresolved::all().map(|why| (why, called_by(why.as_str()))).collect(),
+            ),
             closed: [closed_by(Direction::Inbound), closed_by(Direction::Outbound)],
             open: [open_by(Direction::Inbound), open_by(Direction::Outbound)],
             dns: DnsOutcome::ALL.iter().map(dns_by).collect(),
@@ -169,6 +179,11 @@ impl Metrics {
         registry.register("mesh_proxy_connections_closed", "Proxied connections by how they ended", closed);
         registry.register("mesh_proxy_connections_open", "Proxied connections now", open);
         registry.register("mesh_dns_queries", "DNS queries of pods by how they were dealt with", dns);
+        registry.register(
+            "mesh_called_names",
+            "Uses of names that clients call servers by (DYNAMIC_DNS)",
+            called,
+        );
         registry.register(
             "mesh_proxy_accept_errors",
             "Accepts that failed for want of descriptors or memory",
@@ -201,6 +216,13 @@ impl Metrics {
     /// Connections now.
     pub(crate) fn open(&self, direction: Direction) -> &Gauge<i64, AtomicI64> {
         &self.open[direction as usize]
+    }
+
+    /// Uses of names that clients call servers by, which had an address or failed so.
+    pub(crate) fn called_name(&self, why: Option<Unresolved>) -> &Counter {
+        let (resolved, failed) = &self.called;
+        let failed = failed.iter().find(|(known, _)| Some(*known) == why);
+        failed.map_or(resolved, |(_, counter)| counter)
     }
 
     /// Queries dealt with so.

@@ -125,8 +125,9 @@ pub(crate) async fn open<'a>(
             let target = Target::of(&snapshot, &sight, client, &dialled);
             connect(worker, live, &snapshot, &target, accepted).await
         }
-        Way::To(destination) => {
-            Box::pin(routed::connect(worker, live, &snapshot, &destination, accepted)).await
+        Way::To { destination, name } => {
+            let to = (&destination, name.as_deref());
+            Box::pin(routed::connect(worker, live, &snapshot, to, accepted)).await
         }
         Way::Nowhere { reason } => Err(ConnectError::Nowhere { reason }),
     };

@@ -22,6 +22,7 @@ use crate::{
     close::Direction,
     connect::report,
     connections::{Admission, ConnectionView},
+    destination::by_name::CalledNames,
     destination::{
         limits::Limits,
         standing::{DestinationUse, destinations},
@@ -152,6 +153,7 @@ impl Proxy {
         let admission = Arc::new(Admission::new(settings.connections_max));
         let handshakes = Admission::new(settings.hbone.handshakes_max);
         let shared = Arc::new(Shared {
+            called_names: CalledNames::default(),
             origination: Origination::new(&settings.tls_files),
             settings,
             sockets,

@@ -1,6 +1,6 @@
 //! Limits and time-outs of the data path, with where each number comes from.
 
-use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
 /// Where files of policies are unless something else is said.
 pub const TLS_FILES: &str = "/etc/nodemesh/tls";
@@ -118,6 +118,8 @@ impl Default for HboneSettings {
 /// Settings of the DNS proxy.
 #[derive(Clone, Debug)]
 pub struct DnsSettings {
+    /// Servers that the agent itself asks for names that clients call servers by; none: those of the node. Default none.
+    pub upstream: Vec<SocketAddr>,
     /// Time-to-live of our own answers. Default 30 s, as CoreDNS gives.
     pub ttl: Duration,
     /// Time for a forwarded query. Default 5 s, the resolver library's own time-out.
@@ -158,6 +160,7 @@ impl Settings {
 impl Default for DnsSettings {
     fn default() -> Self {
         Self {
+            upstream: Vec::new(),
             ttl: Duration::from_secs(30),
             forward_timeout: Duration::from_secs(5),
             in_flight_max: 256,

@@ -39,7 +39,12 @@ pub(crate) enum Way {
     /// Nothing is said about it.
     AsDialled,
     /// It goes there.
-    To(Destination),
+    To {
+        /// Where to.
+        destination: Destination,
+        /// The server name of TLS that the client said.
+        name: Option<String>,
+    },
     /// A rule sends it to what does not exist.
     Nowhere {
         /// Why, for logs.
@@ -133,12 +138,13 @@ fn decide(snapshot: &Snapshot, live: &Live, dialled: SocketAddr, hello: &Hello, 
             None => missing("no destination"),
             Some(Backend::Broken { reason, .. }) => missing(reason),
             Some(Backend::Cluster(key)) => match Destination::of(snapshot, key, client, namespace) {
-                Some(destination) => Way::To(destination),
+                Some(destination) => Way::To { destination, name: sni.map(str::to_owned) },
                 None => missing("no such service, port or subset"),
             },
         };
     }
-    by_policy(snapshot, &sight, client, dialled, sni).map_or(Way::AsDialled, Way::To)
+    by_policy(snapshot, &sight, client, dialled, sni)
+        .map_or(Way::AsDialled, |destination| Way::To { destination, name: sni.map(str::to_owned) })
 }
 
 /// Where a connection goes that no rule is about: to the service as it is, if something is said about that. At an address of no

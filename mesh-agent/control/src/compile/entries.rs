@@ -144,11 +144,6 @@ impl Entries {
                 None => {}
             }
         }
-        if entry.resolution == ServiceEntryResolution::DynamicDns {
-            let message =
-                "is DYNAMIC_DNS: connections go where the client's own DNS leads them, as with NONE";
-            warn("spec.resolution".to_owned(), message.to_owned());
-        }
         for (at, net) in entry.addresses.iter().enumerate().filter(|(_, net)| !is_single(net)) {
             let message = format!("is {net}, a network: DNS does not answer with it");
             warn(format!("spec.addresses[{at}]"), message);
@@ -275,7 +270,8 @@ fn service(
             EndpointAddress::Name(_) | EndpointAddress::Unix(_) | EndpointAddress::Gateway => {}
         };
     let resolution = match entry.resolution {
-        ServiceEntryResolution::None | ServiceEntryResolution::DynamicDns => Resolution::Dialled,
+        ServiceEntryResolution::None => Resolution::Dialled,
+        ServiceEntryResolution::DynamicDns => Resolution::ByName,
         resolution => {
             for endpoint in &entry.endpoints {
                 add(&mut ports, endpoint, true);

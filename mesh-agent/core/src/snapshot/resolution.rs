@@ -11,6 +11,8 @@ pub enum Resolution {
     Listed,
     /// There are none: connections go to the address that was dialled.
     Dialled,
+    /// There are none: connections go to what DNS says of the name that the client asks for (`DYNAMIC_DNS`).
+    ByName,
     /// Besides those of its ports, what DNS says. Whoever resolves the names puts what it finds into the ports.
     Dns(DnsResolution),
 }

@@ -23,6 +23,7 @@ use mesh_core::{
 
 use super::{
     Destination,
+    by_name::{Unresolved, is_called, servers},
     choice::Arrangement,
     limits::{Scope, Usage},
     standing::Unfit,
@@ -100,6 +101,8 @@ pub(crate) enum Unchosen {
     NoCluster,
     /// None of its endpoints takes anything.
     NoHealthy,
+    /// Its servers are called by name, and the name leads nowhere.
+    Unresolved(Unresolved),
 }
 
 impl Endpoints {
@@ -150,6 +153,31 @@ impl Endpoints {
             now,
         };
         members.arrangement.choose(&members.all, &ask).cloned().ok_or(Unchosen::NoHealthy)
+    }
+
+    /// The same for a client that calls the server by name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) async fn choose_called(
+        &self,
+        worker: &Worker,
+        wish: &Wish<'_>,
+        name: Option<&str>,
+    ) -> Result<Member, Unchosen> {
+        let (service, port) = match wish.destination {
+            Destination::Cluster { service, key, .. } if is_called(service) => (service, key.port),
+            _ => return self.choose(worker, wish),
+        };
+        self.used.set(worker.tick());
+        let found = servers(worker, wish.snapshot, service, wish.live, name, port).await;
+        let servers = found.map_err(Unchosen::Unresolved)?;
+        let untried: Vec<_> = servers.iter().filter(|server| !wish.tried.contains(*server)).collect();
+        // One that was tried is as good as any when there is no other.
+        let from = if untried.is_empty() { servers.iter().collect() } else { untried };
+        let drawn = usize::try_from(worker.random() % from.len().max(1) as u64).unwrap_or(0);
+        let addr = from.get(drawn).ok_or(Unchosen::NoHealthy)?;
+        Ok(self.address(wish.snapshot, **addr))
     }
 
     /// Remembers how a try at an endpoint went, if endpoints that fail are left out.

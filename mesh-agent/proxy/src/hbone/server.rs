@@ -47,7 +47,7 @@ use crate::{
 };
 
 /// Ports that no request may name: those of Istio's and our own agents.
-const RESERVED_PORTS: std::ops::RangeInclusive<u16> = 15_000..=15_021;
+pub(crate) const RESERVED_PORTS: std::ops::RangeInclusive<u16> = 15_000..=15_021;
 
 /// How long a client may take to end its half of a stream whose requests are over.
 const LINGER: Duration = Duration::from_secs(2);

@@ -154,6 +154,8 @@ pub(crate) struct Failure {
 pub(crate) enum Flag {
     /// `DC`: the client went away.
     DownstreamClosed,
+    /// `DF`: the host that the request is for has no address.
+    DnsFailure,
     /// `DI`: delayed on purpose.
     DelayInjected,
     /// `DPE`: the client broke the protocol.
@@ -192,8 +194,9 @@ pub(crate) enum Flag {
 
 impl Flag {
     /// Every flag.
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::DownstreamClosed,
+        Self::DnsFailure,
         Self::DelayInjected,
         Self::DownstreamProtocolError,
         Self::FaultInjected,
@@ -217,6 +220,7 @@ impl Flag {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::DownstreamClosed => "DC",
+            Self::DnsFailure => "DF",
             Self::DelayInjected => "DI",
             Self::DownstreamProtocolError => "DPE",
             Self::FaultInjected => "FI",

@@ -65,12 +65,12 @@ pub(super) fn share_of_mesh(
     Ok(Some(Share { _connection: connection, _load: None }))
 }
 
-/// Opens a transport to an endpoint of a destination, by its policy.
+/// Opens a transport to an endpoint of a destination, by its policy; `name` is the server name that the client says.
 pub(super) async fn connect<'a>(
     worker: &Rc<Worker>,
     live: &Rc<Live>,
     snapshot: &Snapshot,
-    destination: &Destination,
+    (destination, name): (&Destination, Option<&str>),
     accepted: &mut Stream,
 ) -> Result<Upstream<'a>, ConnectError> {
     let default = ConnectionPool::default();
@@ -96,11 +96,15 @@ pub(super) async fn connect<'a>(
             tried: &tried,
             skip_classes: 0,
         };
-        let member = match endpoints.choose(worker, &wish) {
+        let member = match endpoints.choose_called(worker, &wish, name).await {
             // Nobody is left that was not tried.
             Ok(member) if tried.contains(&member.addr) => break,
             Ok(member) => member,
             Err(Unchosen::NoHealthy) => break,
+            Err(Unchosen::Unresolved(why)) => {
+                let name = name.unwrap_or_default().into();
+                return Err(ConnectError::Unresolved { name, why: why.as_str() });
+            }
             Err(Unchosen::NoCluster) => {
                 return Err(ConnectError::Nowhere { reason: "no such service, port or subset".into() });
             }

@@ -239,6 +239,7 @@ impl World {
             handshakes: Admission::new(settings.hbone.handshakes_max),
             limits: crate::destination::limits::Limits::default(),
             inbound: crate::destination::limits::Limits::default(),
+            called_names: Default::default(),
             origination: crate::layers::tls::Origination::new(&std::env::temp_dir()),
             settings,
             sockets: Arc::clone(&sockets) as Arc<dyn Sockets>,

@@ -22,6 +22,7 @@ use crate::{
     connections::{Admission, ConnectionView},
     destination::{
         Outstanding,
+        by_name::CalledNames,
         limits::{Limits, Scope},
     },
     kernel::{Kernel, PodHandle, Sockets},
@@ -45,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     /// Connections that this node's workloads have taken, by workload and port.
     pub(crate) inbound: Limits<(WorkloadId, u16)>,
+    /// What is known of servers that clients call by name.
+    pub(crate) called_names: CalledNames,
     /// TLS that policies want towards endpoints.
     pub(crate) origination: Origination,
     pub(crate) admission: Arc<Admission>,

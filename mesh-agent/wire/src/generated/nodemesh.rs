@@ -285,6 +285,9 @@ pub struct ServiceFacts {
     /// What DNS says are endpoints besides.
     #[prost(message, optional, tag = "14")]
     pub dns: ::core::option::Option<DnsResolution>,
+    /// Connections go to what DNS says of the name that clients ask for.
+    #[prost(bool, tag = "15")]
+    pub by_name: bool,
     /// Who sees it, if not everyone.
     #[prost(message, optional, tag = "20")]
     pub audience: ::core::option::Option<Audience>,

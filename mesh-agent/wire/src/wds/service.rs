@@ -81,9 +81,10 @@ pub(super) fn encode(service: &Service, snapshot: &Snapshot) -> (workload::Servi
         external: service.external,
         networks: service.networks.iter().map(policy::cidr_value).collect(),
         dialled: service.resolution == Resolution::Dialled,
+        by_name: service.resolution == Resolution::ByName,
         dns: match &service.resolution {
             Resolution::Dns(dns) => Some(dns_value(dns)),
-            Resolution::Listed | Resolution::Dialled => None,
+            Resolution::Listed | Resolution::Dialled | Resolution::ByName => None,
         },
         audience: audience_value(&service.audience),
         distribution: distribution_value(service.distribution).into(),
@@ -274,6 +275,7 @@ fn decode_facts(name: Name, facts: &nodemesh::ServiceFacts) -> Result<Decoded, L
         resolution: match &facts.dns {
             Some(dns) => Resolution::Dns(decode_dns(dns)?),
             None if facts.dialled => Resolution::Dialled,
+            None if facts.by_name => Resolution::ByName,
             None => Resolution::Listed,
         },
         subject_alt_names: Vec::new(),

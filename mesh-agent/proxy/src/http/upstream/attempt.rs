@@ -47,6 +47,7 @@ use super::{
 use crate::{
     destination::{
         Destination,
+        by_name::is_called,
         endpoints::{Load, Member, Unchosen, Wish},
         limits::Kind,
     },
@@ -234,7 +235,7 @@ impl<'a> Exchange<'a> {
         tried: &mut Vec<SocketAddr>,
     ) -> Result<Brought, Fault> {
         let snapshot = if done == 0 { Arc::clone(&self.plan.snapshot) } else { self.worker.snapshot() };
-        let member = self.choose(site, &snapshot, tried)?;
+        let member = self.choose(site, &snapshot, tried, &head).await?;
         tried.push(member.addr);
         self.trace.borrow_mut().upstream = Some(UpstreamEnd {
             addr: member.addr,
@@ -335,7 +336,13 @@ impl<'a> Exchange<'a> {
     }
 
     /// The endpoint of the next try.
-    fn choose(&self, site: &Site, snapshot: &Snapshot, tried: &[SocketAddr]) -> Result<Member, Fault> {
+    async fn choose(
+        &self,
+        site: &Site,
+        snapshot: &Snapshot,
+        tried: &[SocketAddr],
+        head: &request::Parts,
+    ) -> Result<Member, Fault> {
         let is_hashed = self.cluster().is_some_and(|cluster| {
             matches!(cluster.policy.balancing.algorithm, Algorithm::ConsistentHash { .. })
         });
@@ -350,7 +357,11 @@ impl<'a> Exchange<'a> {
             tried: if avoids { tried } else { &[] },
             skip_classes: retries.map_or(0, |policy| policy.skipped_priorities(done)),
         };
-        site.endpoints.choose(self.worker, &wish).map_err(|unchosen| match unchosen {
+        let is_called = self.plan.destination.service().is_some_and(|service| is_called(service));
+        let name = is_called.then(|| host_of(head));
+        let chosen = site.endpoints.choose_called(self.worker, &wish, name.as_deref()).await;
+        chosen.map_err(|unchosen| match unchosen {
+            Unchosen::Unresolved(_) => Fault::Unresolved,
             Unchosen::NoCluster => Fault::NoCluster,
             Unchosen::NoHealthy => Fault::NoHealthy,
         })
@@ -468,6 +479,7 @@ fn is_worth_another(policy: &RetryPolicy, outcome: &Result<Brought, Fault>) -> b
             Fault::Overflow
             | Fault::NoHealthy
             | Fault::NoCluster
+            | Fault::Unresolved
             | Fault::Denied
             | Fault::LocalReset
             | Fault::TimedOut => return false,
@@ -496,7 +508,8 @@ fn observed(outcome: &Result<Brought, Fault>) -> Option<Observed> {
             | Fault::NoHealthy
             | Fault::Overflow
             | Fault::Refused
-            | Fault::TimedOut,
+            | Fault::TimedOut
+            | Fault::Unresolved,
         ) => None,
     }
 }

@@ -37,6 +37,8 @@ pub(super) enum Fault {
     TimedOut,
     /// The time of one try is over.
     TryTimedOut,
+    /// The host that the request is for leads nowhere.
+    Unresolved,
 }
 
 impl Fault {
@@ -95,6 +97,7 @@ impl Fault {
                 "upstream_reset_before_response_started{local_reset}",
                 "upstream connect error or disconnect/reset before headers. reset reason: local reset",
             ),
+            Self::Unresolved => (503, Flag::DnsFailure, "dns_resolution_failure", "DNS resolution failure"),
             Self::TimedOut => (504, Flag::UpstreamTimeout, "response_timeout", "upstream request timeout"),
             Self::TryTimedOut => {
                 (504, Flag::UpstreamTimeout, "upstream_per_try_timeout", "upstream request timeout")
