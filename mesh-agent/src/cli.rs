@@ -208,6 +208,10 @@ pub struct NodeArgs {
     /// server, keep the CNI plugin in place. The other options have defaults for that.
     #[arg(long, env = "MESH_KUBERNETES")]
     pub kubernetes: bool,
+    /// Take the node over from the agent that serves it, with its listening sockets, for an upgrade without a refused connection. That
+    /// one ends when its connections have. With --kubernetes always.
+    #[arg(long, env = "MESH_TAKE_OVER")]
+    pub take_over: bool,
     /// How to trust a controller.
     #[command(flatten)]
     pub link: LinkArgs,

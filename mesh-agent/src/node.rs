@@ -19,6 +19,7 @@ mod explain;
 mod failures;
 #[cfg(test)]
 mod fixtures;
+mod handover;
 pub(crate) mod http;
 mod identities;
 mod kubernetes;
@@ -44,14 +45,14 @@ mod source;
 mod status;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use mesh_control::compile::MeshSettings;
 use mesh_proxy::{Dependencies, Proxy, Settings};
-use mesh_redirect::{Events, Heartbeat, Node, NodeOptions, RunningPods, Stats};
+use mesh_redirect::{Heartbeat, InheritedSockets, Node, NodeOptions, RunningPods, Stats};
 use prometheus_client::registry::Registry;
 
 use self::{
@@ -60,9 +61,10 @@ use self::{
     bridge::Bridge,
     control::{Control, Serving},
     direct::Direct,
+    handover::TakenOver,
     identities::{Identities, Wish},
     local::{LocalKnowledge, Locator},
-    lock::{NodeLock, Predecessor},
+    lock::{LockError, NodeLock, Predecessor},
     membership::Membership,
     metrics::AgentMetrics,
     ops::Ops,
@@ -74,10 +76,15 @@ use self::{
 use crate::{
     cli::{CleanupArgs, NodeArgs, NodeIdentity},
     cni::{install::Installer, known},
+    report::report,
 };
 
 /// How long a new agent waits for one that is on its way out.
 const PREDECESSOR_WAIT: Duration = Duration::from_secs(5);
+/// How long an agent that takes a node over waits for the controller before it goes by what was saved.
+const CONTROLLER_WITHIN: Duration = Duration::from_secs(10);
+/// How often it looks.
+const CONTROLLER_EACH: Duration = Duration::from_millis(20);
 /// Threads for kernel work and answers at most; each is gone after ten idle seconds.
 const BLOCKING_THREADS_MAX: usize = 8;
 /// Kernel work under way at the end is given this long.
@@ -101,9 +108,14 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         trust_domain: args.trust.trust_domain.clone(),
     };
     // In a cluster a roll-out starts the next agent before it ends this one: no node is without longer than it takes to take over.
-    let relieved = args.kubernetes.then(|| source::start(args, &node, mesh.clone())).transpose()?;
-    let predecessor = if relieved.is_some() { Predecessor::Relieve } else { Predecessor::Wait };
-    let lock = NodeLock::acquire(&args.identity.state_dir, &node, PREDECESSOR_WAIT, predecessor)?;
+    let takes_over = args.kubernetes || args.take_over;
+    let relieved = takes_over.then(|| source::start(args, &node, mesh.clone())).transpose()?;
+    let (lock, before) = seat(args, &node, takes_over, relieved.as_ref())?;
+    let without_sockets = matches!(before, Before::Relieved);
+    let mut taken_over = match before {
+        Before::HandedOver(taken_over) => Some(taken_over),
+        Before::Nobody | Before::Relieved => None,
+    };
     let (local, running) = local_knowledge(args)?;
     let Source { snapshots, sources, link } = match relieved {
         Some(source) => source,
@@ -120,7 +132,10 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         None => Identities::local(&node, &args.trust.ca_dir, wish, &snapshots)?,
     };
     let kernel = Arc::new(Node::open(node_options(&node, args))?);
-    let events = Events::open(kernel.maps())?;
+    if let Some(taken_over) = &mut taken_over {
+        let InheritedSockets { pods, sockets, refused } = kernel.inherit(taken_over.take_sockets());
+        tracing::info!(pods, sockets, refused, "listening sockets of the agent before this one");
+    }
     let beat = Arc::new(Beat::new(Heartbeat::new(kernel.maps())));
     let direct = args.direct && can_revoke_direct();
     let bridge = Arc::new(Bridge::new(kernel.maps(), args.dns_upstream.clone(), direct));
@@ -169,16 +184,31 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         metrics,
         direct,
     }));
+    if without_sockets {
+        shared.hand_overs.count_taken(false);
+    }
     registry.register_collector(Box::new(AgentMetrics::new(&shared)));
-    let control =
-        Control { shared: Arc::clone(&shared), reconciler, events, logger, lock, drain: args.drain };
+    let control = Control {
+        servers: Servers {
+            shared: Arc::clone(&shared),
+            registry: Arc::new(Mutex::new(registry)),
+            args: args.clone(),
+            local,
+            running: Mutex::new(running),
+        },
+        shared,
+        reconciler,
+        logger,
+        lock,
+        state_dir: args.identity.state_dir.clone(),
+        taken_over,
+        drain: args.drain,
+        stays: args.kubernetes,
+    };
     runtime.spawn(certificates.run());
     runtime.spawn(resolver.run());
     runtime.spawn(locator.run());
-    let ended = runtime.block_on(async {
-        let serving = serving(&shared, registry, args, &local, running).await?;
-        control.run(serving).await
-    });
+    let ended = runtime.block_on(control.run());
     runtime.shutdown_timeout(SHUTDOWN_WAIT);
     if let Some(installer) = Installer::of_agent(&args.pods, &args.identity.state_dir) {
         plugin::leave(&installer, &args.identity.state_dir);
@@ -186,26 +216,81 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
     ended
 }
 
-/// Opens the servers for operators and for the container runtime.
-async fn serving(
-    shared: &Arc<Shared>,
-    registry: Registry,
+/// The agent that served the node before this one.
+enum Before {
+    /// There was none.
+    Nobody,
+    /// It gives its listening sockets, and accepts until this one does.
+    HandedOver(TakenOver),
+    /// It was told to end.
+    Relieved,
+}
+
+/// Gets the right to serve the node: free, or from the agent that serves it. With that one's listening sockets, if it gives them.
+fn seat(
     args: &NodeArgs,
-    local: &Arc<LocalKnowledge>,
-    running: Option<RunningPods>,
-) -> anyhow::Result<Serving> {
-    let (admin_listener, socket_file) = socket::bind(&args.admin_socket, PREDECESSOR_WAIT)
-        .await
-        .context("open the admin socket; --admin-socket names another place")?;
-    let ops_listener = ops::listen(args.metrics, PREDECESSOR_WAIT).await?;
-    tracing::info!(admin = %args.admin_socket.display(), metrics = %args.metrics, "answering operators");
-    let admin = Arc::new(Admin::new(shared));
-    let ops = Arc::new(Ops::new(shared, registry));
-    let pods = local_pods(shared, args, local, running).await?;
-    Ok(Box::pin(async move {
-        let _socket_file = socket_file;
-        tokio::join!(http::serve(admin_listener, admin), http::serve(ops_listener, ops), pods);
-    }))
+    node: &str,
+    takes_over: bool,
+    source: Option<&Source>,
+) -> Result<(NodeLock, Before), LockError> {
+    let state_dir = &args.identity.state_dir;
+    if !takes_over {
+        let lock = NodeLock::acquire(state_dir, node, PREDECESSOR_WAIT, Predecessor::Wait)?;
+        return Ok((lock, Before::Nobody));
+    }
+    match NodeLock::acquire(state_dir, node, Duration::ZERO, Predecessor::Wait) {
+        Err(LockError::Held { .. }) => {}
+        free => return Ok((free?, Before::Nobody)),
+    }
+    if let Some(link) = source.and_then(|source| source.link.as_ref()) {
+        // The agent that serves the node knows more than what was saved.
+        let give_up = Instant::now() + CONTROLLER_WITHIN;
+        while link.link.borrow().generation.is_none() && Instant::now() < give_up {
+            std::thread::sleep(CONTROLLER_EACH);
+        }
+    }
+    match TakenOver::ask(state_dir, node) {
+        Ok(taken_over) => {
+            let lock = NodeLock::acquire(state_dir, node, PREDECESSOR_WAIT, Predecessor::Wait)?;
+            Ok((lock, Before::HandedOver(taken_over)))
+        }
+        Err(error) => {
+            tracing::warn!(error = %report(&error), "taking the node over without the listening sockets");
+            let lock = NodeLock::acquire(state_dir, node, PREDECESSOR_WAIT, Predecessor::Relieve)?;
+            Ok((lock, Before::Relieved))
+        }
+    }
+}
+
+/// The servers for operators and for the container runtime.
+#[derive(Debug)]
+struct Servers {
+    shared: Arc<Shared>,
+    registry: Arc<Mutex<Registry>>,
+    args: NodeArgs,
+    local: Arc<LocalKnowledge>,
+    /// As it was found before the node was changed.
+    running: Mutex<Option<RunningPods>>,
+}
+
+impl Servers {
+    /// Opens them; again, when another agent had their addresses for a while.
+    async fn open(&self) -> anyhow::Result<Serving> {
+        let Self { shared, registry, args, local, running } = self;
+        let running = running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (admin_listener, socket_file) = socket::bind(&args.admin_socket, PREDECESSOR_WAIT)
+            .await
+            .context("open the admin socket; --admin-socket names another place")?;
+        let ops_listener = ops::listen(args.metrics, PREDECESSOR_WAIT).await?;
+        tracing::info!(admin = %args.admin_socket.display(), metrics = %args.metrics, "answering operators");
+        let admin = Arc::new(Admin::new(shared));
+        let ops = Arc::new(Ops::new(shared, registry));
+        let pods = local_pods(shared, args, local, running).await?;
+        Ok(Box::pin(async move {
+            let _socket_file = socket_file;
+            tokio::join!(http::serve(admin_listener, admin), http::serve(ops_listener, ops), pods);
+        }))
+    }
 }
 
 /// What an earlier agent knew of the node's pods, and what their processes show. Where pods are found by their manifests
@@ -227,8 +312,12 @@ async fn local_pods(
     local: &Arc<LocalKnowledge>,
     running: Option<RunningPods>,
 ) -> anyhow::Result<Serving> {
-    let (Some(socket), Some(running)) = (&args.pods.cni_socket, running) else {
+    let Some(socket) = &args.pods.cni_socket else {
         return Ok(Box::pin(std::future::pending()));
+    };
+    let running = match running {
+        Some(running) => running,
+        None => RunningPods::new(args.identity.cgroup_root.as_deref())?,
     };
     let (listener, socket_file) = socket::bind(socket, PREDECESSOR_WAIT)
         .await
@@ -307,6 +396,8 @@ fn node_options(node: &str, args: &NodeArgs) -> NodeOptions {
         cgroup_root: args.identity.cgroup_root.clone(),
         bpffs: args.identity.bpffs.clone(),
         prober_cgroup: args.prober_cgroup.clone(),
+        // There it is looked for.
+        keeps_prober: args.kubernetes,
         kernel_log: args.kernel_log,
         ..NodeOptions::new(node)
     }

@@ -36,7 +36,7 @@ pub(crate) enum Place {
 /// there. What their worlds need of a kernel (redirection, arrivals, tickets, tunnels between nodes, connections that a
 /// policy ends) is tested there by `arrivals`, `connect_shapes`, `crash`, `original_destination`, `policy_changes`, `trust`
 /// and others.
-const AGENT_SUITES: [&str; 25] = [
+const AGENT_SUITES: [&str; 26] = [
     "authorization_policy",
     "balance",
     "bookinfo",
@@ -45,6 +45,7 @@ const AGENT_SUITES: [&str; 25] = [
     "config",
     "controller",
     "dns",
+    "handover",
     "hbone",
     "hbone_adversary",
     "http_features",

@@ -319,6 +319,11 @@ impl Admission {
     pub(crate) fn leave(&self) {
         self.live.fetch_sub(1, Ordering::Relaxed);
     }
+
+    /// Whether there is one now.
+    pub(crate) fn is_used(&self) -> bool {
+        self.live.load(Ordering::Relaxed) > 0
+    }
 }
 
 /// The live connections of one worker.

@@ -43,6 +43,7 @@ pub use connections::ConnectionView;
 pub use destination::standing::{DestinationUse, EndpointStanding, EndpointUse, Unfit};
 pub use dns::lookup::{Lookup, servers_of};
 pub use http::preview;
+pub use listener::Queued;
 pub use metrics::{DirectTraffic, Metrics, Security, TunnelledTraffic};
 pub use proxy::{AddPodError, Dependencies, Drained, Proxy, StartError, UnusableTls};
 pub use settings::{DnsSettings, HboneSettings, HttpSettings, Settings, TLS_FILES};

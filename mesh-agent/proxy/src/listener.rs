@@ -2,15 +2,15 @@
 //!
 //! Invariants:
 //! - A failing `accept` never ends a listener: without descriptors or memory it pauses and counts.
-//! - A listener that is stopped takes what is queued before it closes.
+//! - A listener that is stopped takes what is queued before it closes, unless another process has it too: then that one does.
 //! - Each wake-up accepts what is queued, up to [`BATCH_MAX`], before others get a turn.
 //! - Sockets inherit TCP_NODELAY from their listener, which saves a system call a connection.
 
 use std::{
-    io,
+    fmt, io,
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::OwnedFd,
-    rc::Rc,
+    os::fd::{AsFd, OwnedFd},
+    rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
 };
@@ -18,7 +18,7 @@ use std::{
 use socket2::SockRef;
 use tokio::{
     io::unix::AsyncFd,
-    sync::Notify,
+    sync::oneshot,
     task::{JoinHandle, spawn_local},
     time::sleep,
 };
@@ -51,19 +51,45 @@ pub(crate) enum Purpose {
     Tcp(Direction),
 }
 
+/// What becomes of connections that wait in a listener's queue when it is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queued {
+    /// They are accepted here: nobody else can.
+    Accepted,
+    /// They are left to another process that has the same socket.
+    LeftToSuccessor,
+}
+
 /// A listener's task and the way to end it.
-#[derive(Debug)]
 pub(crate) struct Serving {
-    stop: Rc<Notify>,
+    stop: oneshot::Sender<Queued>,
     task: JoinHandle<()>,
+    /// The socket, as long as it is open.
+    socket: Weak<dyn AsFd>,
+}
+
+impl fmt::Debug for Serving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serving").field("is_open", &(self.socket.strong_count() > 0)).finish_non_exhaustive()
+    }
 }
 
 impl Serving {
-    /// Takes what is queued, closes the socket and returns once that is done.
-    pub(crate) async fn stop(self) {
-        self.stop.notify_one();
+    /// A second descriptor of the socket; `None` if it is closed, e.g. because its task panicked.
+    pub(crate) fn duplicate(&self) -> Option<io::Result<OwnedFd>> {
+        Some(self.socket.upgrade()?.as_fd().try_clone_to_owned())
+    }
+}
+
+/// Stops listeners, closes their sockets and returns once that is done.
+pub(crate) async fn stop(listeners: impl IntoIterator<Item = Serving>, queued: Queued) {
+    let stopping = listeners.into_iter().map(|Serving { stop, task, .. }| {
         // A task that panicked has closed its socket too.
-        self.task.await.ok();
+        stop.send(queued).ok();
+        task
+    });
+    for task in stopping.collect::<Vec<_>>() {
+        task.await.ok();
     }
 }
 
@@ -73,13 +99,13 @@ impl Serving {
 /// The socket cannot be made non-blocking or registered with the event loop.
 pub(crate) fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, listener: Listener) -> io::Result<()> {
     let Listener { socket, purpose } = listener;
-    let stop = Rc::new(Notify::new());
-    let stopped = Rc::clone(&stop);
-    let (own, of) = (Rc::clone(worker), Arc::clone(pod));
-    let task = match purpose {
+    let (stop, stopped) = oneshot::channel();
+    let (own, carrier, pod) = (Rc::clone(worker), Rc::clone(worker), Arc::clone(pod));
+    let id = pod.handle.pod;
+    let serving = match purpose {
         Purpose::Tcp(_) | Purpose::Hbone => {
             let listener = registered(socket)?;
-            let (carrier, pod) = (Rc::clone(worker), Arc::clone(pod));
+            let socket: Weak<dyn AsFd> = weak(&listener);
             let arrival = match purpose {
                 Purpose::Tcp(direction) => Arrival::Tcp(direction),
                 _ => Arrival::Tunnel,
@@ -87,35 +113,47 @@ pub(crate) fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, listener: Listener) -> 
             let take = move |socket, client| {
                 carrier.accept(Accepted { socket, client, arrival, pod: Arc::clone(&pod) });
             };
-            spawn_local(async move { accept_all(&own, &listener, &stopped, take).await })
+            let task = spawn_local(async move { accept_all(&own, &listener, stopped, take).await });
+            Serving { stop, task, socket }
         }
         Purpose::DnsTcp => {
             let listener = registered(socket)?;
-            let (carrier, pod) = (Rc::clone(worker), Arc::clone(pod));
+            let socket: Weak<dyn AsFd> = weak(&listener);
             let take = move |socket, _| dns::tcp::accept(&carrier, &pod, socket);
-            spawn_local(async move { accept_all(&own, &listener, &stopped, take).await })
+            let task = spawn_local(async move { accept_all(&own, &listener, stopped, take).await });
+            Serving { stop, task, socket }
         }
         Purpose::DnsUdp => {
             let socket = UdpSocket::from(socket);
             socket.set_nonblocking(true)?;
-            let port = dns::udp::Port::new(socket)?;
-            spawn_local(async move {
-                tokio::select! {
-                    () = dns::udp::serve(own, of, port) => {}
-                    () = stopped.notified() => {}
+            let port = Rc::new(dns::udp::Port::new(socket)?);
+            let socket: Weak<dyn AsFd> = weak(&port);
+            let task = spawn_local(async move {
+                let queued = tokio::select! {
+                    () = dns::udp::serve(&own, &pod, &port) => return,
+                    queued = stopped => queued.unwrap_or(Queued::Accepted),
+                };
+                if queued == Queued::LeftToSuccessor {
+                    dns::udp::answer_rest(&own, &pod).await;
                 }
-            })
+            });
+            Serving { stop, task, socket }
         }
     };
-    worker.own(pod.handle.pod, Serving { stop, task });
+    worker.own(id, serving);
     Ok(())
 }
 
-fn registered(socket: OwnedFd) -> io::Result<AsyncFd<TcpListener>> {
+fn weak<T: AsFd + 'static>(socket: &Rc<T>) -> Weak<dyn AsFd> {
+    let weak: Weak<T> = Rc::downgrade(socket);
+    weak
+}
+
+fn registered(socket: OwnedFd) -> io::Result<Rc<AsyncFd<TcpListener>>> {
     let listener = TcpListener::from(socket);
     listener.set_nonblocking(true)?;
     SockRef::from(&listener).set_tcp_nodelay(true)?;
-    reactor::watch(listener)
+    reactor::watch(listener).map(Rc::new)
 }
 
 /// Why a batch of accepts ended.
@@ -132,7 +170,7 @@ enum Batch {
 async fn accept_all(
     worker: &Worker,
     listener: &AsyncFd<TcpListener>,
-    stopped: &Notify,
+    mut stopped: oneshot::Receiver<Queued>,
     take: impl Fn(TcpStream, SocketAddr),
 ) {
     loop {
@@ -146,8 +184,11 @@ async fn accept_all(
                 // The event loop is going away.
                 Err(_) => return,
             },
-            // Redirection has ended: what is queued now is all there will be.
-            () = stopped.notified() => true,
+            queued = &mut stopped => match queued {
+                Ok(Queued::LeftToSuccessor) => return,
+                // Redirection has ended: what is queued now is all there will be.
+                Ok(Queued::Accepted) | Err(_) => true,
+            },
         };
         loop {
             match accept_batch(worker, listener.get_ref(), &take) {

@@ -29,7 +29,7 @@ use crate::{
     },
     kernel::{Kernel, PodHandle, PodListeners, Sockets},
     layers::tls::{Origination, is_wanted},
-    listener::{Listener, Purpose},
+    listener::{Listener, Purpose, Queued},
     metrics::Metrics,
     settings::Settings,
     worker::{COMMANDS_MAX, Command, Link, Pod, Shared, Worker, run},
@@ -271,13 +271,34 @@ impl Proxy {
         }
     }
 
-    /// Closes all listeners and waits for connections to end; those left after `grace` are reset.
-    pub async fn drain(&self, grace: Duration) -> Drained {
+    /// Second descriptors of all listeners, for another process; they are served here as before.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub async fn duplicate_listeners(&self) -> io::Result<Vec<OwnedFd>> {
+        let mut listeners = Vec::new();
+        for link in &self.shared.links {
+            let (done_tx, done_rx) = oneshot::channel();
+            let ask = async {
+                link.commands.send(Command::Duplicate { done: done_tx }).await.ok()?;
+                done_rx.await.ok()
+            };
+            // The listeners of a worker that hangs or has ended are made anew.
+            if let Some(of_worker) = timeout(ANSWER_MAX, ask).await.ok().flatten() {
+                listeners.append(&mut of_worker?);
+            }
+        }
+        Ok(listeners)
+    }
+
+    /// Closes all listeners and waits for connections to end; those left after `grace` are reset. `queued` says what becomes of
+    /// those nobody has accepted yet.
+    pub async fn drain(&self, grace: Duration, queued: Queued) -> Drained {
         let deadline = Instant::now() + grace;
         let mut waiting = Vec::new();
         for link in &self.shared.links {
             let (done_tx, done_rx) = oneshot::channel();
-            if link.commands.send(Command::Drain { deadline, done: done_tx }).await.is_ok() {
+            if link.commands.send(Command::Drain { deadline, queued, done: done_tx }).await.is_ok() {
                 waiting.push(done_rx);
             }
         }

@@ -40,7 +40,8 @@ use crate::{
     http::{self, upstream::Sites},
     inbound,
     kernel::{Kernel, Sockets},
-    layers, listener,
+    layers,
+    listener::{self, Queued, Serving},
     loads::Loads,
     metrics::{
         Metrics,
@@ -91,7 +92,7 @@ pub(crate) struct Worker {
     snapshot: RefCell<Arc<Snapshot>>,
     edges: RefCell<(u64, HashMap<EdgeKey, Arc<Edge>>)>,
     loads: Loads,
-    listeners: RefCell<HashMap<u32, Vec<listener::Serving>>>,
+    listeners: RefCell<HashMap<u32, Vec<Serving>>>,
     logged: Cell<(u32, u32)>,
     /// Version of the snapshot that established connections were last judged by.
     judged: Cell<u64>,
@@ -351,7 +352,7 @@ impl Worker {
     }
 
     /// Keeps a listener's task, to end it when the pod is removed.
-    pub(crate) fn own(&self, pod: u32, serving: listener::Serving) {
+    pub(crate) fn own(&self, pod: u32, serving: Serving) {
         self.listeners.borrow_mut().entry(pod).or_default().push(serving);
     }
 
@@ -406,11 +407,9 @@ impl Worker {
         });
     }
 
-    async fn drain(&self, deadline: Instant) -> usize {
+    async fn drain(&self, deadline: Instant, queued: Queued) -> usize {
         let listeners = std::mem::take(&mut *self.listeners.borrow_mut());
-        for serving in listeners.into_values().flatten() {
-            serving.stop().await;
-        }
+        listener::stop(listeners.into_values().flatten(), queued).await;
         self.hbone.drain();
         self.sites.drain();
         self.connections.each(|live| live.meter.finish());
@@ -439,9 +438,7 @@ impl Worker {
                 self.hbone.leave_pod(pod);
                 self.sites.leave_pod(pod);
                 drop(spawn_local(async move {
-                    for serving in listeners {
-                        serving.stop().await;
-                    }
+                    listener::stop(listeners, Queued::Accepted).await;
                     done.send(()).ok();
                 }));
             }
@@ -459,10 +456,14 @@ impl Worker {
             Command::MakeRoomAt(server, port) => {
                 self.sites.make_room_at(server, port);
             }
-            Command::Drain { deadline, done } => {
+            Command::Duplicate { done } => {
+                let listeners = self.listeners.borrow();
+                done.send(listeners.values().flatten().filter_map(Serving::duplicate).collect()).ok();
+            }
+            Command::Drain { deadline, queued, done } => {
                 let worker = Rc::clone(self);
                 drop(spawn_local(async move {
-                    done.send(worker.drain(deadline).await).ok();
+                    done.send(worker.drain(deadline, queued).await).ok();
                 }));
             }
         }

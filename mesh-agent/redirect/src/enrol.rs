@@ -25,6 +25,7 @@ use mesh_core::{
     plan::{ActualPod, PodConfig},
     snapshot::Name,
 };
+use socket2::SockRef;
 
 use crate::{
     arrival::{self, InstanceError},
@@ -145,6 +146,8 @@ impl EnrolError {
 pub(crate) struct Enrolled {
     pub(crate) sockets: PodSockets,
     pub(crate) config: PodConfig,
+    /// Another process may have written other things since.
+    pub(crate) is_stale: bool,
     pub(crate) program: OwnedFd,
     _link: OwnedFd,
 }
@@ -165,7 +168,7 @@ impl Node {
                     workload: WorkloadId(pod.workload),
                     netns_cookie: *cookie,
                     listening: here.is_some(),
-                    applied: here.map(|here| here.config.clone()),
+                    applied: here.filter(|here| !here.is_stale).map(|here| here.config.clone()),
                 },
             );
         })?;
@@ -207,12 +210,7 @@ impl Node {
         }
         self.put_listener(pod, LISTENER_INBOUND, &listeners.inbound).map_err(table)?;
         self.maps.tickets_used.put_new(&cookie, &0).map_err(table)?;
-        let earlier = self.maps.pods.get(&cookie).map_err(table)?;
-        if earlier.is_some_and(|earlier| earlier.identity != config.identity_hash) {
-            verdicts::renew_all(&self.maps).map_err(table)?;
-        }
-        verdicts::keep_or_renew(&self.maps, config.workload, verdicts::basis(config.policy_hash))
-            .map_err(table)?;
+        self.void_foreign_verdicts(cookie, config).map_err(table)?;
         self.write_config(pod, cookie, config, None).map_err(table)?;
 
         let program =
@@ -234,18 +232,23 @@ impl Node {
 
         self.maps.pods.put(&cookie, &pod_cfg(pod, config)).map_err(table)?;
         let sockets = PodSockets::new(Arc::clone(netns), Arc::clone(&self.maps));
-        let enrolled =
-            Enrolled { sockets: sockets.clone(), config: config.clone(), program, _link: attached.link };
+        let enrolled = Enrolled {
+            sockets: sockets.clone(),
+            config: config.clone(),
+            is_stale: false,
+            program,
+            _link: attached.link,
+        };
         lock(&self.pods).insert(pod, enrolled);
         tracing::info!(pod = %name, id = pod, netns_cookie = cookie, adopted = known, "pod enrolled");
         Ok(EnrolledPod { pod, sockets, listeners, adopted: attached.adopted, warnings })
     }
 
     fn open_listeners(&self, netns: &Netns, name: &Name) -> Result<(Listeners, Vec<String>), EnrolError> {
-        let maps = &self.maps;
+        let (maps, inherited) = (&self.maps, &self.inherited_sockets);
         let cookie = netns.cookie();
         let (listeners, warnings) = netns
-            .on_own_thread(|| (listeners::listen(maps, cookie), reuse_time_wait()))
+            .on_own_thread(|| (listeners::listen(maps, cookie, inherited), reuse_time_wait()))
             .map_err(|source| EnrolError::Enter { pod: name.clone(), source })?;
         let listeners = listeners.map_err(|error| match error {
             ListenError::Taken { port, protocol } => {
@@ -258,6 +261,11 @@ impl Node {
     }
 
     fn put_listener(&self, pod: u32, kind: u32, listener: &OwnedFd) -> Result<(), MapError> {
+        // One that an earlier agent left is there already: there is no moment without it.
+        let there = self.maps.listeners.get(&listener_key(pod, kind))?;
+        if there.is_some() && there == SockRef::from(listener).cookie().ok() {
+            return Ok(());
+        }
         // The value goes in as a descriptor and comes out as the socket's cookie.
         self.maps.listeners.put(&listener_key(pod, kind), &(listener.as_raw_fd() as u64))
     }
@@ -273,7 +281,11 @@ impl Node {
             return Err(EnrolError::Unknown { pod: config.name.clone() });
         };
         let cookie = enrolled.sockets.netns().cookie();
-        self.write_config(pod, cookie, config, Some(&enrolled.config)).map_err(table)?;
+        if enrolled.is_stale {
+            self.void_foreign_verdicts(cookie, config).map_err(table)?;
+        }
+        let before = (!enrolled.is_stale).then_some(&enrolled.config);
+        self.write_config(pod, cookie, config, before).map_err(table)?;
         self.maps.pods.put(&cookie, &pod_cfg(pod, config)).map_err(table)?;
         if enrolled.config.policy_hash != config.policy_hash {
             verdicts::renew(&self.maps, config.workload, verdicts::basis(config.policy_hash))
@@ -288,7 +300,17 @@ impl Node {
             purge(&self.maps, &HashSet::new(), &lost.iter().map(|addr| Addr::from(*addr)).collect());
         }
         enrolled.config = config.clone();
+        enrolled.is_stale = false;
         Ok(())
+    }
+
+    /// Voids the verdicts that another process made for a pod, or for its clients, from other policies or of another identity.
+    fn void_foreign_verdicts(&self, cookie: u64, config: &PodConfig) -> Result<(), MapError> {
+        let earlier = self.maps.pods.get(&cookie)?;
+        if earlier.is_some_and(|earlier| earlier.identity != config.identity_hash) {
+            verdicts::renew_all(&self.maps)?;
+        }
+        verdicts::keep_or_renew(&self.maps, config.workload, verdicts::basis(config.policy_hash))
     }
 
     /// Writes everything but `PODS`: new entries first, then the flags that make them count, then deletions.

@@ -7,6 +7,7 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -17,7 +18,12 @@ use mesh_common::{
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{map::MapError, maps::Maps};
+use crate::{
+    handover::{Inherited, Slot},
+    map::MapError,
+    maps::Maps,
+    node::lock,
+};
 
 /// Connections waiting to be accepted. The kernel cuts it to `net.core.somaxconn` (4096 by default).
 const BACKLOG: i32 = 4096;
@@ -52,15 +58,24 @@ pub(crate) enum ListenError {
     Role { source: MapError },
 }
 
-/// Makes all listeners in the namespace of the calling thread.
-pub(crate) fn listen(maps: &Maps, netns_cookie: u64) -> Result<Listeners, ListenError> {
-    let tcp = |port| bound(maps, netns_cookie, Type::STREAM, port);
+/// Makes all listeners in the namespace of the calling thread, but for those that an earlier agent left to this one.
+pub(crate) fn listen(
+    maps: &Maps,
+    netns_cookie: u64,
+    inherited: &Mutex<Inherited>,
+) -> Result<Listeners, ListenError> {
+    let listener = |kind, port| {
+        let slot = Slot { netns_cookie, port, is_stream: kind == Type::STREAM };
+        let left = lock(inherited).take(slot);
+        left.map_or_else(|| bound(maps, netns_cookie, kind, port), Ok)
+    };
+    let tcp = |port| listener(Type::STREAM, port);
     Ok(Listeners {
         outbound: ports::OUTBOUND.into_iter().map(tcp).collect::<Result<_, _>>()?,
         inbound: tcp(ports::INBOUND)?,
         hbone: tcp(ports::HBONE)?,
         dns_tcp: tcp(ports::DNS)?,
-        dns_udp: bound(maps, netns_cookie, Type::DGRAM, ports::DNS)?,
+        dns_udp: listener(Type::DGRAM, ports::DNS)?,
     })
 }
 

@@ -31,6 +31,7 @@ use crate::{
     cleanup,
     enrol::Enrolled,
     folders::{self, Folders},
+    handover::Inherited,
     links::{self, AttachError, Attachment},
     logger::Logger,
     map::{MapError, OpenMapError},
@@ -69,6 +70,8 @@ pub struct NodeOptions {
     pub bpffs: PathBuf,
     /// The exact cgroup of the kubelet, whose probes get tickets; no probe tickets when absent.
     pub prober_cgroup: Option<PathBuf>,
+    /// Without a `prober_cgroup`: the one of an earlier agent stays until [`Node::set_prober`] names another.
+    pub keeps_prober: bool,
     /// Compiles the debug log statements of the programs in. They cost time on every connect.
     pub kernel_log: bool,
 }
@@ -81,6 +84,7 @@ impl NodeOptions {
             cgroup_root: None,
             bpffs: PathBuf::from("/sys/fs/bpf"),
             prober_cgroup: None,
+            keeps_prober: false,
             kernel_log: false,
         }
     }
@@ -206,6 +210,8 @@ pub struct Node {
     pub(crate) pods: Mutex<BTreeMap<u32, Enrolled>>,
     /// Pins of arrival links of other ABI versions, by the inode of their namespace.
     pub(crate) inherited: Mutex<HashMap<u64, PathBuf>>,
+    /// Listeners of the agent before this one, until their pods are enrolled.
+    pub(crate) inherited_sockets: Mutex<Inherited>,
     next_pod: AtomicU32,
     logger: Mutex<Option<Logger>>,
 }
@@ -245,9 +251,12 @@ impl Node {
             programs,
             pods: Mutex::new(BTreeMap::new()),
             inherited: Mutex::new(HashMap::new()),
+            inherited_sockets: Mutex::default(),
             logger: Mutex::new(logger),
         };
-        node.write_own_entry(prober_cgroup)?;
+        if prober_cgroup.is_some() || !node.options.keeps_prober {
+            node.write_own_entry(prober_cgroup)?;
+        }
         node.next_pod.store(node.largest_pod().saturating_add(1), Ordering::Relaxed);
         *lock(&node.inherited) = node.old_arrivals();
         node.remove_halves();
@@ -257,6 +266,23 @@ impl Node {
     /// A local pod id that no pod of this pin folder has or had since the agent started.
     pub fn next_pod_id(&self) -> u32 {
         self.next_pod.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Makes this process serve the node again after another one did so for a while, which may have changed any map. Returns the
+    /// pods that one took out: their listeners are to be closed. The others are written anew by [`Node::update`].
+    pub fn resume(&self) -> Result<Vec<u32>, MapError> {
+        self.next_pod.fetch_max(self.largest_pod().saturating_add(1), Ordering::Relaxed);
+        let mut served = lock(&self.pods);
+        let mut lost = Vec::new();
+        for (pod, enrolled) in served.iter_mut() {
+            let entry = self.maps.pods.get(&enrolled.sockets.netns().cookie())?;
+            match entry.is_some_and(|entry| entry.pod == *pod) {
+                true => enrolled.is_stale = true,
+                false => lost.push(*pod),
+            }
+        }
+        served.retain(|pod, _| !lost.contains(pod));
+        Ok(lost)
     }
 
     /// The reader of the programs' log, once.

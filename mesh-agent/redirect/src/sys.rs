@@ -25,7 +25,9 @@ use nix::libc;
 
 pub use self::programs::Refused;
 pub(crate) use self::{
-    handles::{is_netns, netns_cookie, pidfd_alive, pidfd_open, tcp_info},
+    handles::{
+        DESCRIPTORS_MAX, is_netns, netns_cookie, pidfd_alive, pidfd_open, receive_with_descriptors, tcp_info,
+    },
     programs::{create_read_only_data, load_sk_lookup},
 };
 

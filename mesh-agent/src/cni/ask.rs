@@ -12,10 +12,10 @@ use super::protocol::{Answer, LINE_MAX, Request};
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AskError {
-    /// Nobody listens.
+    /// Nobody listens, or whoever did has ended: the next agent of the node may answer.
     #[error("the agent does not listen")]
     Away(#[source] io::Error),
-    /// It went away in the middle, or took too long.
+    /// It took too long.
     #[error("the agent did not answer")]
     Cut(#[source] io::Error),
     /// The answer is none.
@@ -34,9 +34,12 @@ pub(super) fn ask(socket: &Path, request: &Request, within: Duration) -> Result<
         .and_then(|()| stream.set_write_timeout(Some(within)))
         .and_then(|()| stream.write_all(&line))
         .and_then(|()| BufReader::new(stream.take(LINE_MAX)).read_line(&mut text))
-        .map_err(AskError::Cut)?;
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => AskError::Away(error),
+            _ => AskError::Cut(error),
+        })?;
     if text.is_empty() {
-        return Err(AskError::Cut(io::ErrorKind::UnexpectedEof.into()));
+        return Err(AskError::Away(io::ErrorKind::UnexpectedEof.into()));
     }
     serde_json::from_str(&text).map_err(AskError::Unreadable)
 }

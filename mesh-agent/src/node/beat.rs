@@ -1,6 +1,6 @@
 //! Owns passing the workers' sign of life on to the kernel, and ending it.
 //!
-//! Invariant: after [`Beat::stop`] nothing is written any more, whatever the workers say.
+//! Invariant: after [`Beat::stop`] and [`Beat::leave`] nothing is written any more, whatever the workers say.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -48,6 +48,11 @@ impl Beat {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.stopped = true;
         self.heartbeat.stop()
+    }
+
+    /// Leaves it to another agent, which gives signs of life by now.
+    pub(super) fn leave(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).stopped = true;
     }
 
     /// Nanoseconds since the last stamp; `None` before the first one.

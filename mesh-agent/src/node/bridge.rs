@@ -11,7 +11,7 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
     sync::{
         Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -31,6 +31,8 @@ pub(super) struct Bridge {
     resolvers: Vec<SocketAddr>,
     /// Whether an admitted pair bypasses the proxy from its second connection on.
     direct: bool,
+    /// Another agent writes the node's tables: it may know of policies that this one does not, and its generations are for those.
+    withholds_verdicts: AtomicBool,
     pods: RwLock<Pods>,
     unreadable: AtomicU64,
     verdicts_lost: AtomicU64,
@@ -50,6 +52,7 @@ impl Bridge {
             verdicts: Verdicts::new(maps),
             resolvers,
             direct,
+            withholds_verdicts: AtomicBool::new(false),
             pods: RwLock::default(),
             unreadable: AtomicU64::new(0),
             verdicts_lost: AtomicU64::new(0),
@@ -67,6 +70,11 @@ impl Bridge {
         let mut pods = self.write();
         pods.incarnations.insert(workload, sockets.netns().cookie());
         pods.sockets.insert(pod, sockets);
+    }
+
+    /// Whether verdicts are kept from the kernel from now on.
+    pub(super) fn withhold_verdicts(&self, withhold: bool) {
+        self.withholds_verdicts.store(withhold, Ordering::Release);
     }
 
     /// Forgets a pod; established connections need no new socket.
@@ -153,7 +161,7 @@ impl Kernel for Bridge {
     }
 
     fn put_verdict(&self, client: &PodHandle, verdict: VerdictEntry) {
-        if verdict.allow && !self.direct {
+        if (verdict.allow && !self.direct) || self.withholds_verdicts.load(Ordering::Acquire) {
             return;
         }
         let entry = mesh_redirect::VerdictEntry {

@@ -2,14 +2,17 @@
 //!
 //! Invariants:
 //! - Nothing here blocks: kernel work runs on the blocking pool, one pass at a time.
-//! - An agent that is told to hand over ends as at SIGTERM, and stays until it is told to stop: whoever runs it would start it
-//!   again otherwise, against its successor.
+//! - An agent that was told by a signal to hand over, or that serves a cluster, stays until it is told to stop: whoever runs it would
+//!   start it again otherwise, against its successor.
 //! - The end comes in this order: no new connections, established ones get their grace, the heartbeat goes last.
-//!   Pins and links stay.
+//!   Pins and links stay. With a successor that has the listening sockets, new connections and heartbeat are its from one moment to the
+//!   next.
+//! - An agent whose successor ends before it serves takes the node back.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use mesh_proxy::Queued;
 use mesh_redirect::{Events, Logger, monotonic_ns};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -19,7 +22,8 @@ use tokio::{
 };
 
 use super::{
-    events,
+    Servers, events,
+    handover::{Door, LastWord, Successor, TakenOver},
     lock::{HAND_OVER, NodeLock},
     reconcile::{Outcome, Reconciler, Wanted},
     revoke,
@@ -37,6 +41,16 @@ const HANDSHAKES: Duration = Duration::from_millis(50);
 const SUCCESSOR_EACH: Duration = Duration::from_millis(100);
 /// A successor that told this agent to hand over has taken the lock within this time; it tries every 50 ms.
 const SUCCESSOR_WITHIN: Duration = Duration::from_secs(10);
+/// A process that has ended lets go of its lock within this time.
+const LOCK_FREE_WITHIN: Duration = Duration::from_secs(5);
+/// A node that nobody serves is waited for this long: whoever runs the successor starts it again.
+const SUCCESSOR_BACK_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is looked for then.
+const ORPHAN_EACH: Duration = Duration::from_millis(500);
+/// Certificates of this node's pods are waited for this long while the agent before this one still serves.
+const CERTIFICATES_WITHIN: Duration = Duration::from_secs(5);
+/// How often they are looked for.
+const CERTIFICATES_EACH: Duration = Duration::from_millis(20);
 
 /// How often the programs' log is read.
 const KERNEL_LOG_EACH: Duration = Duration::from_millis(100);
@@ -51,45 +65,113 @@ pub(super) type Serving = Pin<Box<dyn Future<Output = ()>>>;
 pub(super) struct Control {
     pub(super) shared: Arc<Shared>,
     pub(super) reconciler: Reconciler,
-    pub(super) events: Events,
+    pub(super) servers: Servers,
     pub(super) logger: Option<Logger>,
     pub(super) lock: NodeLock,
+    /// The folder of the lock.
+    pub(super) state_dir: PathBuf,
+    /// From the agent before this one.
+    pub(super) taken_over: Option<TakenOver>,
     /// Grace for established connections at the end.
     pub(super) drain: Duration,
+    /// Whoever runs this process would start it again if it ended unasked.
+    pub(super) stays: bool,
+}
+
+/// Why an agent no longer serves its node.
+enum End {
+    /// It was told to stop, or a part of it has ended.
+    Stopped(anyhow::Result<()>),
+    /// It was told by a signal that another one takes over.
+    Relieved,
+    /// Another one asks for the node.
+    Asked(Successor),
 }
 
 impl Control {
-    /// Runs until a signal or a failure. `serve` answers operators; it is dropped, and its addresses freed, when a
-    /// successor takes over.
-    pub(super) async fn run(self, mut serve: Serving) -> anyhow::Result<()> {
-        let Self { shared, reconciler, events, logger, lock, drain } = self;
+    /// Runs until a signal or a failure.
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let Self {
+            shared,
+            reconciler,
+            servers,
+            mut logger,
+            mut lock,
+            state_dir,
+            mut taken_over,
+            drain,
+            stays,
+        } = self;
         let reconciler = Arc::new(Mutex::new(reconciler));
-        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        let mut stop = Stop {
+            terminate: signal(SignalKind::terminate()).context("listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listen for SIGINT")?,
+        };
         let mut relieve = signal(SignalKind::from_raw(HAND_OVER as i32)).context("listen for SIGUSR1")?;
-        let mut relieved = false;
-        let ended = {
-            let background = async {
-                tokio::join!(
-                    events::follow(events, &shared),
-                    follow_kernel_log(logger),
-                    revoke::follow(&shared),
-                    sweep(&shared)
-                );
-            };
-            tokio::select! {
-                outcome = reconcile(&shared, &reconciler) => outcome,
-                () = background => Ok(()),
-                () = &mut serve => Ok(()),
-                () = stop_signal(&mut terminate, &mut interrupt) => Ok(()),
-                _ = relieve.recv() => {
-                    tracing::info!("handing over to another agent of this node");
-                    relieved = true;
-                    Ok(())
+        let mut serve = servers.open().await?;
+        let (ended, serve) = loop {
+            let events = Events::open(shared.kernel.maps())?;
+            let door = Door::open(&state_dir, &shared.node).await;
+            let end = {
+                let background = async {
+                    tokio::join!(
+                        events::follow(events, &shared),
+                        follow_kernel_log(logger.as_mut()),
+                        revoke::follow(&shared),
+                        sweep(&shared)
+                    );
+                };
+                let asked = async {
+                    match &door {
+                        Some(door) => door.successor(&shared.hand_overs).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    outcome = reconcile(&shared, &reconciler, taken_over.as_mut()) => End::Stopped(outcome),
+                    () = background => End::Stopped(Ok(())),
+                    () = &mut serve => End::Stopped(Ok(())),
+                    () = stop.told() => End::Stopped(Ok(())),
+                    _ = relieve.recv() => End::Relieved,
+                    successor = asked => End::Asked(successor),
                 }
+            };
+            drop(door);
+            let successor = match end {
+                End::Stopped(outcome) => break (Some(outcome), serve),
+                End::Relieved => {
+                    tracing::info!("handing over to another agent of this node");
+                    break (None, serve);
+                }
+                End::Asked(successor) => successor,
+            };
+            tracing::info!("another agent of this node takes over");
+            let began = Instant::now();
+            let Ok(idle) = timeout(PASS_MAX, Arc::clone(&reconciler).lock_owned()).await else {
+                // It hears that by its end of the stream, and makes sockets of its own.
+                tracing::warn!("not handed over: a pass over the node takes too long");
+                continue;
+            };
+            drop(serve);
+            match hand_over(&shared, &mut lock, successor, &mut stop).await {
+                Outlook::Replaced { successor, told } => {
+                    shared.hand_overs.count_given();
+                    tracing::info!(took = ?began.elapsed(), "another agent has taken over");
+                    let follow = Aftermath { shared: &shared, lock, drain, stays, told };
+                    return follow.leave(successor, &mut stop).await;
+                }
+                Outlook::Taken => break (None, Box::pin(std::future::pending()) as Serving),
+                Outlook::Ours => {}
             }
+            shared.hand_overs.count_taken_back();
+            tracing::warn!("the agent that was to take over did not: taking the node back");
+            let mut own = idle;
+            let resumed = spawn_blocking(move || own.resume());
+            resumed.await.context("resume; this is a defect of the agent")?.context("take the node back")?;
+            serve = servers.open().await?;
         };
         shared.readiness.drain();
+        let relieved = ended.is_none();
         let finish = async {
             // A pass under way must not add a pod to a proxy that is stopping.
             drop(timeout(PASS_MAX, reconciler.lock()).await);
@@ -104,7 +186,7 @@ impl Control {
                     anyhow::ensure!(replaced || !relieved, "the agent that was to take over did not");
                     done = true;
                 }
-                () = stop_signal(&mut terminate, &mut interrupt) => {
+                () = stop.told() => {
                     if told {
                         tracing::info!("told again to stop; not waiting");
                         break;
@@ -113,19 +195,143 @@ impl Control {
                 }
             }
         }
-        ended
+        ended.unwrap_or(Ok(()))
     }
 }
 
-async fn stop_signal(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// What came of giving the node away.
+enum Outlook {
+    /// The other agent serves it; whether this one was told to stop meanwhile.
+    Replaced { successor: Successor, told: bool },
+    /// It did not come to that: the lock is held here again.
+    Ours,
+    /// It did not come to that, and somebody else has the lock.
+    Taken,
+}
+
+/// Gives the node away, and accepts for as long as the other agent does not. Nothing is written to the kernel's tables meanwhile.
+async fn hand_over(shared: &Shared, lock: &mut NodeLock, successor: Successor, stop: &mut Stop) -> Outlook {
+    shared.bridge.withhold_verdicts(true);
+    lock.release();
+    let given = async {
+        let sockets = shared.proxy.duplicate_listeners().await?;
+        tracing::info!(sockets = sockets.len(), "passing the listening sockets on");
+        successor.give(sockets).await
+    };
+    let word = match given.await {
+        Ok(mut successor) => tokio::select! {
+            word = successor.last_word() => (word == LastWord::Served).then_some((successor, false)),
+            // The other one has the sockets, and nobody to give them back to.
+            () = stop.told() => Some((successor, true)),
+        },
+        Err(error) => {
+            tracing::warn!(%error, "pass the listening sockets on");
+            None
+        }
+    };
+    if let Some((successor, told)) = word {
+        return Outlook::Replaced { successor, told };
+    }
+    let give_up = Instant::now() + LOCK_FREE_WITHIN;
+    loop {
+        match lock.try_again() {
+            Ok(true) => return Outlook::Ours,
+            Ok(false) if Instant::now() < give_up => sleep(SUCCESSOR_EACH).await,
+            Ok(false) => return Outlook::Taken,
+            Err(error) => {
+                tracing::warn!(error = %report(&error), "take the node's lock back");
+                return Outlook::Taken;
+            }
+        }
+    }
+}
+
+/// What is left of an agent that another one has taken the node over from: its connections.
+struct Aftermath<'a> {
+    shared: &'a Shared,
+    lock: NodeLock,
+    drain: Duration,
+    stays: bool,
+    /// It was told to stop.
+    told: bool,
+}
+
+impl Aftermath<'_> {
+    /// Leaves new connections to the successor, lets the established ones end, and watches that the node is served for as long as this
+    /// process is there.
+    async fn leave(self, successor: Successor, stop: &mut Stop) -> anyhow::Result<()> {
+        let Self { shared, mut lock, drain, stays, mut told } = self;
+        shared.readiness.drain();
+        shared.beat.leave();
+        let ending = shared.proxy.drain(drain, Queued::LeftToSuccessor);
+        let orphaned = orphaned(successor, &mut lock);
+        tokio::pin!(ending, orphaned);
+        let mut done = false;
+        while !(done && (told || !stays)) {
+            tokio::select! {
+                drained = &mut ending, if !done => {
+                    tracing::info!(aborted = drained.aborted, "the connections of this agent have ended");
+                    done = true;
+                }
+                () = &mut orphaned, if !told => {
+                    // Started again, it serves the node again.
+                    anyhow::bail!("the agent that took over has ended, and nobody serves the node");
+                }
+                () = stop.told() => {
+                    if told {
+                        tracing::info!("told again to stop; not waiting");
+                        break;
+                    }
+                    told = true;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns once the successor has ended and nobody has served the node for a while.
+async fn orphaned(mut successor: Successor, lock: &mut NodeLock) {
+    while successor.last_word().await != LastWord::Gone {}
+    let mut since = None;
+    loop {
+        match lock.try_again() {
+            Ok(true) => {
+                lock.release();
+                if since.get_or_insert_with(Instant::now).elapsed() >= SUCCESSOR_BACK_WITHIN {
+                    return;
+                }
+            }
+            Ok(false) | Err(_) => since = None,
+        }
+        sleep(ORPHAN_EACH).await;
+    }
+}
+
+/// Signals that tell the agent to stop.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
 /// Keeps the node as the snapshot wants it. Ends only if a pass panicked or the source ended.
-async fn reconcile(shared: &Shared, reconciler: &Arc<Mutex<Reconciler>>) -> anyhow::Result<()> {
+async fn reconcile(
+    shared: &Shared,
+    reconciler: &Arc<Mutex<Reconciler>>,
+    mut taken_over: Option<&mut TakenOver>,
+) -> anyhow::Result<()> {
+    if taken_over.is_some() {
+        certificates(shared).await;
+    }
     let (mut snapshots, mut sources) = (shared.snapshots.clone(), shared.sources.clone());
     let mut retired = false;
     let mut last = shared.snapshot();
@@ -146,6 +352,10 @@ async fn reconcile(shared: &Shared, reconciler: &Arc<Mutex<Reconciler>>) -> anyh
                 if !retired {
                     retired = true;
                     shared.kernel.retire_old_versions();
+                    shared.bridge.withhold_verdicts(false);
+                }
+                if let Some(taken_over) = taken_over.take() {
+                    say_served(shared, taken_over);
                 }
                 retry_at
             }
@@ -166,6 +376,32 @@ async fn reconcile(shared: &Shared, reconciler: &Arc<Mutex<Reconciler>>) -> anyh
             () = retry => {}
         }
     }
+}
+
+/// Waits for the certificates of this node's pods, but not long: the agent before this one accepts as long as this one does not, and
+/// what it accepts need not wait.
+async fn certificates(shared: &Shared) {
+    let had = async {
+        while shared.identities.rows().iter().any(|row| row.state == "pending") {
+            sleep(CERTIFICATES_EACH).await;
+        }
+    };
+    if timeout(CERTIFICATES_WITHIN, had).await.is_err() {
+        tracing::warn!("taking the node over without all certificates of its pods");
+    }
+}
+
+/// Tells the agent before this one that it is not needed any more.
+fn say_served(shared: &Shared, taken_over: &mut TakenOver) {
+    let left = shared.kernel.close_inherited();
+    if left > 0 {
+        tracing::info!(left, "listening sockets of pods that are gone or could not be enrolled");
+    }
+    if let Err(error) = taken_over.served() {
+        tracing::info!(%error, "the agent before this one has ended");
+    }
+    shared.hand_overs.count_taken(true);
+    tracing::info!("the node is taken over");
 }
 
 fn publish(shared: &Shared, outcome: Outcome) {
@@ -220,8 +456,8 @@ async fn sweep(shared: &Arc<Shared>) {
 }
 
 /// Hands the programs' log records on, for ever. They only log when told to (`--kernel-log`).
-async fn follow_kernel_log(logger: Option<Logger>) {
-    let Some(mut logger) = logger else { return std::future::pending().await };
+async fn follow_kernel_log(logger: Option<&mut Logger>) {
+    let Some(logger) = logger else { return std::future::pending().await };
     let mut tick = interval(KERNEL_LOG_EACH);
     loop {
         tick.tick().await;
@@ -229,7 +465,7 @@ async fn follow_kernel_log(logger: Option<Logger>) {
     }
 }
 
-/// The end of a node agent. Direct connections and arrivals need no agent; connects that do fall back by the
+/// The end of a node agent that nobody has the listening sockets of. Direct connections and arrivals need no agent; connects that do fall back by the
 /// listener rule as soon as the listeners are closed.
 /// Whether a successor has taken over.
 async fn finish(
@@ -246,7 +482,7 @@ async fn finish(
         tracing::warn!(error = %report(&error), "stop the heartbeat");
     }
     sleep(HANDSHAKES).await;
-    let drain = shared.proxy.drain(grace);
+    let drain = shared.proxy.drain(grace, Queued::Accepted);
     tokio::pin!(drain);
     let drained = if relieved {
         // A node without connections is drained at once, and the lock must not be taken back from under the successor.

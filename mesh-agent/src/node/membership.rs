@@ -119,7 +119,13 @@ impl Membership {
         if pods.is_empty() {
             return;
         }
-        self.kernel.remove(&pods.iter().copied().collect::<Vec<_>>());
+        let pods: Vec<u32> = pods.iter().copied().collect();
+        self.kernel.remove(&pods);
+        self.forget(&pods);
+    }
+
+    /// Stops serving pods that are out of the kernel. Blocking.
+    pub(super) fn forget(&self, pods: &[u32]) {
         for pod in pods {
             self.runtime.block_on(self.proxy.remove_pod(*pod));
             self.bridge.remove(*pod);

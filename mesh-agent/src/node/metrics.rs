@@ -81,6 +81,11 @@ impl AgentMetrics {
         for (reason, count) in self.shared.revocations.closed() {
             sample(&mut closed, &[("reason", reason)], &ConstCounter::new(count))?;
         }
+        let help = "Times that the node went from one agent to another, by what this agent had to do with it";
+        let mut hand_overs = family(encoder, "mesh_handovers", help, MetricType::Counter)?;
+        for (outcome, count) in self.shared.hand_overs.counts() {
+            sample(&mut hand_overs, &[("outcome", outcome)], &ConstCounter::new(count))?;
+        }
         Ok(())
     }
 

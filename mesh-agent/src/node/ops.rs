@@ -59,8 +59,8 @@ pub(super) struct Ops {
 }
 
 impl Ops {
-    pub(super) fn new(shared: &Arc<Shared>, registry: Registry) -> Self {
-        Self { shared: Arc::clone(shared), registry: Arc::new(Mutex::new(registry)) }
+    pub(super) fn new(shared: &Arc<Shared>, registry: &Arc<Mutex<Registry>>) -> Self {
+        Self { shared: Arc::clone(shared), registry: Arc::clone(registry) }
     }
 
     async fn metrics(&self) -> Answer {

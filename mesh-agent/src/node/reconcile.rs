@@ -93,6 +93,16 @@ impl Reconciler {
         })
     }
 
+    /// Starts again from what the kernel holds, after another agent wrote to it for a while. The data path lets go of pods which that
+    /// one took out. Blocking.
+    pub(super) fn resume(&mut self) -> Result<(), MapError> {
+        self.writer = TableWriter::new(self.kernel.maps())?;
+        self.written = None;
+        let lost = self.kernel.resume()?;
+        self.membership.forget(&lost);
+        Ok(())
+    }
+
     /// One pass. An error means that the kernel could not be read; what was not done is done by the next pass.
     pub(super) fn pass(&mut self, wanted: &Wanted, now: Instant) -> Result<Outcome, MapError> {
         let local = plan::local_pods(&wanted.snapshot, &self.node);

@@ -14,7 +14,7 @@ use mesh_redirect::{MapError, Node, Stats};
 use tokio::sync::watch;
 
 use super::{
-    beat::Beat, bridge::Bridge, direct::Direct, identities::Identities, names::Departed,
+    beat::Beat, bridge::Bridge, direct::Direct, handover::HandOvers, identities::Identities, names::Departed,
     readiness::Readiness, reconcile::Outcome, resolve::Resolved, revoke::Revocations,
 };
 
@@ -47,6 +47,8 @@ pub(super) struct Shared {
     direct: Mutex<Direct>,
     /// Direct connections that policy ended.
     pub(super) revocations: Revocations,
+    /// From agent to agent.
+    pub(super) hand_overs: HandOvers,
 }
 
 /// What a [`Shared`] is made of.
@@ -105,6 +107,7 @@ impl Shared {
             metrics,
             direct: Mutex::new(direct),
             revocations: Revocations::default(),
+            hand_overs: HandOvers::default(),
         }
     }
 

@@ -7,9 +7,10 @@
 use std::{
     io::{self, IoSlice, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket},
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use nix::{
@@ -19,7 +20,11 @@ use nix::{
         sendmsg, setsockopt, sockopt,
     },
 };
-use tokio::{io::unix::AsyncFd, task::spawn_local};
+use tokio::{
+    io::unix::AsyncFd,
+    task::spawn_local,
+    time::{Instant, sleep},
+};
 
 use super::{Plan, Transport, forward, plan};
 use crate::{
@@ -32,6 +37,9 @@ use crate::{
 const BATCH_MAX: usize = 32;
 /// Larger queries do not exist: the protocol's limit for UDP without options is 512.
 const QUERY_MAX: usize = 4096;
+
+/// How often a socket that is about to close is looked at for queries under way.
+const REST_EACH: Duration = Duration::from_millis(10);
 
 /// A pod's DNS socket.
 #[derive(Debug)]
@@ -46,6 +54,12 @@ struct Ends {
     client: SocketAddr,
     /// The address the client sent to, and the interface for link-local ones.
     local: Option<(IpAddr, u32)>,
+}
+
+impl AsFd for Port {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.as_fd()
+    }
 }
 
 impl Port {
@@ -121,15 +135,14 @@ impl Port {
 }
 
 /// Serves a pod's queries until the future is dropped.
-pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, port: Port) {
-    let port = Rc::new(port);
+pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, port: &Rc<Port>) {
     let mut buf = vec![0; QUERY_MAX].into_boxed_slice();
     // An error means that the event loop is going away.
     while let Ok(mut ready) = port.io.readable().await {
         let mut handled = 0;
         while handled < BATCH_MAX {
             match port.receive(&mut buf) {
-                Ok((len, ends)) => answer(&worker, &pod, &port, &buf[..len], ends),
+                Ok((len, ends)) => answer(worker, pod, port, &buf[..len], ends),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready.clear_ready();
                     break;
@@ -143,6 +156,15 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, port: Port) {
         if handled == BATCH_MAX {
             tokio::task::yield_now().await;
         }
+    }
+}
+
+/// Waits until the queries are answered that were forwarded, while whoever calls keeps the socket open. They end by a time-out of their
+/// own.
+pub(crate) async fn answer_rest(worker: &Worker, pod: &Pod) {
+    let give_up = Instant::now() + worker.settings().dns.forward_timeout;
+    while pod.dns_in_flight.is_used() && Instant::now() < give_up {
+        sleep(REST_EACH).await;
     }
 }
 

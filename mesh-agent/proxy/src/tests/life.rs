@@ -27,6 +27,7 @@ use crate::{
     Dependencies, Metrics, Proxy, Settings,
     close::{CloseReason, Direction},
     kernel::{Dialled, PodHandle, PodListeners},
+    listener::Queued,
     worker::Command,
 };
 
@@ -40,7 +41,9 @@ async fn refused(addr: std::net::SocketAddr) -> bool {
 
 async fn drain(world: &World, grace: Duration) -> usize {
     let (done_tx, done_rx) = oneshot::channel();
-    world.commands.send(Command::Drain { deadline: Instant::now() + grace, done: done_tx }).await.unwrap();
+    let deadline = Instant::now() + grace;
+    let drain = Command::Drain { deadline, queued: Queued::Accepted, done: done_tx };
+    world.commands.send(drain).await.unwrap();
     done_rx.await.unwrap()
 }
 
@@ -261,8 +264,30 @@ async fn listeners_of_every_worker_serve_and_stop_with_the_pod() {
         assert!(refused(*addr).await);
     }
     assert_eq!(proxy.connections(100).await.len(), 4);
-    assert_eq!(proxy.drain(Duration::from_millis(50)).await.aborted, 4);
+    assert_eq!(proxy.drain(Duration::from_millis(50), Queued::Accepted).await.aborted, 4);
     assert!(proxy.connections(100).await.is_empty());
+}
+
+#[tokio::test]
+async fn what_waits_when_listeners_are_left_to_a_successor_is_accepted_there() {
+    let (proxy, _, server, outbound) = proxy(2, Box::new(|_| {})).await;
+    let given: Vec<StdListener> =
+        proxy.duplicate_listeners().await.unwrap().into_iter().map(StdListener::from).collect();
+    assert_eq!(given.len(), 8, "four outbound, inbound, HBONE, DNS twice");
+    // Given away is not left: this process accepts as before.
+    let held = TcpStream::connect(outbound[0]).await.unwrap();
+    soon(server.accept()).await.unwrap();
+    let drained = proxy.drain(Duration::from_millis(50), Queued::LeftToSuccessor).await;
+    assert_eq!(drained.aborted, 1);
+    drop(held);
+    for addr in &outbound {
+        let waits = TcpStream::connect(addr).await.unwrap();
+        let same = given.iter().find(|socket| socket.local_addr().is_ok_and(|own| own == *addr)).unwrap();
+        let accepted = eventually(|| same.accept().ok(), Option::is_some).await;
+        assert_eq!(accepted.unwrap().1, waits.local_addr().unwrap());
+    }
+    drop(given);
+    assert!(refused(outbound[0]).await, "nobody else had it");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpStream},
+    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize},
@@ -125,8 +126,10 @@ pub(crate) enum Command {
     List { max: usize, done: oneshot::Sender<Vec<ConnectionView>> },
     /// Say how many requests are outstanding, by destination and endpoint.
     ListActive { done: oneshot::Sender<Outstanding> },
+    /// Give second descriptors of all listeners.
+    Duplicate { done: oneshot::Sender<std::io::Result<Vec<OwnedFd>>> },
     /// Close all listeners, wait for connections until `deadline`, reset the rest and say how many those were.
-    Drain { deadline: Instant, done: oneshot::Sender<usize> },
+    Drain { deadline: Instant, queued: listener::Queued, done: oneshot::Sender<usize> },
 }
 
 /// Now, for liveness stamps.

@@ -1,11 +1,40 @@
 //! Raw calls on sockets, namespaces and processes.
 
 use std::{
-    io, mem,
+    io::{self, IoSliceMut},
+    mem,
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
-use nix::libc;
+use nix::{
+    libc,
+    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
+};
+
+/// Descriptors in one message at most: the kernel's `SCM_MAX_FD`.
+pub(crate) const DESCRIPTORS_MAX: usize = 253;
+
+/// Receives a part of a stream into `buf`, and the descriptors that came with it. Descriptors that found no room are an error.
+pub(crate) fn receive_with_descriptors(
+    stream: BorrowedFd<'_>,
+    buf: &mut [u8],
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut control = nix::cmsg_space!([i32; DESCRIPTORS_MAX]);
+    let mut iov = [IoSliceMut::new(buf)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
+    let mut descriptors = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(received) = part {
+            // SAFETY: the kernel has just made these descriptors for this process, and nobody else knows of them.
+            descriptors.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors were lost on the way"));
+    }
+    Ok((message.bytes, descriptors))
+}
 
 /// The cookie of the network namespace a socket was made in: unique for the life of the kernel.
 pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {

@@ -12,6 +12,7 @@ use tokio::{
 use super::fixture::{Client, HOST, echo, forward, frames, full, publish, server, test};
 use crate::{
     close::{CloseReason, Direction},
+    listener::Queued,
     tests::fixture::{eventually, in_world, soon},
 };
 
@@ -217,7 +218,11 @@ fn a_drain_lets_requests_finish_and_ends_idle_connections() {
         soon(server.read(&mut [0; 1000])).await.unwrap();
         let (done, drained) = tokio::sync::oneshot::channel();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        world.commands.send(crate::worker::Command::Drain { deadline, done }).await.unwrap();
+        world
+            .commands
+            .send(crate::worker::Command::Drain { deadline, queued: Queued::Accepted, done })
+            .await
+            .unwrap();
         tokio::time::sleep(Duration::from_millis(20)).await;
         server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
         assert_eq!(busy.reply().await.body, "ok");
@@ -236,7 +241,11 @@ fn a_request_that_meets_a_drain_on_its_way_is_answered_and_the_connection_then_e
         assert_eq!(idle.get("/").await.header("connection"), None);
         let (done, drained) = tokio::sync::oneshot::channel();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        world.commands.send(crate::worker::Command::Drain { deadline, done }).await.unwrap();
+        world
+            .commands
+            .send(crate::worker::Command::Drain { deadline, queued: Queued::Accepted, done })
+            .await
+            .unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         let reply = late.get("/late").await;
         assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
