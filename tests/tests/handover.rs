@@ -9,10 +9,12 @@ use mesh_tests::agent::AgentError;
 use mesh_tests::manifests::MtlsMode;
 use mesh_tests::nameserver::NameServer;
 use mesh_tests::protocol::{DnsBy, Exchange, Load};
-use mesh_tests::tool::RunningLoad;
+use mesh_tests::tool::{RunningLoad, Server};
 use mesh_tests::web::messages::Mix;
 use mesh_tests::web::{WebLoad, WebScene};
-use mesh_tests::{Agent, Failure, Pod, TestResult, ToolError, eventually, limit, require_agent, test_name};
+use mesh_tests::{
+    Agent, Failure, Pod, Shop, TestResult, ToolError, eventually, limit, require_agent, test_name,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 const TAKE_OVER: &[&str] = &["--take-over"];
@@ -24,7 +26,7 @@ struct Scene {
     far: SocketAddr,
     resolver: NameServer,
     /// What serves, held.
-    _servers: Vec<mesh_tests::tool::Server>,
+    _servers: Vec<Server>,
 }
 
 impl Scene {
@@ -45,32 +47,14 @@ impl Scene {
         Ok(Self { web, near: to_near, far: to_far, resolver, _servers: servers })
     }
 
-    /// The next agent of a node.
-    fn replace(&self, node: &str) -> Result<Agent, Failure> {
-        Ok(self.web.shop.world().node(node)?.agent().args(TAKE_OVER).start()?)
-    }
-
     fn start_loads(&self) -> Result<Loads, Failure> {
         let client = &self.web.client;
-        let timeout_ms = u64::try_from(limit(Duration::from_secs(5)).as_millis())?;
-        let lines = |to: SocketAddr| -> Result<RunningLoad, ToolError> {
-            let exchange = Exchange::ConnectAndAsk;
-            let targets = vec![to];
-            client.tool()?.start_load(Load {
-                targets,
-                per_second: 100,
-                workers: 2,
-                duration_ms: 0,
-                exchange,
-                timeout_ms,
-            })
-        };
         let mix = |port, short, http2| {
             let host = "web".to_owned();
             Mix { http: self.web.at(port), host, keep_alive: 2, short, http2, tcp: None, pause_ms: 20 }
         };
         Ok(Loads {
-            lines: [("direct", lines(self.near)?), ("hbone", lines(self.far)?)],
+            lines: [("direct", lines(client, self.near)?), ("hbone", lines(client, self.far)?)],
             http: [WebLoad::start(client, &mix(80, 3, 1))?, WebLoad::start(client, &mix(82, 0, 1))?],
         })
     }
@@ -95,6 +79,20 @@ impl Scene {
         }
         Ok((asked, failed))
     }
+}
+
+/// Connects, asks and closes, all the time.
+fn lines(client: &Pod, to: SocketAddr) -> Result<RunningLoad, ToolError> {
+    let timeout_ms = u64::try_from(limit(Duration::from_secs(5)).as_millis()).unwrap_or(u64::MAX);
+    let (targets, exchange) = (vec![to], Exchange::ConnectAndAsk);
+    client.tool()?.start_load(Load {
+        targets,
+        per_second: 100,
+        workers: 2,
+        duration_ms: 0,
+        exchange,
+        timeout_ms,
+    })
 }
 
 /// Connections that are made all the time.
@@ -170,8 +168,8 @@ fn replace_all(scene: &Scene, loads: &Loads) -> TestResult {
     let shop = &scene.web.shop;
     let mut serving: BTreeMap<&str, Agent> =
         ["a", "b"].into_iter().zip(scene.web.agents.iter().cloned()).collect();
-    let mut left: Option<(&str, Pod)> = None;
-    for (turn, node) in ["a", "b", "a", "b"].into_iter().enumerate() {
+    let (mut replaced, mut left): (Vec<Agent>, Option<(&str, Pod)>) = (Vec::new(), None);
+    for (turn, node) in ["a", "b", "a"].into_iter().enumerate() {
         let next = shop.world().node(node)?.agent().args(TAKE_OVER).launch()?;
         // In the middle of it a pod comes, and one goes.
         let guest = shop.pod(node, &format!("guest-{turn}"))?;
@@ -184,62 +182,92 @@ fn replace_all(scene: &Scene, loads: &Loads) -> TestResult {
         next.wait_enrolled([&guest])?;
         assert_eq!(guest.tool()?.who(scene.far)?.server, "far");
         loads.go_on()?;
-        if let Some(before) = serving.insert(node, next) {
-            // It ends by itself when its connections have.
-            eventually(SOON, || before.is_running(), |running| !running)?;
-        }
+        replaced.extend(serving.insert(node, next));
         left = Some((node, guest));
     }
+    // They end by themselves when their connections have.
+    eventually(SOON, || replaced.iter().any(Agent::is_running), |running| !running)?;
     Ok(())
+}
+
+/// A strict shop of one client on node a and a server of lines on each node.
+struct Small {
+    shop: Shop,
+    client: Pod,
+    near: SocketAddr,
+    far: SocketAddr,
+    agents: Vec<Agent>,
+    _servers: Vec<Server>,
+}
+
+impl Small {
+    fn set(test: &str) -> Result<Self, Failure> {
+        let shop = Shop::open(test, &["a", "b"])?;
+        let (client, near, far) = (shop.pod("a", "client")?, shop.pod("a", "near")?, shop.pod("b", "far")?);
+        let (to_near, to_far) = (shop.service("near", 80)?.v4, shop.service("far", 80)?.v4);
+        shop.mode(MtlsMode::Strict)?;
+        let agents = shop.start_agents()?;
+        let servers = vec![shop.serve(&near)?, shop.serve(&far)?];
+        for to in [to_near, to_far] {
+            eventually(SOON, || client.tool()?.who(to), |seen| seen.is_ok())??;
+        }
+        Ok(Self { shop, client, near: to_near, far: to_far, agents, _servers: servers })
+    }
+
+    fn replace(&self) -> Result<Agent, Failure> {
+        Ok(self.shop.world().node("a")?.agent().args(TAKE_OVER).start()?)
+    }
 }
 
 #[test]
 fn an_agent_whose_successor_does_not_get_far_serves_on() -> TestResult {
     require_agent!();
-    let scene = Scene::set(test_name!())?;
-    let first = &scene.web.agents[0];
-    let loads = scene.start_loads()?;
-    loads.go_on()?;
+    let small = Small::set(test_name!())?;
+    let first = &small.agents[0];
+    let loads = [lines(&small.client, small.near)?, lines(&small.client, small.far)?];
     // It has the sockets, has loaded its programs, and then cannot have its admin socket.
     let in_the_way = first.admin_socket().with_file_name("admin-2.sock");
     std::fs::write(&in_the_way, "no socket")?;
-    let node = scene.web.shop.world().node("a")?;
+    let node = small.shop.world().node("a")?;
     let broken = node.agent().args(TAKE_OVER).beside_another().start();
     assert!(matches!(broken, Err(AgentError::Ended { .. })), "{broken:?}");
     eventually(SOON, || counted(first, "taken_back"), |times| times.as_ref().is_ok_and(|n| *n == 1.0))??;
-    loads.go_on()?;
-    // It serves all of its node: pods that come, pods that go, policies that change.
-    let guest = scene.web.shop.pod("a", "guest")?;
+    // It serves all of its node: pods that come, and pods that go.
+    let guest = small.shop.pod("a", "guest")?;
     first.wait_enrolled([&guest])?;
-    assert_eq!(guest.tool()?.who(scene.far)?.server, "far");
-    scene.web.shop.world().manifests().delete("Pod", guest.namespace(), guest.name())?;
+    assert_eq!(guest.tool()?.who(small.far)?.server, "far");
+    small.shop.world().manifests().delete("Pod", guest.namespace(), guest.name())?;
     node.remove_pod(&guest)?;
-    let second = scene.replace("a")?;
+    let second = small.replace()?;
     assert_eq!(counted(&second, "taken")?, 1.0);
-    loads.go_on()?;
-    let (_, failed) = loads.stop()?;
-    assert!(failed.is_empty(), "{failed:?}");
+    for load in loads {
+        let before = load.report()?.ok;
+        eventually(SOON, || load.report().map_or(0, |now| now.ok), |ok| *ok >= before + 50)?;
+        let report = load.stop()?;
+        assert_eq!(report.failures(), 0, "{report:?}");
+    }
     Ok(())
 }
 
 #[test]
 fn an_agent_that_cannot_be_asked_is_told_to_end_as_before() -> TestResult {
     require_agent!();
-    let scene = Scene::set(test_name!())?;
-    let first = &scene.web.agents[0];
+    let small = Small::set(test_name!())?;
+    let first = &small.agents[0];
     let state = first.admin_socket().with_file_name("state");
     let doors = std::fs::read_dir(&state)?.filter_map(Result::ok).map(|entry| entry.path());
     let doors: Vec<_> = doors.filter(|path| path.extension().is_some_and(|end| end == "handover")).collect();
     assert_eq!(doors.len(), 1, "{doors:?}");
     std::fs::remove_file(&doors[0])?;
-    let second = scene.replace("a")?;
+    let second = small.replace()?;
     assert_eq!(counted(&second, "taken_without_sockets")?, 1.0);
-    assert_eq!(scene.web.client.tool()?.who(scene.far)?.server, "far");
+    assert_eq!(small.client.tool()?.who(small.far)?.server, "far");
     // Whoever runs it would start it again, against its successor.
     assert!(first.is_running());
     first.terminate(SOON)?;
     // The next one finds the door again.
-    let third = scene.replace("a")?;
+    let third = small.replace()?;
     assert_eq!(counted(&third, "taken")?, 1.0);
+    eventually(SOON, || second.is_running(), |running| !running)?;
     Ok(())
 }

@@ -72,6 +72,21 @@ impl Bridge {
         pods.sockets.insert(pod, sockets);
     }
 
+    /// A pod that the kernel has as enrolled is a peer of this node's others before this agent listens in it: its guard honours tickets,
+    /// and nothing else under STRICT.
+    pub(super) fn expect(&self, workload: WorkloadId, netns_cookie: u64) {
+        self.write().incarnations.insert(workload, netns_cookie);
+    }
+
+    /// An expected pod could not be served.
+    pub(super) fn expect_no_more(&self, workload: WorkloadId, netns_cookie: u64) {
+        let mut pods = self.write();
+        let is_served = pods.sockets.values().any(|sockets| sockets.netns().cookie() == netns_cookie);
+        if !is_served && pods.incarnations.get(&workload) == Some(&netns_cookie) {
+            pods.incarnations.remove(&workload);
+        }
+    }
+
     /// Whether verdicts are kept from the kernel from now on.
     pub(super) fn withhold_verdicts(&self, withhold: bool) {
         self.withholds_verdicts.store(withhold, Ordering::Release);

@@ -4,6 +4,7 @@
 //! - A pod's listeners are served as soon as it is enrolled, whatever its neighbours take: connects that were
 //!   redirected meanwhile wait in their backlog.
 //! - Going out, redirection ends first, then the listeners close; established connections live on.
+//! - Pods that were enrolled by an earlier agent know of each other before the first of them is served.
 //! - An enrolment whose listeners cannot be served is taken back.
 
 use std::{
@@ -67,8 +68,12 @@ impl Membership {
         }
     }
 
-    /// Brings pods in, several at a time. Blocking.
-    pub(super) fn join(&self, requests: &[EnrolRequest]) -> Joined {
+    /// Brings pods in, several at a time. `adopted` are those of them that the kernel has as enrolled. Blocking.
+    pub(super) fn join(&self, requests: &[EnrolRequest], adopted: &BTreeSet<WorkloadId>) -> Joined {
+        let expected = requests.iter().filter(|request| adopted.contains(&request.config.workload));
+        for request in expected.clone() {
+            self.bridge.expect(request.config.workload, request.netns.cookie());
+        }
         let next = AtomicUsize::new(0);
         let joined = Mutex::new(Joined::new());
         let work = || {
@@ -86,7 +91,14 @@ impl Membership {
                 drop(worker.join());
             }
         });
-        joined.into_inner().unwrap_or_else(PoisonError::into_inner)
+        let joined = joined.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for request in expected {
+            let workload = request.config.workload;
+            if !matches!(joined.get(&workload), Some(Ok(_))) {
+                self.bridge.expect_no_more(workload, request.netns.cookie());
+            }
+        }
+        joined
     }
 
     fn join_one(&self, request: &EnrolRequest) -> Result<Option<String>, JoinError> {

@@ -204,7 +204,11 @@ impl Reconciler {
                 Some(EnrolRequest { pod, netns, config: spec.config.clone() })
             })
             .collect();
-        let mut joined = self.membership.join(&requests);
+        let adopted = steps.iter().filter_map(|step| match step {
+            Step::Adopt { spec, .. } => Some(spec.config.workload),
+            Step::Enrol { .. } | Step::Remove { .. } | Step::Update { .. } => None,
+        });
+        let mut joined = self.membership.join(&requests, &adopted.collect());
         for EnrolRequest { config, .. } in &requests {
             self.warnings.remove(&config.workload);
             match joined.remove(&config.workload) {
