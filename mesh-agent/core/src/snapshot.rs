@@ -73,9 +73,9 @@ pub struct Workload {
     pub meshed: bool,
     /// Why a pod that asked for the mesh is not in it, e.g. host network.
     pub skipped: Option<Arc<str>>,
-    /// The Ready condition (or, without conditions, `phase: Running` or no phase).
+    /// The Ready condition (or, without conditions, `phase: Running` or no phase), and not being deleted.
     pub ready: bool,
-    /// Succeeded, Failed, or being deleted.
+    /// Succeeded or Failed: nothing of it runs. A pod that is being deleted is in the mesh until then.
     pub terminated: bool,
     /// `nodemesh.dev/netns`: where the network namespace is, in file mode.
     pub netns: Option<Arc<str>>,

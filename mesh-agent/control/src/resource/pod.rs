@@ -260,13 +260,19 @@ fn probe_port(probe: &Probe, path: &str, own: &[ContainerPort], problems: &mut P
     metadata::port(probe.grpc.as_ref()?.port, &format!("{path}.grpc.port"), problems)
 }
 
+/// Whether nothing of it runs any more. One that is being deleted still does, for as long as its grace period: it finishes what is under
+/// way, calls others, and is called by those who have not heard of it; all of that as the pod that it was.
 fn is_terminated(object: &v1::Pod) -> bool {
     let phase = object.status.as_ref().and_then(|s| s.phase.as_deref());
-    object.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// The Ready condition; without conditions (hand-written manifests) a pod is ready once it runs.
+/// The Ready condition; without conditions (hand-written manifests) a pod is ready once it runs. One that is being deleted is not, as for
+/// Kubernetes' own endpoints.
 fn is_ready(object: &v1::Pod) -> bool {
+    if object.metadata.deletion_timestamp.is_some() {
+        return false;
+    }
     let Some(status) = &object.status else { return true };
     match status.conditions.as_deref().unwrap_or_default() {
         [] => matches!(status.phase.as_deref(), None | Some("" | "Running")),

@@ -548,6 +548,17 @@ fn readiness_and_termination_follow_the_status() {
 }
 
 #[test]
+fn a_pod_that_is_being_deleted_runs_on_and_gets_no_new_work() {
+    let deleted = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, deletionTimestamp: '2026-01-01T00:00:00Z'}\nspec: {}\n";
+    for (phase, terminated) in [("Running", false), ("Succeeded", true)] {
+        let status = format!("status: {{phase: {phase}, conditions: [{{type: Ready, status: 'True'}}]}}\n");
+        let parsed = parse_text(&format!("{deleted}{status}"));
+        let Resource::Pod(pod) = &*parsed.resources[0].1 else { panic!("a pod") };
+        assert_eq!((pod.workload.ready, pod.workload.terminated), (false, terminated), "{phase}");
+    }
+}
+
+#[test]
 fn an_unchanged_document_is_known_again_wherever_it_moves() {
     let warned = SERVICE.replace("web", "warned").replace("ports:", "slector: {a: b}\n  ports:");
     let first = parse_text(&format!("{SERVICE}---{warned}---{}", SERVICE.replace("web", "b")));
