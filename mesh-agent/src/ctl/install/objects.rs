@@ -13,7 +13,10 @@ mod controller;
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{ConfigMap, EnvVar, EnvVarSource, Namespace, ObjectFieldSelector},
+    api::{
+        apps::v1::DaemonSet,
+        core::v1::{ConfigMap, EnvVar, EnvVarSource, Namespace, ObjectFieldSelector},
+    },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 
@@ -58,6 +61,11 @@ pub(crate) fn all(values: &Values, namespace: &str) -> Result<Vec<Manifest>, Obj
         all.push(Manifest::of(&admission::webhook(values, namespace))?);
     }
     Ok(all)
+}
+
+/// The agents alone.
+pub(crate) fn agents(values: &Values, namespace: &str) -> DaemonSet {
+    agent::daemon_set(values, namespace)
 }
 
 /// The definitions of kinds, to be made where there are none.

@@ -26,8 +26,9 @@ use super::{
     InstallError, ObjectKind, Report, apply,
     apply::{Action, Done},
     made_kinds,
-    objects::{AGENT, INSTALLED, MANAGER, named, of_mesh},
+    objects::{self, AGENT, INSTALLED, MANAGER, named, of_mesh},
     ready::{self, Progress},
+    values::{Values, Wishes},
 };
 use crate::ctl::{
     CtlError, Output,
@@ -52,6 +53,10 @@ pub struct UninstallArgs {
     /// Leave the nodes alone: for a cluster whose nodes are gone or cannot start pods.
     #[arg(long)]
     pub skip_nodes: bool,
+    /// The mesh's image, to clean nodes with when the agents' DaemonSet is gone already, as after `helm uninstall`. With it nodes are
+    /// cleaned by the defaults of all other values.
+    #[arg(long, value_name = "IMAGE", conflicts_with = "skip_nodes")]
+    pub image: Option<String>,
 }
 
 /// Takes the mesh out. Whether all of it is gone.
@@ -63,8 +68,12 @@ pub(super) async fn uninstall(
     let end = Instant::now() + Duration::from_secs(args.timeout.into());
     let mut gone = Gone { cluster, out, report: Report::default() };
     gone.kind(ObjectKind::of::<ValidatingWebhookConfiguration>(), None).await?;
-    let agents =
+    let mut agents =
         cluster.own::<DaemonSet>().get_opt(AGENT).await.doing(|| format!("get DaemonSet {AGENT}"))?;
+    if let (None, Some(image)) = (&agents, &args.image) {
+        let wishes = Wishes { set: vec![format!("image={image}")], ..Wishes::default() };
+        agents = Some(objects::agents(&Values::read(&wishes)?, &cluster.mesh));
+    }
     gone.kind(ObjectKind::of::<DaemonSet>(), Some(&cluster.mesh)).await?;
     pods_gone(cluster, AGENT, end).await?;
     if !args.skip_nodes {
@@ -213,6 +222,9 @@ async fn clean_nodes(
             .await
             .doing(|| format!("apply DaemonSet {CLEANUP}"))?;
     } else if api.get_opt(CLEANUP).await.doing(|| format!("get DaemonSet {CLEANUP}"))?.is_none() {
+        eprintln!(
+            "There is no DaemonSet {AGENT} to clean nodes with. If Helm deleted it, --image IMAGE cleans them."
+        );
         return Ok(());
     }
     nodes_clean(cluster, end).await?;
@@ -279,7 +291,9 @@ fn cleanup(agents: &DaemonSet) -> Option<DaemonSet> {
         args.iter().filter(of).cloned().collect()
     };
     let volumes: Vec<String> = ["token", "roots"].map(ToOwned::to_owned).into();
-    // Trust and tokens may be gone already.
+    // Account, trust and tokens may be gone already, and nobody asks the API server.
+    pod.service_account_name = None;
+    pod.automount_service_account_token = Some(false);
     pod.volumes = pod
         .volumes
         .take()
@@ -328,10 +342,6 @@ fn labels(of: Option<BTreeMap<String, String>>, over: &[(String, String)]) -> BT
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ctl::install::{
-        objects,
-        values::{Values, Wishes},
-    };
 
     #[test]
     fn nodes_are_cleaned_with_the_agents_own_image_and_folders_and_without_its_identity() {
@@ -340,10 +350,7 @@ mod tests {
             ..Wishes::default()
         })
         .unwrap();
-        let all = objects::all(&values, "nodemesh-system").unwrap();
-        let agents = all.iter().find(|manifest| manifest.kind.kind == "DaemonSet").unwrap();
-        let agents: DaemonSet = serde_json::from_value(agents.object.clone()).unwrap();
-        let set = cleanup(&agents).unwrap();
+        let set = cleanup(&objects::agents(&values, "nodemesh-system")).unwrap();
         let spec = set.spec.unwrap();
         let pod = spec.template.spec.unwrap();
         let steps = pod.init_containers.unwrap();
@@ -371,6 +378,7 @@ mod tests {
         assert!(steps.iter().all(|step| step.image.as_deref() == Some("mesh:x")));
         let volumes: Vec<String> = pod.volumes.unwrap().into_iter().map(|volume| volume.name).collect();
         assert!(!volumes.iter().any(|name| name == "roots" || name == "token"), "{volumes:?}");
+        assert_eq!((pod.service_account_name, pod.automount_service_account_token), (None, Some(false)));
         let labels = spec.template.metadata.unwrap().labels.unwrap();
         assert_eq!(labels["app.kubernetes.io/name"], CLEANUP, "not counted as an agent");
         assert_eq!(spec.selector.match_labels.unwrap()["app.kubernetes.io/name"], CLEANUP);
