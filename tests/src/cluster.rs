@@ -12,7 +12,9 @@ mod kubectl;
 mod mesh;
 mod node;
 mod papers;
+mod pod;
 mod relay;
+pub mod shop;
 mod whole;
 
 pub use api_server::{ApiServer, ApiServerError};
@@ -21,5 +23,6 @@ pub use bookinfo::Bookinfo;
 pub use daemon::DaemonError;
 pub use kubectl::{Kubectl, KubectlError};
 pub use mesh::Mesh;
-pub use node::ClusterNode;
+pub use node::{ClusterNode, FirstFamily};
+pub use pod::ClusterPod;
 pub use whole::{Cluster, ClusterError, image};

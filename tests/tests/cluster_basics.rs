@@ -8,7 +8,7 @@ use std::time::Duration;
 use mesh_tests::cluster::Cluster;
 use mesh_tests::cluster::init::Hierarchy;
 use mesh_tests::web::HTTP_PORT;
-use mesh_tests::web::messages::{Ask, Script, Seen, Told};
+use mesh_tests::web::messages::Seen;
 use mesh_tests::{TestResult, eventually, require_cluster, test_name};
 
 /// A pod on each node, and a service of both.
@@ -83,11 +83,10 @@ fn pods_of_two_nodes_reach_each_other_and_services_and_leave_nothing() -> TestRe
                 |seen| *seen == ["a", "b"],
             )?;
         }
-        let resolve = ["exec", "-n", "shop", &from.name, "--", "/pod-tool", "resolve", "web.shop"];
-        let resolved =
-            eventually(Duration::from_secs(30), || cluster.kubectl().run(&resolve), Result::is_ok)??;
+        let resolve = || cluster.pod("shop", &from.name).resolve("web.shop");
+        let resolved = eventually(Duration::from_secs(30), resolve, Result::is_ok)??;
         for vip in &vips {
-            assert!(resolved.lines().any(|line| line == vip.to_string()), "{vip} is not in {resolved:?}");
+            assert!(resolved.contains(vip), "{vip} is not in {resolved:?}");
         }
     }
 
@@ -142,12 +141,7 @@ fn pods(cluster: &Cluster) -> anyhow::Result<Vec<Web>> {
 }
 
 fn ask(cluster: &Cluster, from: &Web, to: SocketAddr) -> anyhow::Result<Seen> {
-    let script = Script { to, http2: false, requests: vec![Ask::get("web", "/")] };
-    let script = serde_json::to_string(&script)?;
-    let answer =
-        cluster.kubectl().run(&["exec", "-n", "shop", &from.name, "--", "/pod-tool", "ask", &script])?;
-    let told: Vec<Told> = serde_json::from_str(&answer)?;
-    told.first().ok_or_else(|| anyhow::anyhow!("no answer: {answer}"))?.seen()
+    cluster.pod("shop", &from.name).get(to, "web", "/")?.seen()
 }
 
 /// What carries the cluster's name, or belongs to a process of it.

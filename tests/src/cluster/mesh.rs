@@ -1,12 +1,14 @@
 //! The mesh in a cluster, installed as an operator would.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 use super::{Cluster, image};
 use crate::programs;
+use crate::waiting::eventually;
 
 /// What an installation in a test cluster differs in: the image is on the nodes already, and logs say why something failed.
 const SETTINGS: [&str; 3] = [
@@ -17,6 +19,9 @@ const SETTINGS: [&str; 3] = [
 
 /// The label by which a namespace joins the mesh.
 const LABEL: &str = "nodemesh.dev/mesh";
+
+/// How long pods may take to join on a busy machine.
+const ENROLMENT_LIMIT: Duration = Duration::from_secs(120);
 
 /// The mesh of a cluster.
 #[derive(Debug)]
@@ -30,9 +35,17 @@ impl<'c> Mesh<'c> {
     /// # Errors
     /// When it fails; what it said is in the error.
     pub fn install(cluster: &'c Cluster) -> anyhow::Result<Self> {
+        Self::install_with(cluster, &[])
+    }
+
+    /// The same with more settings, as `--set` takes them.
+    ///
+    /// # Errors
+    /// As [`Mesh::install`].
+    pub fn install_with(cluster: &'c Cluster, settings: &[&str]) -> anyhow::Result<Self> {
         let mesh = Self::to_be(cluster)?;
         let mut arguments = vec!["install", "--profile=minimal"];
-        arguments.extend(SETTINGS.iter().flat_map(|setting| ["--set", setting]));
+        arguments.extend(SETTINGS.iter().chain(settings).flat_map(|setting| ["--set", setting]));
         mesh.meshctl(&arguments)?;
         Ok(mesh)
     }
@@ -77,6 +90,39 @@ impl<'c> Mesh<'c> {
         let label = format!("{LABEL}=enabled");
         self.cluster.kubectl().run(&["label", "namespace", namespace, &label, "--overwrite"])?;
         Ok(())
+    }
+
+    /// Wait until all pods of a namespace that are to stay are in the mesh; how long that took.
+    ///
+    /// # Errors
+    /// When they are not in time.
+    pub fn all_enrolled(&self, namespace: &str) -> anyhow::Result<Duration> {
+        let began = Instant::now();
+        let look = || Ok::<_, anyhow::Error>((self.enrolled(namespace)?.len(), self.running(namespace)?));
+        eventually(ENROLMENT_LIMIT, look, |seen| seen.as_ref().is_ok_and(|(is, want)| is == want))??;
+        Ok(began.elapsed())
+    }
+
+    fn running(&self, namespace: &str) -> anyhow::Result<usize> {
+        let pods = self.cluster.kubectl().json(&["get", "pods", "-n", namespace])?;
+        Ok(pods["items"].as_array().map_or(0, Vec::len))
+    }
+
+    /// What there still is of the mesh, in the cluster and on its nodes: nothing, after it was uninstalled.
+    ///
+    /// # Errors
+    /// When somebody cannot be asked.
+    pub fn remains(&self) -> anyhow::Result<Vec<String>> {
+        let kinds = "crd,clusterrole,clusterrolebinding,validatingwebhookconfiguration,namespace,configmap";
+        let of_ours = ["get", kinds, "-A", "-l", "app.kubernetes.io/part-of=nodemesh", "-o", "name"];
+        let mut found: Vec<String> =
+            self.cluster.kubectl().run(&of_ours)?.lines().map(ToOwned::to_owned).collect();
+        let look = "grep -l nodemesh /etc/cni/net.d/*; ls -d /opt/cni/bin/*nodemesh* /sys/fs/bpf/*nodemesh* /run/nodemesh/*sock*; true";
+        for node in self.cluster.nodes() {
+            let left = node.run(&["sh", "-c", look])?;
+            found.extend(left.lines().map(|line| format!("node {}: {line}", node.name())));
+        }
+        Ok(found)
     }
 
     /// The enrolled pods of a namespace, by name, of all nodes.

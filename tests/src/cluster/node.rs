@@ -38,6 +38,16 @@ const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Pods of all nodes.
 const POD_RANGES: &str = "10.244.0.0/16,fd00:244::/32";
 
+/// Which of its addresses a node of two families says first. It decides which of a pod's is the first too: `status.podIP`, to which
+/// the kubelet sends its probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
 /// A running node. Dropping it ends all that runs on it.
 #[derive(Debug)]
 pub struct ClusterNode {
@@ -52,6 +62,7 @@ impl ClusterNode {
     /// Start a node in the namespace and cgroup of `node`; it joins the cluster by itself.
     pub(super) fn start(
         node: &Node,
+        first: FirstFamily,
         directory: &Path,
         control: &ControlPlane,
         binaries: &Binaries,
@@ -68,7 +79,7 @@ impl ClusterNode {
             directory: directory.to_path_buf(),
             group: group.display().to_string(),
             hierarchies: Hierarchy::all().map_err(file(Path::new("/proc/mounts")))?,
-            programs: programs(node, directory, binaries)?,
+            programs: programs(node, first, directory, binaries)?,
         };
         furnish(node, directory, control)?;
         let spec_path = directory.join("node.json");
@@ -136,6 +147,18 @@ impl ClusterNode {
         Err(failed(format!("{status}: {}", String::from_utf8_lossy(&stderr).trim())))
     }
 
+    /// Run a program of the node in the network namespace of one of its pods, by the pod's `metadata.uid`.
+    ///
+    /// # Errors
+    /// When no process of such a pod is there, or as [`ClusterNode::run`].
+    pub fn run_in_network_of(&self, uid: &str, command: &[&str]) -> Result<String, ClusterError> {
+        // The kubelet names a pod's groups after it.
+        let find = format!("grep -l 'pod{uid}' /proc/[0-9]*/cgroup | head -n 1 | cut -d / -f 3");
+        let process = self.run(&["sh", "-c", &find])?;
+        let target = format!("--target={}", process.trim());
+        self.run(&[&["nsenter", &target, "--net", "--"], command].concat())
+    }
+
     /// Put the images of a docker or OCI archive into the node's containerd.
     ///
     /// # Errors
@@ -195,9 +218,18 @@ impl Drop for ClusterNode {
     }
 }
 
-fn programs(node: &Node, directory: &Path, binaries: &Binaries) -> Result<Vec<Program>, ClusterError> {
+fn programs(
+    node: &Node,
+    first: FirstFamily,
+    directory: &Path,
+    binaries: &Binaries,
+) -> Result<Vec<Program>, ClusterError> {
     let name = node.name();
     let (ip4, ip6) = (node.host().ip4(), node.host().ip6());
+    let addresses = match first {
+        FirstFamily::V4 => format!("--node-ip={ip4},{ip6}"),
+        FirstFamily::V6 => format!("--node-ip={ip6},{ip4}"),
+    };
     let program = |name: &str, path: PathBuf, arguments: &[&str], ready: Option<&str>| Program {
         name: name.to_owned(),
         command: std::iter::once(path.display().to_string())
@@ -221,7 +253,7 @@ fn programs(node: &Node, directory: &Path, binaries: &Binaries) -> Result<Vec<Pr
                 "--config=/etc/kubernetes/kubelet.yaml",
                 "--kubeconfig=/etc/kubernetes/kubelet.conf",
                 &this,
-                &format!("--node-ip={ip4},{ip6}"),
+                &addresses,
             ],
             None,
         ),

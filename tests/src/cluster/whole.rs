@@ -10,7 +10,7 @@ use super::binaries::{Binaries, BinariesMissing};
 use super::daemon::{Daemon, DaemonError, Seat};
 use super::init::Hierarchy;
 use super::kubectl::{Kubectl, KubectlError};
-use super::node::{ClusterNode, service_lines};
+use super::node::{ClusterNode, FirstFamily, service_lines};
 use super::relay::Relay;
 use crate::cgroup::{CgroupError, mount_point};
 use crate::netns::NetNsError;
@@ -117,10 +117,21 @@ impl Cluster {
     /// # Errors
     /// When a program is missing or a part does not become ready.
     pub fn start(test: &str, nodes: &[&str]) -> Result<Self, ClusterError> {
+        let nodes: Vec<_> = nodes.iter().map(|name| (*name, FirstFamily::V4)).collect();
+        Self::start_of(test, &nodes)
+    }
+
+    /// The same with nodes that differ in which of their addresses comes first.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start_of(test: &str, nodes: &[(&str, FirstFamily)]) -> Result<Self, ClusterError> {
+        let families = nodes;
+        let nodes: Vec<&str> = nodes.iter().map(|(name, _)| *name).collect();
         let binaries = Binaries::find()?;
         let images = IMAGES.map(image);
         let images = images.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let world = World::with_nodes(test, nodes)?;
+        let world = World::with_nodes(test, &nodes)?;
         let place = world.outsider("control")?;
         let server = SocketAddr::new(IpAddr::V4(place.ip4()), PORTS.server);
         let relay = Relay::start(place.clone(), server).map_err(ClusterError::Relay)?;
@@ -146,7 +157,9 @@ impl Cluster {
             let host = node.host();
             host.netns().ip(&service_lines(host.ip4(), host.ip6()))?;
             let directory = cluster.world.directory().join(format!("node-{}", node.name()));
-            let started = ClusterNode::start(node, &directory, &cluster.control, &binaries)?;
+            let first = families.iter().find(|(name, _)| *name == node.name());
+            let first = first.map_or(FirstFamily::V4, |(_, first)| *first);
+            let started = ClusterNode::start(node, first, &directory, &cluster.control, &binaries)?;
             cluster.nodes.push(started);
         }
         for image in &images {

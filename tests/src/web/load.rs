@@ -4,11 +4,13 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::messages::{Mix, MixReport};
 use super::{Ended, start};
 use crate::place::Place;
 use crate::verdict::Failure;
+use crate::waiting::{NeverHappened, eventually};
 
 /// A running load.
 #[derive(Debug)]
@@ -25,7 +27,12 @@ impl WebLoad {
     /// # Errors
     /// When it cannot be started.
     pub fn start(pod: &Place, mix: &Mix) -> Result<Self, Failure> {
-        let mut child: Child = start(pod, "web-load", mix)?;
+        Ok(Self::of(start(pod, "web-load", mix)?))
+    }
+
+    /// One that is running: a process with pipes that ends in `pod-tool web-load`, however far away.
+    #[must_use]
+    pub fn of(mut child: Child) -> Self {
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let latest = Arc::new(Mutex::new(MixReport::default()));
         let write = Arc::clone(&latest);
@@ -38,7 +45,16 @@ impl WebLoad {
                 }
             })
         });
-        Ok(Self { latest, stdin, reader, _process: Ended(child) })
+        Self { latest, stdin, reader, _process: Ended(child) }
+    }
+
+    /// Wait for so many more good answers; what failed meanwhile is in the report.
+    ///
+    /// # Errors
+    /// When they do not come in time.
+    pub fn go_on(&self, more: u64, within: Duration) -> Result<MixReport, NeverHappened> {
+        let before = self.report().ok();
+        eventually(within, || self.report(), |now| now.ok() >= before + more)
     }
 
     /// What became of its requests until some tenths of a second ago.

@@ -145,6 +145,9 @@ pub struct Seen {
     pub server: String,
     /// Number of the connection, over all that it accepted.
     pub connection: u64,
+    /// The client's address, as `accept` told it.
+    #[serde(default)]
+    pub peer: Option<SocketAddr>,
     /// Method.
     pub method: String,
     /// Path and query.

@@ -146,9 +146,44 @@ impl StreamingService<String> for Echo {
     }
 }
 
+/// The standard service by which servers say that they are well.
+#[derive(Clone)]
+struct Health;
+
+impl NamedService for Health {
+    const NAME: &'static str = "grpc.health.v1.Health";
+}
+
+/// Field 1, a number, 1: SERVING. Its bytes happen to be text.
+const SERVING: &str = "\x08\x01";
+
+impl Service<Request<tonic::body::Body>> for Health {
+    type Response = Response<tonic::body::Body>;
+    type Error = std::convert::Infallible;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
+        Box::pin(async move { Ok(tonic::server::Grpc::new(Text).unary(Self, request).await) })
+    }
+}
+
+impl UnaryService<String> for Health {
+    type Response = String;
+    type Future = BoxFuture<tonic::Response<String>, Status>;
+
+    fn call(&mut self, _: tonic::Request<String>) -> Self::Future {
+        Box::pin(async { Ok(tonic::Response::new(SERVING.to_owned())) })
+    }
+}
+
 pub(super) async fn serve(listener: TcpListener, name: String) {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    if let Err(error) = Server::builder().add_service(Echo { name }).serve_with_incoming(incoming).await {
+    let server = Server::builder().add_service(Echo { name }).add_service(Health);
+    if let Err(error) = server.serve_with_incoming(incoming).await {
         eprintln!("grpc: {error}");
     }
 }

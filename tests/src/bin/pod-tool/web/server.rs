@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -28,11 +29,22 @@ struct Shared {
     serving: Serving,
     so_far: Mutex<BTreeMap<String, u64>>,
     connections: AtomicU64,
+    /// Answers by HTTP/1 say that they are the last of their connections.
+    stopping: AtomicBool,
 }
+
+/// How long a connection by HTTP/1 may be without a request after SIGTERM. One that is closed at once takes along the request that is
+/// just coming, and nothing tells its client that nobody looked at it.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Serve until SIGTERM; then finish what is under way.
 pub(super) async fn serve(listener: TcpListener, serving: Serving) {
-    let shared = Arc::new(Shared { serving, so_far: Mutex::default(), connections: AtomicU64::new(0) });
+    let shared = Arc::new(Shared {
+        serving,
+        so_far: Mutex::default(),
+        connections: AtomicU64::new(0),
+        stopping: AtomicBool::new(false),
+    });
     let (stop, stopped) = watch::channel(());
     let Ok(mut terminated) = signal(SignalKind::terminate()) else { return };
     loop {
@@ -40,35 +52,44 @@ pub(super) async fn serve(listener: TcpListener, serving: Serving) {
             accepted = listener.accept() => accepted,
             _ = terminated.recv() => break,
         };
-        if let Ok((stream, _)) = stream {
+        if let Ok((stream, peer)) = stream {
             stream.set_nodelay(true).ok();
-            let mut stopped = stopped.clone();
+            let (mut stopped, served) = (stopped.clone(), stopped.clone());
             let shared = Arc::clone(&shared);
             tokio::spawn(async move {
                 let number = shared.connections.fetch_add(1, Ordering::Relaxed) + 1;
                 let stopping = async move { drop(stopped.changed().await) };
-                if let Err(error) = connection(shared, stream, number, stopping).await {
+                if let Err(error) = connection(shared, stream, Caller { number, peer }, stopping).await {
                     eprintln!("connection {number}: {error}");
                 }
+                drop(served);
             });
         }
     }
+    shared.stopping.store(true, Ordering::Relaxed);
     drop(listener);
     drop(stopped);
-    // Each connection tells that it is over by dropping its receiver.
+    // Each connection tells that it is over by dropping its `served`; what it waits with is gone as soon as it stops waiting.
     stop.send(()).ok();
     stop.closed().await;
+}
+
+/// The other end of a connection.
+#[derive(Clone, Copy)]
+struct Caller {
+    number: u64,
+    peer: SocketAddr,
 }
 
 async fn connection(
     shared: Arc<Shared>,
     stream: TcpStream,
-    number: u64,
+    caller: Caller,
     stopping: impl Future<Output = ()>,
 ) -> Result<(), AnyError> {
     let mut first = [0; 4];
     let is_http2 = stream.peek(&mut first).await? == 4 && &first == b"PRI ";
-    let service = service_fn(move |request| respond(Arc::clone(&shared), number, request));
+    let service = service_fn(move |request| respond(Arc::clone(&shared), caller, request));
     let io = TokioIo::new(stream);
     tokio::pin!(stopping);
     if is_http2 {
@@ -84,8 +105,12 @@ async fn connection(
         tokio::pin!(connection);
         tokio::select! {
             outcome = connection.as_mut() => return Ok(outcome?),
-            () = stopping => connection.as_mut().graceful_shutdown(),
+            () = stopping => {}
         }
+        if let Ok(outcome) = tokio::time::timeout(LINGER, connection.as_mut()).await {
+            return Ok(outcome?);
+        }
+        connection.as_mut().graceful_shutdown();
         connection.await?;
     }
     Ok(())
@@ -93,7 +118,7 @@ async fn connection(
 
 async fn respond(
     shared: Arc<Shared>,
-    connection: u64,
+    caller: Caller,
     request: Request<Incoming>,
 ) -> Result<Response<Answer>, Infallible> {
     let (parts, body) = request.into_parts();
@@ -107,7 +132,8 @@ async fn respond(
     let number = |name: &str| asked(name).and_then(|value| value.parse::<u64>().ok());
     let mut seen = Seen {
         server: shared.serving.name.clone(),
-        connection,
+        connection: caller.number,
+        peer: Some(caller.peer),
         method: parts.method.to_string(),
         path: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
         host: parts.uri.authority().map(ToString::to_string).unwrap_or_default(),
@@ -155,11 +181,13 @@ async fn respond(
     if let Ok(name) = HeaderValue::try_from(&*shared.serving.name) {
         headers.insert("x-server", name);
     }
-    headers.insert("x-connection", HeaderValue::from(connection));
+    headers.insert("x-connection", HeaderValue::from(caller.number));
     if asked("trailers").is_some() {
         headers.insert("trailer", HeaderValue::from_static("x-checksum"));
     }
-    if asked("close").is_some() && parts.version < Version::HTTP_2 {
+    if (asked("close").is_some() || shared.stopping.load(Ordering::Relaxed))
+        && parts.version < Version::HTTP_2
+    {
         headers.insert("connection", HeaderValue::from_static("close"));
     }
     Ok(response)

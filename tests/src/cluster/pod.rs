@@ -1,0 +1,90 @@
+//! A running pod of a cluster, as the place in which a test runs programs: by `kubectl exec`, as an operator would.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Cluster, Kubectl, KubectlError};
+use crate::web::WebLoad;
+use crate::web::messages::{Ask, Mix, Script, Told};
+
+/// A pod whose image holds `/pod-tool`. It is only a name: whether such a pod runs shows when it is asked.
+#[derive(Debug, Clone)]
+pub struct ClusterPod {
+    kubectl: Kubectl,
+    namespace: String,
+    name: String,
+}
+
+impl Cluster {
+    /// The pod of this name.
+    #[must_use]
+    pub fn pod(&self, namespace: &str, name: &str) -> ClusterPod {
+        ClusterPod { kubectl: self.kubectl().clone(), namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    /// Wait until a Deployment, DaemonSet or StatefulSet is as it is wanted.
+    ///
+    /// # Errors
+    /// When it is not within three minutes.
+    pub fn rolled_out(&self, namespace: &str, what: &str) -> Result<(), KubectlError> {
+        let wait = ["rollout", "status", "-n", namespace, what, "--timeout=180s"];
+        self.kubectl().run(&wait).map(drop)
+    }
+}
+
+impl ClusterPod {
+    /// Send requests from it and return what was answered, in order.
+    ///
+    /// # Errors
+    /// When the program fails; a request that fails is no error but a [`Told`] that says so.
+    pub fn ask(&self, script: &Script) -> anyhow::Result<Vec<Told>> {
+        self.task("ask", script)
+    }
+
+    /// Send one GET by HTTP/1.1.
+    ///
+    /// # Errors
+    /// As [`ClusterPod::ask`].
+    pub fn get(&self, to: SocketAddr, host: &str, path: &str) -> anyhow::Result<Told> {
+        let script = Script { to, http2: false, requests: vec![Ask::get(host, path)] };
+        self.ask(&script)?.pop().context("no answer")
+    }
+
+    /// The addresses that the C library finds in it for a name.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn resolve(&self, name: &str) -> anyhow::Result<Vec<IpAddr>> {
+        let text = self.kubectl.run(&self.exec(&["resolve", name]))?;
+        text.lines().map(|line| line.parse().with_context(|| format!("{line:?} is no address"))).collect()
+    }
+
+    /// A load of requests from it that runs beside the test.
+    ///
+    /// # Errors
+    /// When kubectl cannot be started.
+    pub fn load(&self, mix: &Mix) -> anyhow::Result<WebLoad> {
+        let mix = serde_json::to_string(mix)?;
+        let mut exec = self.exec(&["web-load", &mix]);
+        exec.insert(1, "-i");
+        let mut command = self.kubectl.command(&exec);
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        Ok(WebLoad::of(child))
+    }
+
+    fn task<T: DeserializeOwned>(&self, what: &str, task: &impl Serialize) -> anyhow::Result<T> {
+        let task = serde_json::to_string(task)?;
+        let answer = self.kubectl.run(&self.exec(&[what, &task]))?;
+        serde_json::from_str(&answer).with_context(|| format!("{what} in {} said {answer:?}", self.name))
+    }
+
+    fn exec<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
+        let mut exec = vec!["exec", "-n", &self.namespace, &self.name, "--", "/pod-tool"];
+        exec.extend(arguments);
+        exec
+    }
+}
