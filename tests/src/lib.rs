@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod clean;
 pub mod cluster;
 pub mod controller;
+pub mod docs;
 pub mod foreign;
 pub mod hbone;
 pub mod kernel;
