@@ -188,6 +188,10 @@ pub(crate) enum BuildError {
     Failed,
     /// Cargo succeeded but left no object.
     NoObject(PathBuf),
+    /// What it left is no ELF object as the linker writes them.
+    Malformed(PathBuf),
+    /// The object could not be read or written.
+    File { path: PathBuf, source: std::io::Error },
 }
 
 impl fmt::Display for BuildError {
@@ -196,6 +200,8 @@ impl fmt::Display for BuildError {
             Self::Spawn { cargo, .. } => write!(f, "start {}", cargo.display()),
             Self::Failed => f.write_str("the eBPF programs do not compile; see the errors above"),
             Self::NoObject(path) => write!(f, "the build left no eBPF object at {}", path.display()),
+            Self::Malformed(path) => write!(f, "{} is not the object of a BPF linker", path.display()),
+            Self::File { path, .. } => write!(f, "read or write {}", path.display()),
         }
     }
 }
@@ -203,8 +209,8 @@ impl fmt::Display for BuildError {
 impl std::error::Error for BuildError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Spawn { source, .. } => Some(source),
-            Self::Failed | Self::NoObject(_) => None,
+            Self::Spawn { source, .. } | Self::File { source, .. } => Some(source),
+            Self::Failed | Self::NoObject(_) | Self::Malformed(_) => None,
         }
     }
 }
@@ -222,7 +228,7 @@ pub(crate) fn build(root: &Path, toolchain: &Toolchain, target_dir: &Path) -> Re
     }
     let mut linker = std::ffi::OsString::from("-Clinker=");
     linker.push(&toolchain.linker);
-    let flags = [
+    let mut flags = vec![
         // Some kernel types in aya-ebpf depend on the architecture of the kernel that loads the programs.
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH).into(),
         // v3 has 32-bit jumps and ALU; every kernel of the support range runs it.
@@ -232,6 +238,23 @@ pub(crate) fn build(root: &Path, toolchain: &Toolchain, target_dir: &Path) -> Re
         "-Clink-arg=--btf".into(),
         linker,
     ];
+    // BTF and DWARF name source files; the object is to be the same wherever it is built. The last that fits wins.
+    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let cargo_home = env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+    let sysroot = stdout_of(Command::new(&compiler.rustc).args(["--print", "sysroot"])).unwrap_or_default();
+    let folders = [
+        (cargo_home, "/cargo"),
+        (PathBuf::from(sysroot), "/rust"),
+        (root.to_owned(), "/nodemesh"),
+        (target_dir.to_owned(), "/target"),
+    ];
+    for (from, to) in folders.iter().filter(|(from, _)| from.is_absolute()) {
+        let mut flag = std::ffi::OsString::from("--remap-path-prefix=");
+        flag.push(from);
+        flag.push("=");
+        flag.push(to);
+        flags.push(flag);
+    }
     cargo
         .current_dir(root.join("mesh-ebpf"))
         .env("RUSTC", &compiler.rustc)
@@ -248,8 +271,58 @@ pub(crate) fn build(root: &Path, toolchain: &Toolchain, target_dir: &Path) -> Re
     if !status.success() {
         return Err(BuildError::Failed);
     }
-    let object = target_dir.join(BPF_TARGET).join("release").join(OBJECT_NAME);
-    if object.is_file() { Ok(object) } else { Err(BuildError::NoObject(object)) }
+    let linked = target_dir.join(BPF_TARGET).join("release").join(OBJECT_NAME);
+    if !linked.is_file() {
+        return Err(BuildError::NoObject(linked));
+    }
+    let file = |path: &Path| {
+        let path = path.to_owned();
+        move |source| BuildError::File { path, source }
+    };
+    let mut object = std::fs::read(&linked).map_err(file(&linked))?;
+    if blank_debug_sections(&mut object).is_none() {
+        return Err(BuildError::Malformed(linked));
+    }
+    // Cargo's own output stays what cargo made.
+    let kept = target_dir.join(OBJECT_NAME).with_extension("o");
+    std::fs::write(&kept, object).map_err(file(&kept))?;
+    Ok(kept)
+}
+
+/// Fills DWARF with zeros: loaders read BTF, and DWARF has names with a hash of the folder that mesh-common was in. `None` if this is
+/// no 64-bit little-endian ELF object.
+fn blank_debug_sections(object: &mut [u8]) -> Option<()> {
+    const SECTION_HEADER: usize = 64;
+    if !object.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let number = |object: &[u8], at: usize, size: usize| -> Option<usize> {
+        let bytes = object.get(at..at.checked_add(size)?)?;
+        let value = bytes.iter().rev().fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
+        usize::try_from(value).ok()
+    };
+    let (headers, count) = (number(object, 0x28, 8)?, number(object, 0x3c, 2)?);
+    let header = |index: usize| headers.checked_add(index.checked_mul(SECTION_HEADER)?);
+    let place = |object: &[u8], header: usize| {
+        let (start, size) = (number(object, header + 0x18, 8)?, number(object, header + 0x20, 8)?);
+        Some(start..start.checked_add(size)?)
+    };
+    let names = place(object, header(number(object, 0x3e, 2)?)?)?;
+    let mut blank = Vec::new();
+    for index in 0..count {
+        let header = header(index)?;
+        let name = object.get(names.start.checked_add(number(object, header, 4)?)?..names.end)?;
+        // Not their relocations: loaders read all of those, and there is nothing of a folder in them.
+        if name.starts_with(b".debug_") {
+            let place = place(object, header)?;
+            object.get(place.clone())?;
+            blank.push(place);
+        }
+    }
+    for place in blank {
+        object.get_mut(place)?.fill(0);
+    }
+    Some(())
 }
 
 /// Variables an outer cargo sets for its own target; they would leak into the nested build.
@@ -319,6 +392,50 @@ mod tests {
         }
         for name in ["PATH", "CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_REGISTRIES_X_INDEX", "RUSTUP_HOME"] {
             assert!(!is_outer_build_setting(name), "{name}");
+        }
+    }
+
+    /// An object of three sections: names, and two with a byte of contents each.
+    fn object(first: &str, second: &str) -> Vec<u8> {
+        let names = format!("\0{first}\0{second}\0");
+        let mut object = b"\x7fELF\x02\x01".to_vec();
+        object.resize(64, 0);
+        let contents = object.len();
+        object.extend(b"12");
+        let names_at = object.len();
+        object.extend(names.bytes());
+        let headers = object.len();
+        let sections = [(0, names_at, names.len()), (1, contents, 1), (2 + first.len(), contents + 1, 1)];
+        for (name, start, size) in sections {
+            let mut header = (name as u32).to_le_bytes().to_vec();
+            header.resize(0x18, 0);
+            header.extend((start as u64).to_le_bytes());
+            header.extend((size as u64).to_le_bytes());
+            header.resize(64, 0);
+            object.extend(header);
+        }
+        object[0x28..0x30].copy_from_slice(&(headers as u64).to_le_bytes());
+        object[0x3c..0x3e].copy_from_slice(&3_u16.to_le_bytes());
+        object
+    }
+
+    #[test]
+    fn what_only_debuggers_read_is_blank_and_all_else_stays() {
+        let mut made = object(".debug_str", ".BTF");
+        assert_eq!(blank_debug_sections(&mut made), Some(()));
+        assert_eq!(made[64..66], [0, b'2']);
+        let mut made = object(".rel.debug_info", ".debug_info");
+        assert_eq!(blank_debug_sections(&mut made), Some(()));
+        assert_eq!(made[64..66], [b'1', 0]);
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused_and_not_written_to() {
+        let whole = object(".debug_str", ".BTF");
+        for mut cut in [b"nothing".to_vec(), whole[..80].to_vec(), whole[..whole.len() - 65].to_vec()] {
+            let before = cut.clone();
+            assert_eq!(blank_debug_sections(&mut cut), None);
+            assert_eq!(cut, before);
         }
     }
 
