@@ -19,8 +19,9 @@ use crate::link::{Kind, WILDCARD, commit_text};
 pub const OUTSTANDING_MAX: usize = 8;
 /// Resources a client may ask for by name, or say that it has.
 pub const NAMES_MAX: usize = 1 << 20;
-/// Bytes of resources in one response; one larger resource travels alone.
-pub const RESPONSE_BYTES: usize = 256 << 10;
+/// Bytes of resources in one response; one larger resource travels alone. When all agents of a large cluster come at once, a few times
+/// this is held in memory for each of them.
+pub const RESPONSE_BYTES: usize = 64 << 10;
 /// Names removed in one response.
 const REMOVED_MAX: usize = 4096;
 /// Longest detail of a refusal that is kept, in bytes.
