@@ -121,6 +121,8 @@ pub(super) struct Churn {
     pub(super) arrivals: Vec<Duration>,
     /// How long the API server took to answer that write, sorted.
     pub(super) writes: Vec<Duration>,
+    /// What was left of the way then, sorted; zero if the agents were faster than the answer.
+    pub(super) rest: Vec<Duration>,
     /// Changes that did not arrive everywhere.
     pub(super) lost: usize,
     /// From the first write to the last arrival.
@@ -181,12 +183,16 @@ impl Churn {
         let time = began.elapsed();
         let mut arrivals: Vec<Duration> = done.iter().filter_map(|(change, _)| change.took()).collect();
         let mut writes: Vec<Duration> = done.iter().map(|(_, write)| *write).collect();
-        arrivals.sort_unstable();
-        writes.sort_unstable();
+        let rest = done.iter().filter_map(|(change, write)| Some(change.took()?.saturating_sub(*write)));
+        let mut rest: Vec<Duration> = rest.collect();
+        for times in [&mut arrivals, &mut writes, &mut rest] {
+            times.sort_unstable();
+        }
         Ok(Self {
             lost: done.len() - arrivals.len(),
             arrivals,
             writes,
+            rest,
             time,
             bytes: controller.bytes_sent()? - bytes,
             responses: controller.responses_sent()? - responses,

@@ -52,6 +52,10 @@ impl Outcome {
                 .at_most(ACK_P99_MS),
             row("api_write_p50_ms", "ms", quantile_ms(&whole.writes, 0.5)),
             row("api_write_p99_ms", "ms", quantile_ms(&whole.writes, 0.99)),
+            row("after_write_p50_ms", "ms", quantile_ms(&whole.rest, 0.5))
+                .beside(quantile_ms(&half.rest, 0.5)),
+            row("after_write_p99_ms", "ms", quantile_ms(&whole.rest, 0.99))
+                .beside(quantile_ms(&half.rest, 0.99)),
             row("bytes_per_change", "bytes", whole.bytes_per_change())
                 .beside(half.bytes_per_change())
                 .no_more_than(GROWTH),
@@ -83,7 +87,7 @@ impl Outcome {
              in {} states; baseline is the same with half of the services.\n\
              A change is a pod that becomes ready or unready (its status, then its slice), or is replaced ({} %). ack: from \
              sending the slice to the API server until the last agent has acknowledged the whole state with it; every agent gets \
-             every change. api_write: until the API server has answered.\n\
+             every change. api_write: until the API server has answered; after_write: from there on.\n\
              bytes: encoded responses, before HTTP/2 and TLS. controller_rss_mb is the most there was, cold start included. The agents \
              of this program used {:.2} CPUs meanwhile, on the same machine.",
             reached(&self.whole),
@@ -150,6 +154,7 @@ mod tests {
         Churn {
             arrivals: (1..=100).map(Duration::from_millis).collect(),
             writes: vec![Duration::from_millis(2)],
+            rest: vec![Duration::from_millis(8)],
             lost: 0,
             time: Duration::from_secs(10),
             bytes,
