@@ -349,6 +349,10 @@ pub struct ControllerArgs {
     /// Serve the cluster of this pod, else that of KUBECONFIG.
     #[arg(long, env = "MESH_KUBERNETES")]
     pub kubernetes: bool,
+    /// Read the Secrets that DestinationRules with a workloadSelector name (`credentialName`), for the nodes of those workloads. Of a
+    /// directory they are read in any case.
+    #[arg(long, env = "MESH_READ_SECRETS", requires = "kubernetes")]
+    pub read_secrets: bool,
     /// Namespace of the mesh's own objects in the cluster.
     #[arg(long, env = "MESH_NAMESPACE", value_name = "NAMESPACE", default_value = NAMESPACE, requires = "kubernetes")]
     pub namespace: String,

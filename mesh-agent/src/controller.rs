@@ -89,6 +89,7 @@ fn serve(args: &ControllerArgs) -> anyhow::Result<()> {
         cluster_domain: args.cluster_domain.clone(),
         root_namespace: args.trust.root_namespace().to_owned(),
         trust_domain: args.trust.trust_domain.clone(),
+        read_secrets: true,
     };
     let (snapshots, sources) = FileSource::start(config, mesh)?;
     let ca = Arc::new(authority(&args.trust)?);

@@ -56,7 +56,8 @@ pub fn analyze(
             | Resource::EndpointSlice(_)
             | Resource::MeshConfig(_)
             | Resource::ReferenceGrant(_)
-            | Resource::Node(_) => {}
+            | Resource::Node(_)
+            | Resource::Secret(_) => {}
         }
     }
     istio::conflicts(&mut findings);

@@ -4,6 +4,7 @@
 //! - The outcome depends on the resources and the names of their files alone, not on the order of events.
 //! - Namespaces without changes are not computed again, and equal parts keep their allocation.
 
+mod credentials;
 mod endpoints;
 mod entries;
 mod modes;
@@ -39,6 +40,8 @@ pub struct MeshSettings {
     pub root_namespace: String,
     /// Trust domain of identities, unless the MeshConfig names one.
     pub trust_domain: String,
+    /// Secrets that DestinationRules name are read.
+    pub read_secrets: bool,
 }
 
 impl Default for MeshSettings {
@@ -47,6 +50,7 @@ impl Default for MeshSettings {
             cluster_domain: "cluster.local".to_owned(),
             root_namespace: "istio-system".to_owned(),
             trust_domain: "cluster.local".to_owned(),
+            read_secrets: true,
         }
     }
 }
@@ -120,6 +124,8 @@ pub struct Compiled {
     pub snapshot: Arc<Snapshot>,
     /// What is wrong between resources, each of which is good by itself.
     pub problems: Vec<SourceError>,
+    /// The Secrets that DestinationRules name for workloads.
+    pub secrets: BTreeSet<Name>,
 }
 
 impl Compiler {
@@ -172,7 +178,7 @@ impl Compiler {
                 self.namespaces.insert(namespace, now);
             }
         }
-        let workloads = self.namespaces.values().flat_map(|n| &n.workloads).cloned().collect();
+        let workloads: Vec<_> = self.namespaces.values().flat_map(|n| &n.workloads).cloned().collect();
         let services = self.services_by_precedence(&mut problems);
         let defaults = routes::Defaults::of(index.mesh_config());
         let routes = self.routes.update(index, &self.mesh, defaults, services.iter(), &changes);
@@ -181,13 +187,22 @@ impl Compiler {
 
         let version = self.snapshot.version() + 1;
         let policies = self.namespaces.values().flat_map(|n| &n.policies).cloned().collect();
-        let parts = Parts { workloads, services, policies, routes, mesh: Arc::clone(&self.mesh) };
+        let is_read = self.settings.read_secrets;
+        let found = credentials::of(index, &workloads, &self.snapshot, is_read, &mut problems);
+        let parts = Parts {
+            workloads,
+            services,
+            policies,
+            routes,
+            credentials: found.all,
+            mesh: Arc::clone(&self.mesh),
+        };
         let snapshot = Snapshot::new(version, parts);
         // The first compilation is published even if it is empty: "nothing configured" is an answer.
         if version == 1 || !snapshot.same_world(&self.snapshot) {
             self.snapshot = Arc::new(snapshot);
         }
-        Compiled { snapshot: Arc::clone(&self.snapshot), problems }
+        Compiled { snapshot: Arc::clone(&self.snapshot), problems, secrets: found.wanted }
     }
 
     /// The namespaces that changes reach.
@@ -202,7 +217,8 @@ impl Compiler {
                 | Kind::GrpcRoute
                 | Kind::TlsRoute
                 | Kind::TcpRoute
-                | Kind::ReferenceGrant => {}
+                | Kind::ReferenceGrant
+                | Kind::Secret => {}
                 Kind::Namespace => {
                     stale.insert(Arc::clone(&key.name.name));
                 }

@@ -29,7 +29,7 @@ pub const CONTROLLER_ACCOUNT: &str = "nodemesh-controller";
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:15012";
 
 /// Names of the kinds that have one resource, by place; empty for the others.
-pub const SINGLE_NAMES: [&str; Kind::ALL.len()] = ["", "", "mesh", "trust", "source", "", ""];
+pub const SINGLE_NAMES: [&str; Kind::ALL.len()] = ["", "", "mesh", "trust", "source", "", "", ""];
 
 /// A kind of resource, in the order they are sent: what restricts comes before what it restricts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,19 +46,22 @@ pub enum Kind {
     Source,
     /// What connections and requests are routed by; one resource for each entry of each table.
     Route,
+    /// Secrets that DestinationRules name, for one node's pods. An agent keeps them in memory only.
+    Credential,
     /// What only a pod's own node needs to know.
     NodePod,
 }
 
 impl Kind {
     /// All of them, in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Authorization,
         Self::Address,
         Self::Mesh,
         Self::Trust,
         Self::Source,
         Self::Route,
+        Self::Credential,
         Self::NodePod,
     ];
     /// The one our agents ask for last.
@@ -73,6 +76,7 @@ impl Kind {
             Self::Trust => "type.googleapis.com/nodemesh.v1.Trust",
             Self::Source => "type.googleapis.com/nodemesh.v1.Source",
             Self::Route => wds::Kind::Route.type_url(),
+            Self::Credential => wds::Kind::Credential.type_url(),
             Self::NodePod => wds::Kind::NodePod.type_url(),
         }
     }
@@ -91,6 +95,7 @@ impl Kind {
             Self::Trust => "trust",
             Self::Source => "source",
             Self::Route => "route",
+            Self::Credential => "credential",
             Self::NodePod => "node_pod",
         }
     }
@@ -105,9 +110,19 @@ impl Kind {
         !matches!(self, Self::Authorization | Self::Address)
     }
 
+    /// Agents before this one do not know the kind.
+    pub const fn is_new(self) -> bool {
+        matches!(self, Self::Route | Self::Credential)
+    }
+
+    /// Nothing of this kind is written to disk by who receives it.
+    pub const fn is_secret(self) -> bool {
+        matches!(self, Self::Credential)
+    }
+
     /// Each resource of this kind belongs to one node, and no other may see it.
     pub const fn is_of_a_node(self) -> bool {
-        matches!(self, Self::NodePod)
+        matches!(self, Self::Credential | Self::NodePod)
     }
 }
 
@@ -118,6 +133,7 @@ impl From<wds::Kind> for Kind {
             wds::Kind::Address => Self::Address,
             wds::Kind::Mesh => Self::Mesh,
             wds::Kind::Route => Self::Route,
+            wds::Kind::Credential => Self::Credential,
             wds::Kind::NodePod => Self::NodePod,
         }
     }

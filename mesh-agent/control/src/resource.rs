@@ -19,6 +19,7 @@ mod node;
 mod parts;
 mod peer_authentication;
 pub(crate) mod pod;
+mod secret;
 mod service;
 mod service_entry;
 pub mod sidecar;
@@ -46,6 +47,7 @@ pub use self::{
     parts::ExportTo,
     peer_authentication::PeerAuthentication,
     pod::{ContainerPort, Pod},
+    secret::Secret,
     service::{Service, TargetPort},
     service_entry::{PortProtocol, Resolution, ServiceEntry, ServiceEntryPort},
     sidecar::Sidecar,
@@ -65,6 +67,7 @@ pub(crate) use self::{
     node::{place as place_of, read as node},
     peer_authentication::{read as peer_authentication, wire},
     pod::read as pod,
+    secret::read as secret,
     service::read as service,
     service_entry::read as service_entry,
     sidecar::read as sidecar_of,
@@ -120,6 +123,8 @@ pub enum Kind {
     ReferenceGrant,
     /// v1 Node.
     Node,
+    /// v1 Secret; of a cluster only those that DestinationRules name.
+    Secret,
 }
 
 impl Kind {
@@ -144,6 +149,7 @@ impl Kind {
         Self::TcpRoute,
         Self::ReferenceGrant,
         Self::Node,
+        Self::Secret,
     ];
 
     /// `kind` in a manifest.
@@ -168,6 +174,7 @@ impl Kind {
             Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::Node => "Node",
+            Self::Secret => "Secret",
         }
     }
 
@@ -179,7 +186,8 @@ impl Kind {
             | Self::Pod
             | Self::Service
             | Self::ConfigMap
-            | Self::Node => "",
+            | Self::Node
+            | Self::Secret => "",
             Self::EndpointSlice => "discovery.k8s.io",
             Self::PeerAuthentication | Self::AuthorizationPolicy => "security.istio.io",
             Self::VirtualService
@@ -201,7 +209,8 @@ impl Kind {
             | Self::Pod
             | Self::Service
             | Self::ConfigMap
-            | Self::Node => &["v1"],
+            | Self::Node
+            | Self::Secret => &["v1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
             Self::PeerAuthentication | Self::AuthorizationPolicy => {
                 &["security.istio.io/v1", "security.istio.io/v1beta1"]
@@ -288,6 +297,8 @@ pub enum Resource {
     ReferenceGrant(ReferenceGrant),
     /// A node.
     Node(Node),
+    /// A Secret.
+    Secret(Box<Secret>),
 }
 
 impl Resource {
@@ -312,6 +323,7 @@ impl Resource {
             Self::TlsRoute(route) => (Kind::TlsRoute, route.name.clone()),
             Self::TcpRoute(route) => (Kind::TcpRoute, route.name.clone()),
             Self::ReferenceGrant(grant) => (Kind::ReferenceGrant, grant.name.clone()),
+            Self::Secret(secret) => (Kind::Secret, secret.name.clone()),
             Self::Node(node) => (Kind::Node, Name::new("", Arc::clone(&node.name))),
         };
         Key { kind, name }

@@ -1,5 +1,6 @@
 //! The world as one node sees it: workloads, services and their endpoints, immutable once published.
 
+mod credential;
 mod lookup;
 mod resolution;
 
@@ -13,7 +14,10 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use self::resolution::{DnsEndpoint, DnsResolution, Resolution, Traits};
+pub use self::{
+    credential::{Credential, Material},
+    resolution::{DnsEndpoint, DnsResolution, Resolution, Traits},
+};
 use crate::{
     balance::locality::Place,
     id::{ServiceId, WorkloadId},
@@ -332,12 +336,17 @@ pub struct Parts {
     pub policies: Vec<Arc<AuthorizationPolicy>>,
     /// What connections and requests are routed by.
     pub routes: Arc<Routes>,
+    /// Secrets that DestinationRules name, of each node that may have them.
+    pub credentials: Vec<Arc<Credential>>,
     /// The mesh as a whole.
     pub mesh: Arc<Mesh>,
 }
 
 /// Services and places of their ports, by what is dialled.
 type Frontends = HashMap<(IpAddr, u16, Protocol), (Name, usize)>;
+
+/// Credentials, by the node that has them and their names.
+type Credentials = BTreeMap<(Arc<str>, Name), Arc<Credential>>;
 
 /// Immutable world; build with [`Snapshot::new`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -355,6 +364,8 @@ pub struct Snapshot {
     /// Services by the networks that lead to them.
     by_network: Arc<[(IpNet, Name)]>,
     routes: Arc<Routes>,
+    /// By node and Secret.
+    credentials: Arc<Credentials>,
     /// Ports at which some host has an HTTP table.
     http_ports: BTreeSet<u16>,
     stream_ports: BTreeSet<u16>,
@@ -388,7 +399,7 @@ impl Snapshot {
     /// the outcome does not depend on order. Two services with one address, port and protocol: the earlier in
     /// `services` has it. Two with one host: the earlier comes first there too.
     pub fn new(version: u64, parts: Parts) -> Self {
-        let Parts { workloads, services, policies, routes, mesh } = parts;
+        let Parts { workloads, services, policies, routes, credentials, mesh } = parts;
         let by_id: HashMap<WorkloadId, Arc<Workload>> =
             workloads.into_iter().map(|workload| (workload.id, workload)).collect();
         let by_addr = owners(&by_id);
@@ -426,6 +437,9 @@ impl Snapshot {
                 .values()
                 .any(|scope| scope.inbound.limits_requests()),
             unlisted: Arc::default(),
+            credentials: Arc::new(
+                credentials.into_iter().map(|c| ((Arc::clone(&c.node), c.name.clone()), c)).collect(),
+            ),
             routes,
             mesh,
         };
@@ -461,6 +475,7 @@ impl Snapshot {
             && self.by_host == other.by_host
             && self.policies == other.policies
             && self.routes == other.routes
+            && self.credentials == other.credentials
             && self.mesh == other.mesh
     }
 
@@ -477,6 +492,16 @@ impl Snapshot {
     /// What connections and requests are routed by.
     pub fn routes(&self) -> &Arc<Routes> {
         &self.routes
+    }
+
+    /// The Secrets of all nodes that are known here: on an agent those of its own.
+    pub fn credentials(&self) -> impl Iterator<Item = &Arc<Credential>> {
+        self.credentials.values()
+    }
+
+    /// A Secret, if a DestinationRule names it for pods of a node.
+    pub fn credential(&self, node: &str, name: &Name) -> Option<&Arc<Credential>> {
+        self.credentials.get(&(node.into(), name.clone()))
     }
 
     /// Whether any host has an HTTP table at a port.

@@ -13,7 +13,7 @@ pub(crate) mod tls;
 
 use std::{error::Error, future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, task::Poll, time::Duration};
 
-use mesh_core::route::cluster::{ConnectTunnel, ProxyProtocol, TrafficPolicy};
+use mesh_core::route::cluster::{ClientTls, ConnectTunnel, ProxyProtocol, TrafficPolicy};
 use mesh_identity::PeerError;
 use tokio::{
     io::{AsyncWriteExt, copy_bidirectional},
@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use self::{
     connect::TunnelError,
     io::{Base, Raw, UpstreamIo},
-    tls::{Inside, SetupError, is_wanted, server_name},
+    tls::{Inside, Ready, SetupError, is_wanted, server_name},
 };
 use crate::{
     close::CloseReason, connections::Live, hbone::tunnel::TunnelIo, outbound::Transport, stream::Stream,
@@ -131,7 +131,7 @@ impl<'a> Layers<'a> {
     /// What a connection over them is told apart by.
     pub(crate) fn key(&self, worker: &Worker) -> LayersKey {
         let tls = self.policy.tls.as_ref().filter(|tls| is_wanted(tls)).map(|tls| {
-            let ready = worker.shared().origination.ready(tls, self.inside_tls());
+            let ready = ready(worker, tls, self.inside_tls());
             (ready.map_or(0, |ready| ready.id), tls.sni.as_deref().unwrap_or(self.host).to_owned())
         });
         LayersKey {
@@ -140,6 +140,13 @@ impl<'a> Layers<'a> {
             proxy: self.policy.proxy_protocol.map(|version| (version, self.client)),
         }
     }
+}
+
+/// Settings for handshakes, with the Secret that a policy may name for pods of this node.
+fn ready(worker: &Worker, tls: &ClientTls, inside: Inside) -> Result<Ready, SetupError> {
+    let snapshot = worker.snapshot();
+    let credential = tls::credential(&snapshot, &worker.settings().node, tls);
+    worker.shared().origination.ready(tls, inside, credential)
 }
 
 /// Lays what a policy wants over a transport, until `deadline`.
@@ -179,7 +186,7 @@ async fn lay_over(
     let base = match layers.policy.tls.as_ref().filter(|tls| is_wanted(tls)) {
         None => Base::Raw(raw),
         Some(tls) => {
-            let ready = worker.shared().origination.ready(tls, layers.inside_tls())?;
+            let ready = ready(worker, tls, layers.inside_tls())?;
             let name = server_name(tls, layers.host)?;
             let connector = TlsConnector::from(ready.config);
             let tls = Box::pin(connector.connect(name, raw)).await.map_err(LayerError::of_handshake)?;

@@ -28,7 +28,7 @@ use crate::{
         standing::{DestinationUse, destinations},
     },
     kernel::{Kernel, PodHandle, PodListeners, Sockets},
-    layers::tls::{Origination, is_wanted},
+    layers::tls::{Origination, credential, is_wanted},
     listener::{Listener, Purpose, Queued},
     metrics::Metrics,
     settings::Settings,
@@ -355,7 +355,8 @@ impl Proxy {
         // Of ports and clients that one rule is about, one stands for all.
         let wanted: BTreeMap<_, _> = wanted.collect();
         let told = wanted.into_iter().filter_map(|(origin, tls)| {
-            let (error, before_in_use) = self.shared.origination.unusable(tls)?;
+            let credential = credential(snapshot, &self.shared.settings.node, tls);
+            let (error, before_in_use) = self.shared.origination.unusable(tls, credential)?;
             Some(UnusableTls { origin, reason: report(&error), before_in_use })
         });
         told.collect()

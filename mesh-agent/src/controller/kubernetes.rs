@@ -123,6 +123,7 @@ impl Started {
                 cluster_domain: args.cluster_domain.clone(),
                 root_namespace,
                 trust_domain: args.trust.trust_domain.clone(),
+                read_secrets: args.read_secrets,
             },
             mesh_config: rules.mesh_config.clone(),
         };

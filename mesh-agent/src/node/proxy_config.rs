@@ -27,7 +27,7 @@ use mesh_core::{
     slots::is_routed,
     snapshot::{Protocol, Service, ServicePort, Snapshot, Workload},
 };
-use mesh_proxy::{DestinationUse, preview};
+use mesh_proxy::{DestinationUse, UnusableTls, preview};
 
 pub(super) use self::endpoints::{endpoints, row as endpoint_row};
 use super::http::Query;
@@ -286,17 +286,19 @@ fn destinations<'s>(
     all
 }
 
-/// Destinations; `in_use` is what the pod's requests have in use.
+/// Destinations; `in_use` is what the pod's requests have in use, `unusable` what TLS wants and cannot have.
 pub(super) fn clusters(
     snapshot: &Snapshot,
     client: Option<&Workload>,
-    in_use: &[DestinationUse],
+    (in_use, unusable): (&[DestinationUse], &[UnusableTls]),
     filter: &Filter,
 ) -> ClustersView {
     let rows = destinations(snapshot, client, filter).into_iter().map(|destination| {
         let Destination { host, port, key, clients, policy, .. } = destination;
         let default = mesh_core::route::cluster::TrafficPolicy::default();
         let settings = policy.map_or(&default, |cluster| &cluster.policy);
+        let origin = policy.and_then(|cluster| cluster.origin.as_deref());
+        let problem = unusable.iter().find(|unusable| Some(&*unusable.origin) == origin);
         let used = in_use.iter().find(|used| used.cluster.as_ref() == Some(&key));
         ClusterView {
             name: words::cluster(snapshot, &key),
@@ -309,7 +311,11 @@ pub(super) fn clusters(
             limits: words::limits(&settings.pool),
             outlier: settings.outlier.as_ref().map(words::outlier),
             tls: words::tls(settings.tls.as_ref()),
-            origin: policy.and_then(|cluster| cluster.origin.as_deref()).map(words::origin),
+            tls_problem: problem.map(|problem| match problem.before_in_use {
+                true => format!("{}; what was read before is in use", problem.reason),
+                false => format!("{}; connections are refused", problem.reason),
+            }),
+            origin: origin.map(words::origin),
             in_use: used.map(|used| InUseView {
                 connections: used.connections,
                 pending: used.pending,

@@ -124,6 +124,9 @@ pub struct ClusterView {
     pub outlier: Option<String>,
     /// TLS towards the endpoints: a mode of DestinationRule, or `mesh` when the mesh decides.
     pub tls: String,
+    /// Why files or Secrets for it cannot be used as they are now; absent: they can, or no connection wanted them yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_problem: Option<String>,
     /// The DestinationRule; absent: defaults.
     pub origin: Option<OriginView>,
     /// What requests of the pod have in use there now; absent without a pod, or when nothing was sent.

@@ -10,6 +10,7 @@
 pub mod assembler;
 pub mod encoder;
 
+mod credential;
 mod endpoints;
 mod foreign;
 mod policy;
@@ -44,6 +45,8 @@ pub enum Kind {
     Mesh,
     /// `nodemesh.v1.Route`: one entry of what connections and requests are routed by.
     Route,
+    /// `nodemesh.v1.Credential`, for one node alone.
+    Credential,
     /// `nodemesh.v1.NodePod`, for the pod's own node alone.
     NodePod,
 }
@@ -53,7 +56,8 @@ pub const MESH_NAME: &str = "mesh";
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Authorization, Self::Address, Self::Mesh, Self::Route, Self::NodePod];
+    pub const ALL: [Self; 6] =
+        [Self::Authorization, Self::Address, Self::Mesh, Self::Route, Self::Credential, Self::NodePod];
 
     /// The kind as xDS names it.
     pub const fn type_url(self) -> &'static str {
@@ -62,6 +66,7 @@ impl Kind {
             Self::Address => "type.googleapis.com/istio.workload.Address",
             Self::Mesh => "type.googleapis.com/nodemesh.v1.Mesh",
             Self::Route => "type.googleapis.com/nodemesh.v1.Route",
+            Self::Credential => "type.googleapis.com/nodemesh.v1.Credential",
             Self::NodePod => "type.googleapis.com/nodemesh.v1.NodePod",
         }
     }
@@ -79,6 +84,7 @@ impl fmt::Display for Kind {
             Self::Address => "Address",
             Self::Mesh => "Mesh",
             Self::Route => "Route",
+            Self::Credential => "Credential",
             Self::NodePod => "NodePod",
         })
     }

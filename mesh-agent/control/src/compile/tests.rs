@@ -1,5 +1,6 @@
 //! Tests of compilation: from manifests to the snapshot.
 
+mod credentials;
 mod policies;
 mod sight;
 

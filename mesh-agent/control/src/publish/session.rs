@@ -171,8 +171,8 @@ impl Session {
 
     /// Whether the client is one of our agents: it asked for all that only those know, which they do last.
     pub fn is_agent(&self) -> bool {
-        // One of the version before knows no routes, and needs its commits all the same.
-        let mut needed = Kind::ALL.iter().filter(|kind| kind.is_ours() && **kind != Kind::Route);
+        // One of a version before knows fewer, and needs its commits all the same.
+        let mut needed = Kind::ALL.iter().filter(|kind| kind.is_ours() && !kind.is_new());
         needed.all(|kind| self.subscriptions[kind.index()].is_some())
     }
 

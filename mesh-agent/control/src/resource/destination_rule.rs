@@ -160,6 +160,33 @@ pub struct ConnectionPool {
     pub use_client_protocol: bool,
 }
 
+impl DestinationRule {
+    /// The Secrets that it names, with the field of each.
+    pub fn credentials(&self) -> Vec<(String, Arc<str>)> {
+        let mut all = Vec::new();
+        let mut add = |field: String, settings: &Settings| {
+            let tls = settings.tls.as_ref();
+            let tls = tls.filter(|tls| {
+                matches!(tls.mode, cluster::ClientTlsMode::Simple | cluster::ClientTlsMode::Mutual)
+            });
+            if let Some(name) = tls.and_then(|tls| tls.credential_name.clone()) {
+                all.push((format!("{field}.tls.credentialName"), name));
+            }
+        };
+        let of_subset = |(at, subset): (usize, &'_ Subset)| {
+            Some((format!("spec.subsets[{at}].trafficPolicy"), subset.policy.clone()?))
+        };
+        let own = self.policy.iter().map(|policy| ("spec.trafficPolicy".to_owned(), policy.clone()));
+        for (field, policy) in own.chain(self.subsets.iter().enumerate().filter_map(of_subset)) {
+            add(field.clone(), &policy.settings);
+            for (port, settings) in &policy.ports {
+                add(format!("{field}.portLevelSettings[{port}]"), settings);
+            }
+        }
+        all
+    }
+}
+
 /// Reads a DestinationRule.
 pub(crate) fn read(value: &Value, problems: &mut Problems) -> DestinationRule {
     let (meta, mut spec) = fields::document(value, problems);

@@ -340,6 +340,9 @@ impl Reader<'_> {
                     Resource::AuthorizationPolicy(resource::authorization_policy(&o, root, p))
                 })
             }
+            Kind::Secret => {
+                typed(&value, p).map(|o: v1::Secret| Resource::Secret(Box::new(resource::secret(&o, p))))
+            }
             Kind::Node => typed(&value, p).map(|o: v1::Node| Resource::Node(resource::node(&o, p))),
             Kind::ConfigMap => {
                 typed(&value, p).map(|o: v1::ConfigMap| Resource::MeshConfig(resource::mesh_config(&o, p)))

@@ -16,13 +16,14 @@ mod crds;
 mod listed;
 pub mod node_pods;
 mod object;
+mod secrets;
 #[cfg(test)]
 mod tests;
 mod verdict;
 mod watch;
 mod world;
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{collections::BTreeSet, io, sync::Arc, thread, time::Duration};
 
 use kube::Client;
 use mesh_core::snapshot::{Name, Snapshot};
@@ -108,8 +109,13 @@ pub async fn start(client: Client, options: KubernetesOptions) -> Result<Kuberne
         mesh_config: options.mesh_config.clone(),
     });
     let served = crds::follow(client.clone());
-    for kind in Kind::ALL {
+    // Of Secrets only those that are asked for by name.
+    for kind in Kind::ALL.iter().filter(|kind| **kind != Kind::Secret) {
         tokio::spawn(watch::run(*kind, client.clone(), Arc::clone(&rules), served.clone(), changes.clone()));
+    }
+    let (wanted_tx, wanted) = latest::channel(BTreeSet::new());
+    if options.mesh.read_secrets {
+        tokio::spawn(secrets::follow(client, rules, wanted, changes));
     }
     let world = World::new(options.mesh);
     let (snapshots_tx, snapshots) = latest::channel(Arc::default());
@@ -122,6 +128,7 @@ pub async fn start(client: Client, options: KubernetesOptions) -> Result<Kuberne
         snapshots: snapshots_tx,
         sources: sources_tx,
         judged: judged_tx,
+        wanted: wanted_tx,
         first: Some(first_tx),
     };
     let runtime = Handle::current();
@@ -140,6 +147,8 @@ struct Publisher {
     snapshots: latest::Sender<Arc<Snapshot>>,
     sources: latest::Sender<Arc<SourceStatus>>,
     judged: latest::Sender<Arc<Judged>>,
+    /// The Secrets to follow.
+    wanted: latest::Sender<BTreeSet<Name>>,
     first: Option<oneshot::Sender<()>>,
 }
 
@@ -170,6 +179,13 @@ impl Publisher {
 
     fn publish(&mut self) {
         let state = self.world.compile();
+        self.wanted.send_if_modified(|wanted| {
+            let changed = *wanted != state.secrets;
+            if changed {
+                wanted.clone_from(&state.secrets);
+            }
+            changed
+        });
         self.snapshots.send_if_modified(|current| {
             let changed = !Arc::ptr_eq(current, &state.snapshot);
             if changed {

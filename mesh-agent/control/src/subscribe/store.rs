@@ -142,7 +142,7 @@ impl Store {
         held.map(|(name, entry)| (name.to_string(), entry.version.to_string())).collect()
     }
 
-    /// Everything held. Cheap: contents are shared.
+    /// Everything held that may be written to disk. Cheap: contents are shared.
     pub fn held(&self) -> Vec<Held> {
         let of = |kind: Kind| {
             self.held[kind.index()].iter().map(move |(name, entry)| Held {
@@ -152,7 +152,7 @@ impl Store {
                 body: entry.body.clone(),
             })
         };
-        Kind::ALL.into_iter().flat_map(of).collect()
+        Kind::ALL.into_iter().filter(|kind| !kind.is_secret()).flat_map(of).collect()
     }
 
     /// What the resources say together; the snapshot gets `version`. Parts that did not change keep their allocation.

@@ -8,7 +8,7 @@ use mesh_control::{
     publish::world::{Edits, Resource},
     status::SourceStatus,
 };
-use mesh_core::snapshot::{Endpoint, Name, Parts, Service, Snapshot};
+use mesh_core::snapshot::{Credential, Endpoint, Material, Name, Parts, Service, Snapshot};
 
 use crate::bed::{Bed, eventually, pod, service, shop, synced, until};
 
@@ -207,4 +207,44 @@ async fn problems_of_the_configuration_are_seen_on_every_node() {
     let sources = until("the problem", &mut agent.sources, |sources| !sources.errors.is_empty()).await;
     assert_eq!(sources.errors, [problem]);
     assert!(sources.source.to_string_lossy().starts_with("https://127.0.0.1:"));
+}
+
+#[tokio::test]
+async fn a_secret_is_its_nodes_alone_changes_there_goes_again_and_is_never_on_disk() {
+    let name = Name::new("shop", "client");
+    let credential = |key: &str| {
+        let material = Material { key: Some(key.as_bytes().into()), ..Material::default() };
+        Arc::new(Credential { node: "n1".into(), name: Name::new("shop", "client"), content: Ok(material) })
+    };
+    let with = |key: &str| Parts { credentials: vec![credential(key)], ..shop() };
+    let mut bed = Bed::new("secret", with("the first key"));
+    let controller = bed.controller().await;
+    let (mut one, mut two) = (bed.agent("n1"), bed.agent("n2"));
+    assert_eq!(synced(&mut one).await.credential("n1", &name), Some(&credential("the first key")));
+    assert_eq!(synced(&mut two).await.credentials().count(), 0);
+    let sent = controller.metrics.resources_sent(Kind::Credential);
+    assert_eq!(sent, 1, "to one node alone");
+
+    bed.publish(with("the second key"));
+    until("the other key", &mut one.snapshots, |snapshot| {
+        snapshot.credential("n1", &name) == Some(&credential("the second key"))
+    })
+    .await;
+    // With something that both are told, so that what the other has is newer than the secret.
+    let mut parts = with("the second key");
+    parts.workloads.push(Arc::new(pod("new", "n2", "10.2.0.2")));
+    bed.publish(parts);
+    let addr = "10.2.0.2".parse().unwrap();
+    until("the new pod", &mut two.snapshots, |snapshot| snapshot.workload_at(addr).is_some()).await;
+    assert_eq!(two.snapshots.borrow().credentials().count(), 0);
+    until("the new pod", &mut one.snapshots, |snapshot| snapshot.workload_at(addr).is_some()).await;
+    let saved = bed.saved("n1");
+    let holds = |what: &[u8]| {
+        fs::read(&saved).is_ok_and(|bytes| bytes.windows(what.len()).any(|window| window == what))
+    };
+    eventually("the file of now", || holds(b"new")).await;
+    assert!(!holds(b"the first key") && !holds(b"the second key") && !holds(b"nodemesh.v1.Credential"));
+
+    bed.publish(shop());
+    until("the end", &mut one.snapshots, |snapshot| snapshot.credentials().count() == 0).await;
 }

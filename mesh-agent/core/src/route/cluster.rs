@@ -259,7 +259,7 @@ pub struct ClientTls {
     pub client_certificate: Option<(Arc<str>, Arc<str>)>,
     /// PEM file of roots; `None`: those of the system.
     pub ca_certificates: Option<Arc<str>>,
-    /// Secret with certificate, key and roots.
+    /// Secret with certificate, key and roots: `NAMESPACE/NAME`, and its bare name where only gateways may read it.
     pub credential_name: Option<Arc<str>>,
     /// Nothing is checked.
     pub insecure_skip_verify: bool,

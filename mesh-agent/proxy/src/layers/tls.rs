@@ -14,12 +14,15 @@ mod verify;
 
 use std::{
     collections::HashMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use mesh_core::route::cluster::{ClientTls, ClientTlsMode};
+use mesh_core::{
+    route::cluster::{ClientTls, ClientTlsMode},
+    snapshot::{Credential, Material, Name, Snapshot},
+};
 use rustls::{ClientConfig, crypto::aws_lc_rs::default_provider, pki_types::ServerName};
 
 use self::{
@@ -69,6 +72,8 @@ struct Entry {
     /// Why the files cannot be used as they are now, also where what was read before is.
     failed: Option<SetupError>,
     stamps: Vec<Stamp>,
+    /// The Secret that they were made of.
+    credential: Option<Arc<Credential>>,
     looked: Instant,
 }
 
@@ -107,16 +112,28 @@ impl Origination {
     ///
     /// # Errors
     /// A file cannot be read or used, or what is asked for cannot be done.
-    pub(crate) fn ready(&self, tls: &ClientTls, inside: Inside) -> Result<Ready, SetupError> {
-        self.ready_at(tls, inside, Instant::now())
+    pub(crate) fn ready(
+        &self,
+        tls: &ClientTls,
+        inside: Inside,
+        credential: Option<&Arc<Credential>>,
+    ) -> Result<Ready, SetupError> {
+        self.ready_at(tls, inside, credential, Instant::now())
     }
 
-    fn ready_at(&self, tls: &ClientTls, inside: Inside, now: Instant) -> Result<Ready, SetupError> {
+    fn ready_at(
+        &self,
+        tls: &ClientTls,
+        inside: Inside,
+        credential: Option<&Arc<Credential>>,
+        now: Instant,
+    ) -> Result<Ready, SetupError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Known { all, last } = &mut *known;
         // The name is not part of them.
         let key = (ClientTls { sni: None, ..tls.clone() }, inside);
-        if let Some(entry) = all.get_mut(&key) {
+        // One that is another now holds at once, and so does that there is none any more.
+        if let Some(entry) = all.get_mut(&key).filter(|entry| entry.credential.as_ref() == credential) {
             if now.saturating_duration_since(entry.looked) < LOOK {
                 return entry.ready.clone();
             }
@@ -127,11 +144,12 @@ impl Origination {
         }
         let paths = paths(tls);
         let stamps: Vec<Stamp> = paths.map(|path| self.folder.stamp(path)).collect();
-        let made = configure(&self.folder, tls, inside);
+        let made = configure(&self.folder, tls, inside, credential.map(|credential| &**credential));
         *last += 1;
         let made = made.map(|config| Ready { id: *last, config: Arc::new(config) });
         let failed = made.as_ref().err().cloned();
-        let before = all.get(&key).and_then(|entry| entry.ready.as_ref().ok()).cloned();
+        let before = all.get(&key).filter(|_| tls.credential_name.is_none());
+        let before = before.and_then(|entry| entry.ready.as_ref().ok()).cloned();
         let ready = match (made, before) {
             (Err(error), Some(before)) => {
                 tracing::warn!(
@@ -154,13 +172,20 @@ impl Origination {
             // They are made anew when they are asked for.
             all.clear();
         }
-        all.insert(key, Entry { ready: ready.clone(), failed, stamps, looked: now });
+        all.insert(
+            key,
+            Entry { ready: ready.clone(), failed, stamps, credential: credential.cloned(), looked: now },
+        );
         ready
     }
 
     /// Why settings cannot be used as their files are now, and whether what was read before is in use; `None` if they can, and of
     /// settings that no connection has asked for.
-    pub(crate) fn unusable(&self, tls: &ClientTls) -> Option<(SetupError, bool)> {
+    pub(crate) fn unusable(
+        &self,
+        tls: &ClientTls,
+        credential: Option<&Arc<Credential>>,
+    ) -> Option<(SetupError, bool)> {
         let key = |inside| (ClientTls { sni: None, ..tls.clone() }, inside);
         [Inside::Http1, Inside::Http2, Inside::Bytes].into_iter().find_map(|inside| {
             let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,7 +193,7 @@ impl Origination {
                 return None;
             }
             // As they are now: the last connection may be long ago.
-            let ready = self.ready(tls, inside);
+            let ready = self.ready(tls, inside, credential);
             let error = known().all.get(&key(inside))?.failed.clone()?;
             Some((error, ready.is_ok()))
         })
@@ -181,17 +206,53 @@ fn paths(tls: &ClientTls) -> impl Iterator<Item = &str> {
     own.chain(tls.ca_certificates.as_deref())
 }
 
-fn configure(folder: &Folder, tls: &ClientTls, inside: Inside) -> Result<ClientConfig, SetupError> {
-    if let Some(name) = &tls.credential_name {
+/// The Secret that a policy means for this node's pods.
+pub(crate) fn credential<'s>(
+    snapshot: &'s Snapshot,
+    node: &str,
+    tls: &ClientTls,
+) -> Option<&'s Arc<Credential>> {
+    let (namespace, name) = tls.credential_name.as_deref()?.split_once('/')?;
+    snapshot.credential(node, &Name::new(namespace, name))
+}
+
+/// What is in the Secret that a policy names, if it names one.
+fn material<'c>(
+    tls: &ClientTls,
+    credential: Option<&'c Credential>,
+) -> Result<Option<&'c Material>, SetupError> {
+    let Some(name) = &tls.credential_name else { return Ok(None) };
+    if !name.contains('/') {
         return Err(SetupError::Secret(Arc::clone(name)));
     }
+    let failed = |why: &Arc<str>| SetupError::Credential { name: Arc::clone(name), why: Arc::clone(why) };
+    match credential {
+        None => Err(failed(&"the controller has not sent it, which an agent keeps in memory only".into())),
+        Some(Credential { content: Err(why), .. }) => Err(failed(why)),
+        Some(Credential { content: Ok(material), .. }) => Ok(Some(material)),
+    }
+}
+
+fn configure(
+    folder: &Folder,
+    tls: &ClientTls,
+    inside: Inside,
+    credential: Option<&Credential>,
+) -> Result<ClientConfig, SetupError> {
+    let material = material(tls, credential)?;
+    let place = || PathBuf::from(format!("Secret {}", tls.credential_name.as_deref().unwrap_or_default()));
     let provider = Arc::new(default_provider());
     let trust = if tls.insecure_skip_verify {
         Trust::Anything
     } else {
-        let roots = match &tls.ca_certificates {
-            Some(path) => folder.roots(path)?,
-            None => files::system_roots()?,
+        let roots = match (material, &tls.ca_certificates) {
+            // Never the system's: who names a Secret wants to say whom to trust.
+            (Some(material), _) => {
+                let roots = material.roots.as_deref();
+                files::roots(&place(), roots.ok_or(SetupError::NoSecretRoots)?)?
+            }
+            (None, Some(path)) => folder.roots(path)?,
+            (None, None) => files::system_roots()?,
         };
         Trust::Roots { roots, names: tls.subject_alt_names.clone() }
     };
@@ -201,12 +262,19 @@ fn configure(folder: &Folder, tls: &ClientTls, inside: Inside) -> Result<ClientC
         .map_err(SetupError::Unusable)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let mut config = match (&tls.mode, &tls.client_certificate) {
-        (ClientTlsMode::Mutual, Some((certificate, key))) => {
+    let mut config = match (tls.mode, material, &tls.client_certificate) {
+        (ClientTlsMode::Mutual, Some(material), _) => {
+            let (Some(certificate), Some(key)) = (&material.certificate, &material.key) else {
+                return Err(SetupError::NoCertificate);
+            };
+            let (chain, key) = (files::certificates(&place(), certificate)?, files::key(&place(), key)?);
+            builder.with_client_auth_cert(chain, key).map_err(SetupError::Unusable)?
+        }
+        (ClientTlsMode::Mutual, None, Some((certificate, key))) => {
             let (chain, key) = (folder.certificates(certificate)?, folder.key(key)?);
             builder.with_client_auth_cert(chain, key).map_err(SetupError::Unusable)?
         }
-        (ClientTlsMode::Mutual, None) => return Err(SetupError::NoCertificate),
+        (ClientTlsMode::Mutual, None, None) => return Err(SetupError::NoCertificate),
         _ => builder.with_no_client_auth(),
     };
     config.alpn_protocols = inside.protocols();

@@ -53,7 +53,7 @@ const AGENT_METRICS_PORT: i32 = 15020;
 /// An object cannot be written as JSON.
 pub(crate) fn all(values: &Values, namespace: &str) -> Result<Vec<Manifest>, ObjectError> {
     let mut all = vec![Manifest::of(&self::namespace(namespace))?];
-    all.extend(access::all(namespace)?);
+    all.extend(access::all(namespace, values.controller.read_secrets)?);
     all.push(Manifest::of(&mesh_config(values, namespace)?)?);
     all.extend(controller::all(values, namespace)?);
     all.push(Manifest::of(&agent::daemon_set(values, namespace))?);

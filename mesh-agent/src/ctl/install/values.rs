@@ -69,6 +69,9 @@ pub(crate) struct Logging {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Controller {
     pub(crate) replicas: i32,
+    /// Secrets that DestinationRules name are read.
+    #[serde(default)]
+    pub(crate) read_secrets: bool,
     #[serde(default)]
     pub(crate) resources: ResourceRequirements,
     #[serde(default)]

@@ -124,7 +124,10 @@ pub(super) fn clusters(view: &ClustersView) -> String {
             cluster.balancing.clone(),
             cluster.limits.join(" "),
             cluster.outlier.clone().unwrap_or_default(),
-            cluster.tls.clone(),
+            match &cluster.tls_problem {
+                Some(problem) => format!("{} ({problem})", cluster.tls),
+                None => cluster.tls.clone(),
+            },
             in_use.unwrap_or_default(),
             cluster
                 .origin

@@ -47,7 +47,8 @@ impl<'a> Seen<'a> {
     }
 
     pub(super) fn clusters(&self) -> Result<ClustersView, Refusal> {
-        let view = proxy_config::clusters(self.snapshot, self.client, &self.used, self.filter);
+        let unusable = self.shared.proxy.unusable_tls(self.snapshot);
+        let view = proxy_config::clusters(self.snapshot, self.client, (&self.used, &unusable), self.filter);
         self.unless_empty(view.clusters.is_empty(), view, "destination")
     }
 

@@ -195,7 +195,7 @@ fn routes_are_listed_with_what_they_do_and_where_they_are_from() {
 #[test]
 fn clusters_say_their_policy_and_what_is_in_use() {
     let snapshot = snapshot("clusters");
-    let of = |filter: &Filter| clusters(&snapshot, Some(cart(&snapshot)), &in_use(), filter).clusters;
+    let of = |filter: &Filter| clusters(&snapshot, Some(cart(&snapshot)), (&in_use(), &[]), filter).clusters;
     let all = of(&Filter::default());
     let names: Vec<(&str, u16, Option<&str>)> = all
         .iter()

@@ -476,6 +476,28 @@ pub mod text {
         Present(bool),
     }
 }
+/// What a DestinationRule's credentialName means for pods of one node; for that node alone, and never written down there.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Credential {
+    /// Namespace and name of the Secret.
+    #[prost(message, optional, tag = "1")]
+    pub name: ::core::option::Option<Name>,
+    /// The node.
+    #[prost(string, tag = "2")]
+    pub node: ::prost::alloc::string::String,
+    /// Client certificates, PEM; empty for none.
+    #[prost(bytes = "vec", tag = "3")]
+    pub certificate: ::prost::alloc::vec::Vec<u8>,
+    /// The key of the first, PEM; empty for none.
+    #[prost(bytes = "vec", tag = "4")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+    /// Authorities that servers are verified by, PEM; empty for none.
+    #[prost(bytes = "vec", tag = "5")]
+    pub roots: ::prost::alloc::vec::Vec<u8>,
+    /// Why there is nothing; empty when there is something.
+    #[prost(string, tag = "6")]
+    pub problem: ::prost::alloc::string::String,
+}
 /// What plaintext gets at a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

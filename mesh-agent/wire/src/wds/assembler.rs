@@ -13,12 +13,12 @@ use std::{
 use mesh_core::{
     policy::{self, AuthorizationPolicy, Scope},
     route::Routes,
-    snapshot::{Mesh, Name, Parts, Service, Workload},
+    snapshot::{Credential, Mesh, Name, Parts, Service, Workload},
 };
 use prost::Message as _;
 
 use super::{
-    DecodeError, Kind, RESOURCE_BYTES_MAX, ROUTE_BYTES_MAX,
+    DecodeError, Kind, RESOURCE_BYTES_MAX, ROUTE_BYTES_MAX, credential,
     policy::Policy,
     route::{self, Entry},
     service,
@@ -38,6 +38,7 @@ enum Content {
     Service(Box<service::Decoded>),
     Mesh(Arc<Mesh>),
     Route(Entry),
+    Credential(Arc<Credential>),
     NodePod(Box<NodePod>),
 }
 
@@ -70,6 +71,10 @@ fn decode_content(kind: Kind, name: &str, body: &[u8]) -> Result<Content, Locate
         Kind::Mesh => decode_mesh(&nodemesh::Mesh::decode(body).map_err(malformed)?).map(Content::Mesh),
         Kind::Route => {
             route::decode(name, &nodemesh::Route::decode(body).map_err(malformed)?).map(Content::Route)
+        }
+        Kind::Credential => {
+            let message = nodemesh::Credential::decode(body).map_err(malformed)?;
+            credential::decode(&message).map(Arc::new).map(Content::Credential)
         }
         Kind::NodePod => {
             let message = nodemesh::NodePod::decode(body).map_err(malformed)?;
@@ -109,6 +114,7 @@ pub struct Assembler {
     policies: BTreeMap<Arc<str>, Arc<AuthorizationPolicy>>,
     mesh: Arc<Mesh>,
     routes: BTreeMap<Arc<str>, Entry>,
+    credentials: BTreeMap<Arc<str>, Arc<Credential>>,
     /// `None` while they have to be made again.
     made_routes: Option<Arc<Routes>>,
     /// Endpoints of each service by the resource that carries them.
@@ -167,6 +173,11 @@ impl Assembler {
                     self.made_routes = None;
                 }
             }
+            Content::Credential(credential) => {
+                if self.credentials.get(&name) != Some(&credential) {
+                    self.credentials.insert(name, credential);
+                }
+            }
             Content::NodePod(node_pod) => {
                 self.remake_pod(&name);
                 self.node_pods.insert(name, *node_pod);
@@ -193,6 +204,7 @@ impl Assembler {
                     self.made_routes = None;
                 }
             }
+            Kind::Credential => drop(self.credentials.remove(name)),
             Kind::NodePod => {
                 if self.node_pods.remove(name).is_some() {
                     self.remake_pod(name);
@@ -208,7 +220,8 @@ impl Assembler {
         let workloads = self.pods.values().filter_map(|held| held.made.clone()).collect();
         let policies = self.policies.values().cloned().collect();
         let routes = Arc::clone(self.made_routes.get_or_insert_with(|| Arc::new(route::all(&self.routes))));
-        Parts { workloads, services, policies, routes, mesh: Arc::clone(&self.mesh) }
+        let credentials = self.credentials.values().cloned().collect();
+        Parts { workloads, services, policies, routes, credentials, mesh: Arc::clone(&self.mesh) }
     }
 
     fn set_workload(&mut self, name: Arc<str>, decoded: workload::Decoded) {

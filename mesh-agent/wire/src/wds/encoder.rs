@@ -16,7 +16,7 @@ use std::{
 use mesh_core::snapshot::{Mesh, Name, Service, Snapshot, Workload};
 
 use super::{
-    Kind, MESH_NAME,
+    Kind, MESH_NAME, credential,
     endpoints::{Claim, Claims, Place},
     foreign, policy, route, service, workload,
 };
@@ -107,6 +107,20 @@ impl Encoder {
                 Some(message) => changes.set(Kind::Route, name, Encoded::new(&message, Vec::new())),
                 None => changes.remove(Kind::Route, name),
             });
+        }
+        for credential in old.credentials() {
+            changes.remove(Kind::Credential, credential::resource_name(credential));
+        }
+        for credential in new.credentials() {
+            let before = old.credential(&credential.node, &credential.name);
+            let name = credential::resource_name(credential);
+            if before.is_some_and(|before| same(before, credential)) {
+                changes.keep(&(Kind::Credential, name));
+                continue;
+            }
+            let mut encoded = Encoded::new(&credential::encode(credential), Vec::new());
+            encoded.node = Some(Arc::clone(&credential.node));
+            changes.set(Kind::Credential, name, encoded);
         }
         for (before, after) in workload_changes(&old, new) {
             for pod in [before, after].into_iter().flatten() {
@@ -276,6 +290,11 @@ struct Changes {
 impl Changes {
     fn remove(&mut self, kind: Kind, name: String) {
         self.removed.insert((kind, name));
+    }
+
+    /// Takes a removal back.
+    fn keep(&mut self, key: &(Kind, String)) {
+        self.removed.remove(key);
     }
 
     fn set(&mut self, kind: Kind, name: String, encoded: Encoded) {

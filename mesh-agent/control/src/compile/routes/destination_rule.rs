@@ -229,7 +229,14 @@ impl Merged<'_, '_> {
         };
         let key = Key { kind: Kind::DestinationRule, name: source.clone() };
         let origin = Some(cx.origin(&key, &field));
-        Some(Arc::new(Cluster { origin, labels, policy: policy(cx.defaults, settings, distribution) }))
+        let mut policy = policy(cx.defaults, settings, distribution);
+        // A Secret is of the rule's own namespace; without a selector it stays out of reach.
+        if self.rules.iter().any(|rule| !rule.source.selector.is_empty())
+            && let Some(name) = policy.tls.as_mut().and_then(|tls| tls.credential_name.as_mut())
+        {
+            *name = format!("{}/{name}", source.namespace).into();
+        }
+        Some(Arc::new(Cluster { origin, labels, policy }))
     }
 
     /// The mesh's own policy, said by this rule.

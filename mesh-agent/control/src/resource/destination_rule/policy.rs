@@ -258,11 +258,6 @@ fn tls(object: &mut Object<'_>, problems: &mut Problems) -> Option<ClientTls> {
         let message = "is there beside caCertificates or subjectAltNames, wanted at most one of them";
         problems.error(object.at("insecureSkipVerify"), message);
     }
-    let has_files = certificate.is_some() || key.is_some() || roots.is_some();
-    if credential.is_some() && !has_files && matches!(mode, ClientTlsMode::Simple | ClientTlsMode::Mutual) {
-        let message = "names a Secret, which the mesh does not read yet; every connection is refused";
-        problems.warning(object.at("credentialName"), message);
-    }
     object.no_effect(&["caCrl"], "is not done by the mesh yet; it has no effect", problems);
     object.finish(problems);
     Some(ClientTls {

@@ -406,7 +406,6 @@ fn s46_s47_tls_wants_what_its_mode_needs() {
         ("{mode: SIMPLE, privateKey: /k}", "W tls.privateKey", "only with mode MUTUAL"),
         ("{mode: SIMPLE, sni: 'a b'}", "E tls.sni", "a host name"),
         ("{mode: SIMPLE, caCrl: /crl}", "W tls.caCrl", "no effect"),
-        ("{mode: MUTUAL, credentialName: s}", "W tls.credentialName", "every connection is refused"),
     ] {
         policy_says(&format!("{{tls: {tls}}}"), start, words);
     }

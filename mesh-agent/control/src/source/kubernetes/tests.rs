@@ -187,7 +187,8 @@ fn s116_each_parent_has_the_reason_why_the_route_does_not_count_or_leads_nowhere
 #[test]
 fn nothing_is_published_before_every_kind_was_listed() {
     let mut world = World::new(MeshSettings::default());
-    for kind in Kind::ALL {
+    // Secrets are followed one by one, and waited for by nobody.
+    for kind in Kind::ALL.iter().filter(|kind| **kind != Kind::Secret) {
         assert!(!world.is_listed(), "{kind}");
         world.apply(Change::Listed(*kind));
     }

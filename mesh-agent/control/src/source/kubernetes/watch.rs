@@ -13,6 +13,7 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
+use mesh_core::snapshot::Name;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -75,6 +76,23 @@ pub(super) async fn run(
             }
         }
     }
+}
+
+/// Follows one object of a kind by its name, until nobody takes its changes.
+pub(super) async fn run_one(
+    kind: Kind,
+    name: &Name,
+    client: Client,
+    rules: Arc<Rules>,
+    changes: mpsc::Sender<Change>,
+) {
+    let mut follower =
+        Follower { kind, rules, changes, held: HashSet::new(), is_listed: false, trouble: None };
+    let resource = api_resource(kind, kind.api_versions().first().unwrap_or(&"v1"));
+    let api: Api<DynamicObject> = Api::namespaced_with(client, &name.namespace, &resource);
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", name.name));
+    let ended = follower.follow_stream(api, config, &resource).await;
+    tracing::debug!(%kind, %name, ?ended, "no longer watched");
 }
 
 /// Nobody takes changes any more.

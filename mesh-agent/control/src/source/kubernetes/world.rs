@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use mesh_core::snapshot::Snapshot;
+use mesh_core::snapshot::{Name, Snapshot};
 
 use super::{
     Change,
@@ -32,6 +32,8 @@ pub(super) struct State {
     pub(super) status: SourceStatus,
     /// Absent when nothing of it changed.
     pub(super) judged: Option<Judged>,
+    /// The Secrets that are to be followed.
+    pub(super) secrets: BTreeSet<Name>,
 }
 
 /// The cluster as it is known.
@@ -53,7 +55,8 @@ impl World {
         Self {
             index: Index::default(),
             compiler: Compiler::new(mesh),
-            unlisted: Kind::ALL.iter().copied().collect(),
+            // Secrets are never listed as a whole.
+            unlisted: Kind::ALL.iter().copied().filter(|kind| *kind != Kind::Secret).collect(),
             trouble: BTreeMap::new(),
             problems: BTreeMap::new(),
             kept_back: BTreeSet::new(),
@@ -133,7 +136,7 @@ impl World {
         let own = self.problems.values().flatten().cloned();
         status.set_problems(trouble.chain(own).chain(compiled.problems).collect());
         let judged = std::mem::take(&mut self.told_changed).then(|| self.judged(&compiled.snapshot));
-        State { snapshot: compiled.snapshot, status, judged }
+        State { snapshot: compiled.snapshot, status, judged, secrets: compiled.secrets }
     }
 
     /// What became of everything that users are told about.

@@ -57,9 +57,20 @@ pub(crate) enum SetupError {
     /// The system has no roots.
     #[error("the system has no trusted roots, and caCertificates names none")]
     NoRoots,
-    /// A Secret.
-    #[error("credentialName {0}: Secrets are not read, wanted files")]
+    /// A Secret that is out of reach.
+    #[error("credentialName {0}: only gateways read Secrets for a DestinationRule without workloadSelector")]
     Secret(Arc<str>),
+    /// A Secret that is not there, or of no use.
+    #[error("Secret {name}: {why}")]
+    Credential {
+        /// Namespace and name.
+        name: Arc<str>,
+        /// Why.
+        why: Arc<str>,
+    },
+    /// Nobody to trust.
+    #[error("the Secret has no ca.crt or cacert, and there is none with the suffix -cacert that has")]
+    NoSecretRoots,
     /// `MUTUAL` without a certificate of ours.
     #[error("there is no client certificate")]
     NoCertificate,
@@ -139,29 +150,44 @@ impl Folder {
     /// The certificates of a file.
     pub(super) fn certificates(&self, path: &str) -> Result<Vec<CertificateDer<'static>>, SetupError> {
         let path = Path::new(path);
-        let bytes = self.read(path)?;
-        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-        all.ok()
-            .filter(|all| !all.is_empty())
-            .ok_or_else(|| SetupError::Content { path: path.into(), wanted: "certificate" })
+        certificates(path, &self.read(path)?)
     }
 
     /// The key of a file.
     pub(super) fn key(&self, path: &str) -> Result<PrivateKeyDer<'static>, SetupError> {
         let path = Path::new(path);
-        PrivateKeyDer::from_pem_slice(&self.read(path)?)
-            .map_err(|_| SetupError::Content { path: path.into(), wanted: "private key" })
+        key(path, &self.read(path)?)
     }
 
     /// The authorities of a file.
     pub(super) fn roots(&self, path: &str) -> Result<Arc<RootCertStore>, SetupError> {
-        let mut roots = RootCertStore::empty();
-        let (added, _) = roots.add_parsable_certificates(self.certificates(path)?);
-        if added == 0 {
-            return Err(SetupError::Content { path: path.into(), wanted: "certificate of an authority" });
-        }
-        Ok(Arc::new(roots))
+        let path = Path::new(path);
+        roots(path, &self.read(path)?)
     }
+}
+
+/// The certificates in PEM that is from `place`.
+pub(super) fn certificates(place: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, SetupError> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    all.ok()
+        .filter(|all| !all.is_empty())
+        .ok_or_else(|| SetupError::Content { path: place.into(), wanted: "certificate" })
+}
+
+/// The key in PEM that is from `place`.
+pub(super) fn key(place: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, SetupError> {
+    PrivateKeyDer::from_pem_slice(pem)
+        .map_err(|_| SetupError::Content { path: place.into(), wanted: "private key" })
+}
+
+/// The authorities in PEM that is from `place`.
+pub(super) fn roots(place: &Path, pem: &[u8]) -> Result<Arc<RootCertStore>, SetupError> {
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(certificates(place, pem)?);
+    if added == 0 {
+        return Err(SetupError::Content { path: place.into(), wanted: "certificate of an authority" });
+    }
+    Ok(Arc::new(roots))
 }
 
 /// The authorities that the node's system trusts, as of the first time that they are asked for.

@@ -12,11 +12,12 @@ const READ: &[&str] = &["get", "list", "watch"];
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 
-pub(super) fn all(namespace: &str) -> Result<Vec<Manifest>, serde_json::Error> {
+/// `read_secrets`: what DestinationRules name is read.
+pub(super) fn all(namespace: &str, read_secrets: bool) -> Result<Vec<Manifest>, serde_json::Error> {
     Ok(vec![
         Manifest::of(&account(CONTROLLER, namespace))?,
         Manifest::of(&account(AGENT, namespace))?,
-        Manifest::of(&cluster_role(CONTROLLER, controller()))?,
+        Manifest::of(&cluster_role(CONTROLLER, controller(read_secrets)))?,
         Manifest::of(&cluster_role(AGENT, agent()))?,
         Manifest::of(&cluster_binding(CONTROLLER, namespace))?,
         Manifest::of(&cluster_binding(AGENT, namespace))?,
@@ -46,7 +47,7 @@ fn named(name: &str, rule: PolicyRule) -> PolicyRule {
     PolicyRule { resource_names: Some(vec![name.to_owned()]), ..rule }
 }
 
-fn controller() -> Vec<PolicyRule> {
+fn controller(read_secrets: bool) -> Vec<PolicyRule> {
     let networking: &[&str] =
         &["destinationrules", "serviceentries", "sidecars", "virtualservices", "workloadentries"];
     let security: &[&str] = &["authorizationpolicies", "peerauthentications", "requestauthentications"];
@@ -83,6 +84,10 @@ fn controller() -> Vec<PolicyRule> {
         rule("", &["events"], &["create", "patch"]),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
     ];
+    if read_secrets {
+        // What DestinationRules name. Which those are is not known beforehand.
+        rules.push(rule("", &["secrets"], READ));
+    }
     let of_the_mesh = [
         ("networking.istio.io", networking),
         ("security.istio.io", security),

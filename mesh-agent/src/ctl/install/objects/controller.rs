@@ -174,19 +174,23 @@ fn container(values: &Values) -> Container {
         failure_threshold: Some(3),
         ..Default::default()
     };
+    let mut args = vec![
+        "controller".to_owned(),
+        "--kubernetes".to_owned(),
+        "--namespace=$(POD_NAMESPACE)".to_owned(),
+        format!("--listen={listen}:{XDS_PORT}"),
+        format!("--metrics={listen}:{CONTROLLER_METRICS_PORT}"),
+        format!("--webhook-listen={listen}:{WEBHOOK_PORT}"),
+    ];
+    if values.controller.read_secrets {
+        args.push("--read-secrets".to_owned());
+    }
     Container {
         name: "controller".to_owned(),
         image: Some(values.image.clone()),
         image_pull_policy: Some(values.image_pull_policy.clone()),
         command: Some(vec!["/mesh-agent".to_owned()]),
-        args: Some(vec![
-            "controller".to_owned(),
-            "--kubernetes".to_owned(),
-            "--namespace=$(POD_NAMESPACE)".to_owned(),
-            format!("--listen={listen}:{XDS_PORT}"),
-            format!("--metrics={listen}:{CONTROLLER_METRICS_PORT}"),
-            format!("--webhook-listen={listen}:{WEBHOOK_PORT}"),
-        ]),
+        args: Some(args),
         env: Some(env),
         ports: Some(vec![
             port("grpc-xds", XDS_PORT),
