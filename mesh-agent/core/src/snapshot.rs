@@ -345,7 +345,7 @@ pub struct Parts {
 /// Services and places of their ports, by what is dialled.
 type Frontends = HashMap<(IpAddr, u16, Protocol), (Name, usize)>;
 
-/// Credentials, by the node that has them and their names.
+/// Secrets by node and name.
 type Credentials = BTreeMap<(Arc<str>, Name), Arc<Credential>>;
 
 /// Immutable world; build with [`Snapshot::new`].

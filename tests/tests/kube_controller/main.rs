@@ -215,3 +215,46 @@ fn another_controller_leads_when_one_dies_and_nothing_is_lost_while_the_api_serv
     assert!(second.is_ready(), "it went on");
     Ok(())
 }
+
+#[test]
+fn a_secret_that_a_rule_names_is_followed_and_the_rule_says_when_there_is_none() -> TestResult {
+    require_api_server!();
+    require_agent!();
+    let scene = Scene::open(test_name!())?;
+    scene.kubectl().apply(&objects::crds())?;
+    scene.kubectl().apply(&objects::shop())?;
+    scene.set_running("shop", "till-0", "10.1.0.1")?;
+    scene.kubectl().apply(&objects::outside("bank"))?;
+    // Those of others are nobody's business.
+    scene.kubectl().apply(&objects::secret("default", "bank", "of another namespace"))?;
+    let said = || {
+        let rule = scene.kubectl().json(&["get", "destinationrules", "-n", "shop", "outside"]);
+        rule.unwrap_or_default()["status"].to_string()
+    };
+    {
+        let _blind = scene.controller("blind", &[])?;
+        eventually(SOON, said, |said| said.contains("controller.readSecrets=true"))?;
+    }
+    let controller = scene.controller("a", &["--read-secrets"])?;
+    eventually(SOON, said, |said| said.contains("there is no Secret shop/bank"))?;
+    let credentials = || {
+        let mut found = controller.resources().unwrap_or_default();
+        found.retain(|(kind, ..)| kind == "credential");
+        found.into_iter().map(|(_, name, version)| (name, version)).collect::<Vec<_>>()
+    };
+    // That there is nothing is said to the node as well.
+    let without = eventually(SOON, credentials, |found| found.len() == 1)?;
+    assert!(without[0].0.ends_with("/shop/bank"), "{without:?}");
+
+    scene.kubectl().apply(&objects::secret("shop", "bank", "first"))?;
+    let first = eventually(SOON, credentials, |found| found.len() == 1 && *found != without)?;
+    eventually(SOON, said, |said| !said.contains("no Secret"))?;
+    scene.kubectl().apply(&objects::secret("shop", "bank", "second"))?;
+    let second = eventually(SOON, credentials, |found| found.len() == 1 && *found != first)?;
+    scene.kubectl().run(&["delete", "secret", "-n", "shop", "bank"])?;
+    eventually(SOON, credentials, |found| found.len() == 1 && *found != second)?;
+    eventually(SOON, said, |said| said.contains("there is no Secret shop/bank"))?;
+    scene.kubectl().run(&["delete", "destinationrule", "-n", "shop", "outside"])?;
+    eventually(SOON, credentials, Vec::is_empty)?;
+    Ok(())
+}

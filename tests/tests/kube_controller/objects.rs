@@ -36,6 +36,7 @@ pub(crate) fn crds() -> String {
     documents([
         crd("networking.istio.io", "v1", "VirtualService", "virtualservices"),
         crd("networking.istio.io", "v1", "ServiceEntry", "serviceentries"),
+        crd("networking.istio.io", "v1", "DestinationRule", "destinationrules"),
         crd("security.istio.io", "v1", "AuthorizationPolicy", "authorizationpolicies"),
         crd("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes"),
     ])
@@ -70,6 +71,22 @@ fn split_object(weight: Value) -> Value {
 /// 90 to the till, the rest elsewhere.
 pub(crate) fn split(weight: Value) -> String {
     documents([split_object(weight)])
+}
+
+/// A rule for what the till sends, with a Secret.
+pub(crate) fn outside(secret: &str) -> String {
+    documents([json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+        "metadata": {"name": "outside", "namespace": "shop"},
+        "spec": {"host": "till", "workloadSelector": {"matchLabels": {"app": "till"}},
+            "trafficPolicy": {"tls": {"mode": "SIMPLE", "credentialName": secret}}}})])
+}
+
+/// A Secret with authorities.
+pub(crate) fn secret(namespace: &str, name: &str, roots: &str) -> String {
+    documents([
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace},
+        "stringData": {"ca.crt": roots}}),
+    ])
 }
 
 fn pod(namespace: &str, name: &str, account: &str, node: &str) -> Value {

@@ -43,7 +43,7 @@ pub(super) fn of(
     problems: &mut Vec<SourceError>,
 ) -> Credentials {
     let mut found = Credentials::default();
-    let mut all: BTreeMap<(Arc<str>, Name), Arc<Credential>> = BTreeMap::new();
+    let mut all = BTreeMap::new();
     for (origin, resource) in index.each(Kind::DestinationRule) {
         let Resource::DestinationRule(rule) = resource else { continue };
         let key = Key { kind: Kind::DestinationRule, name: rule.name.clone() };

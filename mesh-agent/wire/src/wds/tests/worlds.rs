@@ -372,7 +372,7 @@ fn parts() -> impl Strategy<Value = Parts> {
                 services.reverse();
             }
             let policies = policies.into_values().collect();
-            Parts { workloads, services, policies, routes: Arc::default(), mesh: Arc::new(mesh) }
+            Parts { workloads, services, policies, mesh: Arc::new(mesh), ..Parts::default() }
         })
         .prop_flat_map(|parts| {
             super::routes::routes()
