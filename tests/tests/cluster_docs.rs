@@ -118,6 +118,7 @@ const STEPS: &[Step] = &[
     ),
     Named("meshctl explain"),
     Named("meshctl proxy-config"),
+    Named("meshctl proxy-config clusters"),
     Named("meshctl upgrade"),
     Named("mesh-agent ca rotate"),
     Run("source <(meshctl completion bash)"),
