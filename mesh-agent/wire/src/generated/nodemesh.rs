@@ -477,7 +477,7 @@ pub mod text {
     }
 }
 /// What a DestinationRule's credentialName means for pods of one node; for that node alone, and never written down there.
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Credential {
     /// Namespace and name of the Secret.
     #[prost(message, optional, tag = "1")]
