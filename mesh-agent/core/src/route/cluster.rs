@@ -259,6 +259,9 @@ pub struct ClientTls {
     pub client_certificate: Option<(Arc<str>, Arc<str>)>,
     /// PEM file of roots; `None`: those of the system.
     pub ca_certificates: Option<Arc<str>>,
+    /// PEM file of revocation lists; with one, each certificate of a chain has to be known to a list and not revoked.
+    #[serde(default)]
+    pub ca_crl: Option<Arc<str>>,
     /// Secret with certificate, key and roots: `NAMESPACE/NAME`, and its bare name where only gateways may read it.
     pub credential_name: Option<Arc<str>>,
     /// Nothing is checked.

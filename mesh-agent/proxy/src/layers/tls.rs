@@ -203,7 +203,7 @@ impl Origination {
 /// The files that settings are made of.
 fn paths(tls: &ClientTls) -> impl Iterator<Item = &str> {
     let own = tls.client_certificate.iter().flat_map(|(certificate, key)| [&**certificate, &**key]);
-    own.chain(tls.ca_certificates.as_deref())
+    own.chain(tls.ca_certificates.as_deref()).chain(tls.ca_crl.as_deref())
 }
 
 /// The Secret that a policy means for this node's pods.
@@ -254,7 +254,8 @@ fn configure(
             (None, Some(path)) => folder.roots(path)?,
             (None, None) => files::system_roots()?,
         };
-        Trust::Roots { roots, names: tls.subject_alt_names.clone() }
+        let revoked = tls.ca_crl.as_deref().map(|path| folder.revocations(path)).transpose()?;
+        Trust::Roots { roots, names: tls.subject_alt_names.clone(), revoked: revoked.unwrap_or_default() }
     };
     let verifier = Verifier { trust, algorithms: provider.signature_verification_algorithms };
     let builder = ClientConfig::builder_with_provider(provider)

@@ -24,7 +24,10 @@ use mesh_core::{
     },
     snapshot::{Name, Parts, Snapshot},
 };
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair,
+    RevokedCertParams, SanType,
+};
 use rustls::{
     RootCertStore, ServerConfig, crypto::aws_lc_rs::default_provider, pki_types::PrivateKeyDer,
     server::WebPkiClientVerifier,
@@ -103,6 +106,26 @@ impl Authority {
         shape(&mut params);
         let key = KeyPair::generate().unwrap();
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    /// A list of certificates that are revoked, by their serial numbers, good until that year; in PEM.
+    fn revocations(&self, serials: &[u64], until: i32) -> String {
+        let long_ago = rcgen::date_time_ymd(2001, 1, 1);
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: long_ago,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: long_ago,
+            next_update: rcgen::date_time_ymd(until, 1, 1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
     fn roots(&self) -> RootCertStore {
@@ -191,6 +214,7 @@ fn simple(roots: &Arc<str>) -> ClientTls {
         subject_alt_names: Vec::new(),
         client_certificate: None,
         ca_certificates: Some(Arc::clone(roots)),
+        ca_crl: None,
         credential_name: None,
         insecure_skip_verify: false,
     }

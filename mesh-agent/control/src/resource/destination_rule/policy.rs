@@ -211,6 +211,7 @@ fn tls(object: &mut Object<'_>, problems: &mut Problems) -> Option<ClientTls> {
     let certificate = object.shared("clientCertificate", problems);
     let key = object.shared("privateKey", problems);
     let roots = object.shared("caCertificates", problems);
+    let crl = object.shared("caCrl", problems);
     let credential = object.shared("credentialName", problems);
     let insecure = object.bool("insecureSkipVerify", problems).unwrap_or_default();
     let sni = object.shared("sni", problems);
@@ -247,18 +248,22 @@ fn tls(object: &mut Object<'_>, problems: &mut Problems) -> Option<ClientTls> {
         }
     }
     if credential.is_some() && mode != ClientTlsMode::IstioMutual {
-        for field in ["clientCertificate", "privateKey", "caCertificates"] {
+        for field in ["clientCertificate", "privateKey", "caCertificates", "caCrl"] {
             if object.has(field) {
                 let message = "is there beside credentialName, wanted the one or the other";
                 problems.error(object.at(field), message);
             }
         }
     }
+    let verifies = matches!(mode, ClientTlsMode::Simple | ClientTlsMode::Mutual) && !insecure;
+    if crl.is_some() && !verifies {
+        let message = "has no effect, only with mode SIMPLE or MUTUAL and without insecureSkipVerify";
+        problems.warning(object.at("caCrl"), message);
+    }
     if insecure && (roots.is_some() || !names.is_empty()) {
         let message = "is there beside caCertificates or subjectAltNames, wanted at most one of them";
         problems.error(object.at("insecureSkipVerify"), message);
     }
-    object.no_effect(&["caCrl"], "is not done by the mesh yet; it has no effect", problems);
     object.finish(problems);
     Some(ClientTls {
         mode,
@@ -266,6 +271,7 @@ fn tls(object: &mut Object<'_>, problems: &mut Problems) -> Option<ClientTls> {
         subject_alt_names: names.into_iter().map(|(_, name)| StringMatch::Exact(name.into())).collect(),
         client_certificate: if mode == ClientTlsMode::Mutual { certificate.zip(key) } else { None },
         ca_certificates: roots,
+        ca_crl: crl,
         credential_name: credential,
         insecure_skip_verify: insecure,
     })

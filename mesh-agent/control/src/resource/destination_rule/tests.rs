@@ -405,7 +405,9 @@ fn s46_s47_tls_wants_what_its_mode_needs() {
         ),
         ("{mode: SIMPLE, privateKey: /k}", "W tls.privateKey", "only with mode MUTUAL"),
         ("{mode: SIMPLE, sni: 'a b'}", "E tls.sni", "a host name"),
-        ("{mode: SIMPLE, caCrl: /crl}", "W tls.caCrl", "no effect"),
+        ("{mode: SIMPLE, insecureSkipVerify: true, caCrl: /crl}", "W tls.caCrl", "no effect"),
+        ("{mode: ISTIO_MUTUAL, caCrl: /crl}", "W tls.caCrl", "no effect"),
+        ("{mode: SIMPLE, credentialName: s, caCrl: /crl}", "E tls.caCrl", "beside credentialName"),
     ] {
         policy_says(&format!("{{tls: {tls}}}"), start, words);
     }

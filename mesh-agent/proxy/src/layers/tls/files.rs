@@ -20,8 +20,9 @@ use nix::{
 };
 use rustls::{
     RootCertStore,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject},
 };
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 /// Bytes of a file.
 const FILE_MAX: u64 = 1 << 20;
@@ -164,6 +165,23 @@ impl Folder {
         let path = Path::new(path);
         roots(path, &self.read(path)?)
     }
+
+    /// The revocation lists of a file.
+    pub(super) fn revocations(&self, path: &str) -> Result<Vec<CertRevocationList<'static>>, SetupError> {
+        let path = Path::new(path);
+        revocations(path, &self.read(path)?)
+    }
+}
+
+/// The revocation lists in PEM that is from `place`: all of them, or it is of no use.
+fn revocations(place: &Path, pem: &[u8]) -> Result<Vec<CertRevocationList<'static>>, SetupError> {
+    let unusable = || SetupError::Content { path: place.into(), wanted: "usable revocation list" };
+    let mut all = Vec::new();
+    for der in CertificateRevocationListDer::pem_slice_iter(pem) {
+        let list = OwnedCertRevocationList::from_der(&der.map_err(|_| unusable())?);
+        all.push(CertRevocationList::Owned(list.map_err(|_| unusable())?));
+    }
+    if all.is_empty() { Err(unusable()) } else { Ok(all) }
 }
 
 /// The certificates in PEM that is from `place`.

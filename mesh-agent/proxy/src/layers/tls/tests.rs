@@ -10,6 +10,7 @@ fn simple(roots: &Arc<str>) -> ClientTls {
         subject_alt_names: Vec::new(),
         client_certificate: None,
         ca_certificates: Some(Arc::clone(roots)),
+        ca_crl: None,
         credential_name: None,
         insecure_skip_verify: false,
     }

@@ -2,6 +2,8 @@
 //!
 //! Invariants:
 //! - A server's certificate leads to a root of the policy and carries one of the names it asks for, or nothing is sent.
+//! - With revocation lists no certificate of the chain is revoked, and each is of an issuer with a list that has not ended: what
+//!   cannot be known counts as revoked, as with Istio's proxies.
 //! - With `insecureSkipVerify` neither is looked at, but the server still proves that it has the certificate's key.
 
 use std::sync::Arc;
@@ -17,7 +19,10 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::ParsedCertificate,
 };
-use webpki::EndEntityCert;
+use webpki::{
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
+    RevocationOptionsBuilder, UnknownStatusPolicy,
+};
 
 /// What is asked of a server's certificate.
 #[derive(Debug)]
@@ -30,6 +35,8 @@ pub(super) enum Trust {
         roots: Arc<RootCertStore>,
         /// Names that are as good as the server name.
         names: Vec<StringMatch>,
+        /// What authorities have revoked; none: nobody asks.
+        revoked: Vec<CertRevocationList<'static>>,
     },
 }
 
@@ -49,9 +56,14 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let Trust::Roots { roots, names } = &self.trust else { return Ok(ServerCertVerified::assertion()) };
+        let Trust::Roots { roots, names, revoked } = &self.trust else {
+            return Ok(ServerCertVerified::assertion());
+        };
         let cert = ParsedCertificate::try_from(end_entity)?;
         verify_server_cert_signed_by_trust_anchor(&cert, roots, intermediates, now, self.algorithms.all)?;
+        if !revoked.is_empty() {
+            self.verify_not_revoked(roots, revoked, end_entity, intermediates, now)?;
+        }
         if names.is_empty() {
             verify_server_name(&cert, server_name)?;
         } else if !has_one_of(names, &cert, end_entity) {
@@ -80,6 +92,43 @@ impl ServerCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+impl Verifier {
+    /// Asks the lists about a chain that is good otherwise.
+    fn verify_not_revoked(
+        &self,
+        roots: &RootCertStore,
+        revoked: &[CertRevocationList<'_>],
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let lists: Vec<&CertRevocationList<'_>> = revoked.iter().collect();
+        let refused = |error: webpki::Error| match error {
+            webpki::Error::CertRevoked => rustls::Error::from(CertificateError::Revoked),
+            webpki::Error::CrlExpired { .. } => CertificateError::ExpiredRevocationList.into(),
+            _ => CertificateError::UnknownRevocationStatus.into(),
+        };
+        let options = RevocationOptionsBuilder::new(&lists)
+            .map_err(|_| CertificateError::UnknownRevocationStatus)?
+            .with_depth(RevocationCheckDepth::Chain)
+            .with_status_policy(UnknownStatusPolicy::Deny)
+            .with_expiration_policy(ExpirationPolicy::Enforce)
+            .build();
+        let cert = EndEntityCert::try_from(end_entity).map_err(|_| CertificateError::BadEncoding)?;
+        cert.verify_for_usage(
+            self.algorithms.all,
+            &roots.roots,
+            intermediates,
+            now,
+            KeyUsage::server_auth(),
+            Some(options),
+            None,
+        )
+        .map(|_| ())
+        .map_err(refused)
     }
 }
 

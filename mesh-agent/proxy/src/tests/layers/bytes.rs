@@ -105,6 +105,47 @@ fn a_server_that_is_not_verified_gets_nothing() {
 }
 
 #[test]
+fn a_server_whose_certificate_is_revoked_or_unknown_to_the_lists_gets_nothing() {
+    test(|world| async move {
+        let tls = Tls::new();
+        let stranger = Authority::new("stranger");
+        let numbered =
+            |number: u64| move |params: &mut CertificateParams| params.serial_number = Some(number.into());
+        let (good, _) = tls.server(&[HOST], numbered(1)).await;
+        let (bad, _) = tls.server(&[HOST], numbered(2)).await;
+        let lists = [
+            ("of both", tls.authority.revocations(&[2], 2100) + &stranger.revocations(&[1], 2100)),
+            ("of another", stranger.revocations(&[], 2100)),
+            ("ended", tls.authority.revocations(&[2], 2002)),
+            ("broken", "no list at all".to_owned()),
+        ];
+        let wanted = [
+            ("of both", good, None),
+            ("of both", bad, Some((CloseReason::Tls(PeerError::Revoked), 1))),
+            ("of another", good, Some((CloseReason::Tls(PeerError::Handshake), 1))),
+            ("ended", good, Some((CloseReason::Tls(PeerError::Handshake), 2))),
+            ("broken", good, Some((CloseReason::TlsSetup, 1))),
+        ];
+        for (name, addr, refusal) in wanted {
+            let (_, list) = lists.iter().find(|(known, _)| *known == name).unwrap();
+            let file = tls.folder.file(&format!("{name}.pem"), list);
+            publish(&world, "tcp", addr, |policy| {
+                policy.tls = Some(ClientTls { ca_crl: Some(file), ..simple(&tls.roots) });
+            });
+            let mut client = connect(&world).await;
+            match refusal {
+                None => assert!(is_carried(&mut client).await, "{name}"),
+                Some((reason, so_far)) => {
+                    client.write_all(b"secret").await.unwrap();
+                    assert!(soon(client.read(&mut [0])).await.is_err(), "{name}");
+                    world.ended(reason, so_far).await;
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn a_server_without_tls_or_without_a_word_gets_nothing() {
     test(|world| async move {
         let tls = Tls::new();

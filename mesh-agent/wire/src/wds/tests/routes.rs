@@ -338,6 +338,7 @@ fn tls() -> impl Strategy<Value = ClientTls> {
                 subject_alt_names,
                 client_certificate,
                 ca_certificates: text.clone(),
+                ca_crl: text.clone(),
                 credential_name: text,
                 insecure_skip_verify,
             }
