@@ -332,6 +332,28 @@ mod tests {
         }
     }
 
+    /// Values that Helm would refuse: the schema has no place for them.
+    fn unknown_to(schema: &Value, values: &Value, at: &str) -> Vec<String> {
+        let (Some(values), Some(known)) = (values.as_object(), schema["properties"].as_object()) else {
+            return Vec::new();
+        };
+        let of = |(name, value): (&String, &Value)| {
+            let at = format!("{at}.{name}");
+            known.get(name).map_or_else(|| vec![at.clone()], |schema| unknown_to(schema, value, &at))
+        };
+        values.iter().flat_map(of).collect()
+    }
+
+    #[test]
+    fn helm_takes_every_value_that_has_a_default() {
+        let schema = include_str!("../../../../deploy/helm/nodemesh/values.schema.json");
+        let schema = Value::Object(parse(schema, "values.schema.json").unwrap());
+        let defaults = Value::Object(parse(DEFAULTS, "values.yaml").unwrap());
+        assert_eq!(unknown_to(&schema, &defaults, ""), Vec::<String>::new());
+        let wrong = serde_json::json!({"controller": {"replica": 1}});
+        assert_eq!(unknown_to(&schema, &wrong, ""), [".controller.replica"]);
+    }
+
     #[test]
     fn the_default_image_is_of_this_version() {
         assert_eq!(read(&[]).unwrap().image, format!("nodemesh:{}", env!("CARGO_PKG_VERSION")));
