@@ -1,9 +1,11 @@
 //! Services that Kubernetes does not know: by address, by name and behind WorkloadEntries; real apps, the real agent, a real name
 //! server.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use mesh_tests::backends::{WebAuthority, ask_tls, serve_tls};
 use mesh_tests::nameserver::NameServer;
 use mesh_tests::protocol::{DnsBy, Serve};
 use mesh_tests::tool::ServerOptions;
@@ -14,6 +16,7 @@ use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(20);
 const PORT: u16 = 8080;
+const TLS_PORT: u16 = 8443;
 
 /// A meshed client on node a, two servers and a name server outside.
 struct Scene {
@@ -241,7 +244,7 @@ spec:
 }
 
 #[test]
-fn a_server_that_is_called_by_name_is_where_dns_says_and_never_at_a_place_of_our_own() -> TestResult {
+fn s50_a_server_that_is_called_by_name_is_where_dns_says_and_never_at_a_place_of_our_own() -> TestResult {
     require_agent!();
     let scene = Scene::set(test_name!(), |one| {
         let (link, own) = (Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::LOCALHOST);
@@ -290,5 +293,46 @@ spec:
     scene.names.forget("a.called.test.")?;
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(scene.get(one, "a.called.test", "/"), (200, "two".to_owned()));
+    Ok(())
+}
+
+#[test]
+fn s50_a_tls_server_that_is_called_by_name_is_found_by_its_server_name() -> TestResult {
+    require_agent!();
+    let scene = Scene::set(test_name!(), |_| Vec::new())?;
+    let world = scene.shop.world();
+    let authority = WebAuthority::new("web")?;
+    let certificate = authority.issue("*.called.test")?;
+    let (named, dialled) = (world.outsider("named")?, world.outsider("dialled")?);
+    let _servers = [
+        serve_tls(&named, TLS_PORT, "named", &certificate, None)?,
+        serve_tls(&dialled, TLS_PORT, "dialled", &certificate, None)?,
+    ];
+    scene.names.set("a.called.test.", vec![named.ip4().into()])?;
+    scene.names.set("own.called.test.", vec![Ipv4Addr::LOCALHOST.into()])?;
+    let roots = world.manifests().directory().with_extension("pem");
+    fs::write(&roots, &authority.certificate)?;
+    let to = SocketAddr::from((dialled.ip4(), TLS_PORT));
+    let ask =
+        |name: &str| ask_tls(&scene.client, to, name, &roots).unwrap_or_else(|error| format!("{error:?}"));
+    assert_eq!(ask("a.called.test"), "dialled sni=a.called.test client=no\n", "nothing is said of it yet");
+
+    let text = format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: called, namespace: shop}}
+spec:
+  hosts: ['*.called.test']
+  ports: [{{name: tls, number: {TLS_PORT}, protocol: TLS}}]
+  location: MESH_EXTERNAL
+  resolution: DYNAMIC_DNS
+"
+    );
+    world.manifests().apply_text("called.yaml", &text)?;
+    eventually(SOON, || ask("a.called.test"), |said| said == "named sni=a.called.test client=no\n")?;
+    assert!(ask("own.called.test").contains("no answer of own.called.test"));
+    let refused = scene.agent.metric(&["mesh_called_names_total", "outcome=\"no_address\""])?;
+    assert!(refused >= 1.0, "{refused}");
     Ok(())
 }
