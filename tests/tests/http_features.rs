@@ -231,7 +231,8 @@ spec:
     let limited = |told: &Result<Vec<u16>, String>| {
         told.as_ref().is_ok_and(|told| {
             let count = |status| told.iter().filter(|of| **of == status).count();
-            count(200) == 2 && count(1503) == told.len() - 2
+            // More than one each where the machine is slow and one ends before the next begins.
+            count(200) >= 2 && count(1503) >= 1 && count(200) + count(1503) == told.len()
         })
     };
     eventually(SOON, || at_once(&scene, 6), limited)?.ok();
