@@ -44,6 +44,22 @@ pub struct State {
     pub source: Option<SourceStatus>,
 }
 
+/// What takes the resources of a stream: the agent's [`Store`], or something that only looks at them.
+pub trait Holder {
+    /// What of a kind is held, by name, with its version.
+    fn versions(&self, kind: Kind) -> BTreeMap<String, String>;
+
+    /// Takes a resource.
+    ///
+    /// # Errors
+    /// It cannot be used; the one of that name before stays.
+    fn set(&mut self, kind: Kind, name: Arc<str>, version: Arc<str>, body: Bytes)
+    -> Result<(), RefusedError>;
+
+    /// Forgets a resource; one that is not there is no error.
+    fn remove(&mut self, kind: Kind, name: &str);
+}
+
 /// The resources of an agent.
 #[derive(Debug, Default)]
 pub struct Store {
@@ -101,45 +117,11 @@ pub enum RefusedError {
 }
 
 impl Store {
-    /// Takes a resource into use.
-    ///
-    /// # Errors
-    /// It cannot be used; the one of that name before stays.
-    pub fn set(
-        &mut self,
-        kind: Kind,
-        name: Arc<str>,
-        version: Arc<str>,
-        body: Bytes,
-    ) -> Result<(), RefusedError> {
-        match usable(kind, &name, &body)? {
-            Usable::Part(resource) => self.assembler.set(&name, resource),
-            Usable::Trust(material) => self.trust = Some(material),
-            Usable::Source(status) => self.source = Some(*status),
-        }
-        self.held[kind.index()].insert(name, Entry { version, body });
-        Ok(())
-    }
-
-    /// Forgets a resource; one that is not there is no error. Roots stay what they were: without them nothing works.
-    pub fn remove(&mut self, kind: Kind, name: &str) {
-        self.held[kind.index()].remove(name);
-        if let Some(kind) = part(kind) {
-            self.assembler.remove(kind, name);
-        }
-    }
-
     /// Takes what an earlier run held. Returns what of it cannot be used.
     pub fn load(&mut self, held: Vec<Held>) -> Vec<RefusedError> {
         held.into_iter()
             .filter_map(|Held { kind, name, version, body }| self.set(kind, name, version, body).err())
             .collect()
-    }
-
-    /// What of a kind is held, by name, with its version.
-    pub fn versions(&self, kind: Kind) -> BTreeMap<String, String> {
-        let held = self.held[kind.index()].iter();
-        held.map(|(name, entry)| (name.to_string(), entry.version.to_string())).collect()
     }
 
     /// Everything held that may be written to disk. Cheap: contents are shared.
@@ -161,6 +143,37 @@ impl Store {
             snapshot: Snapshot::new(version, self.assembler.parts()),
             trust: self.trust.clone(),
             source: self.source.clone(),
+        }
+    }
+}
+
+impl Holder for Store {
+    fn versions(&self, kind: Kind) -> BTreeMap<String, String> {
+        let held = self.held[kind.index()].iter();
+        held.map(|(name, entry)| (name.to_string(), entry.version.to_string())).collect()
+    }
+
+    fn set(
+        &mut self,
+        kind: Kind,
+        name: Arc<str>,
+        version: Arc<str>,
+        body: Bytes,
+    ) -> Result<(), RefusedError> {
+        match usable(kind, &name, &body)? {
+            Usable::Part(resource) => self.assembler.set(&name, resource),
+            Usable::Trust(material) => self.trust = Some(material),
+            Usable::Source(status) => self.source = Some(*status),
+        }
+        self.held[kind.index()].insert(name, Entry { version, body });
+        Ok(())
+    }
+
+    /// Roots stay what they were: without them nothing works.
+    fn remove(&mut self, kind: Kind, name: &str) {
+        self.held[kind.index()].remove(name);
+        if let Some(kind) = part(kind) {
+            self.assembler.remove(kind, name);
         }
     }
 }

@@ -3,9 +3,8 @@
 //! Invariant: what is claimed to be held at the beginning of a stream is exactly what the store holds; so nothing is sent
 //! twice, and nothing is missed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use bytes::Bytes;
 use mesh_wire::proto::{
     discovery::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse,
@@ -19,11 +18,7 @@ use tonic::{
     Code, Request, Status, Streaming, codegen::tokio_stream::wrappers::ReceiverStream, transport::Channel,
 };
 
-use super::{
-    credentials::Credentials,
-    issuer::authorise,
-    store::{RefusedError, Store},
-};
+use super::{credentials::Credentials, issuer::authorise, store::Holder};
 use crate::link::{Kind, MESSAGE_BYTES_MAX, WILDCARD, commit_of};
 
 /// Requests on their way: one of each kind, and answers to what the controller may have sent.
@@ -52,42 +47,6 @@ fn said(status: &Status) -> String {
     match status.message() {
         "" => format!("{:?}", status.code()),
         message => format!("{:?}, {message}", status.code()),
-    }
-}
-
-/// What takes the resources of a stream: the agent's [`Store`], or something that only looks at them.
-pub trait Holder {
-    /// What of a kind is held, by name, with its version.
-    fn versions(&self, kind: Kind) -> BTreeMap<String, String>;
-
-    /// Takes a resource.
-    ///
-    /// # Errors
-    /// It cannot be used; the one of that name before stays.
-    fn set(&mut self, kind: Kind, name: Arc<str>, version: Arc<str>, body: Bytes)
-    -> Result<(), RefusedError>;
-
-    /// Forgets a resource; one that is not there is no error.
-    fn remove(&mut self, kind: Kind, name: &str);
-}
-
-impl Holder for Store {
-    fn versions(&self, kind: Kind) -> BTreeMap<String, String> {
-        Self::versions(self, kind)
-    }
-
-    fn set(
-        &mut self,
-        kind: Kind,
-        name: Arc<str>,
-        version: Arc<str>,
-        body: Bytes,
-    ) -> Result<(), RefusedError> {
-        Self::set(self, kind, name, version, body)
-    }
-
-    fn remove(&mut self, kind: Kind, name: &str) {
-        Self::remove(self, kind, name);
     }
 }
 

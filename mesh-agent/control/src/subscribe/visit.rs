@@ -10,7 +10,8 @@ use super::{
     channel::{self, ConnectError},
     credentials::CredentialError,
     of_service_account,
-    stream::{Holder, Received, Stream, StreamError},
+    store::Holder,
+    stream::{Received, Stream, StreamError},
 };
 
 /// Why there is no link, or none any more.

@@ -1,8 +1,9 @@
 //! Limits of what workloads take, by their Sidecar (S45), on every way to them.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_core::{
+    id::WorkloadId,
     route::{
         Routes,
         cluster::ConnectionPool,
@@ -39,6 +40,16 @@ pub(super) fn publish(world: &World, workloads: Vec<Workload>, inbound: InboundP
     let version = world.snapshots.borrow().version() + 1;
     let parts = Parts { workloads, routes: Arc::new(routes), ..Parts::default() };
     world.snapshots.send_replace(Arc::new(Snapshot::new(version, parts)));
+}
+
+/// A server of the client's own node with these limits, which the client dials.
+pub(super) fn same_node(world: &World, addr: SocketAddr, inbound: InboundPools) -> WorkloadId {
+    let server = workload("web", "a", addr.ip());
+    let id = server.id;
+    publish(world, vec![server, workload("client", "a", [127, 0, 0, 1].into())], inbound);
+    world.kernel.local.lock().unwrap().insert(id, LocalPeer { incarnation: 5, policy_gen: 9 });
+    world.dial(addr);
+    id
 }
 
 fn limited() -> InboundPools {
@@ -87,13 +98,7 @@ fn s45_connections_of_the_same_node_count_and_none_goes_past_the_agent() {
         |_| {},
         |world| async move {
             let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
-            let addr = listener.local_addr().unwrap();
-            let server = workload("web", "a", addr.ip());
-            let id = server.id;
-            let client = workload("client", "a", [127, 0, 0, 1].into());
-            publish(&world, vec![server, client], limited());
-            world.kernel.local.lock().unwrap().insert(id, LocalPeer { incarnation: 5, policy_gen: 9 });
-            world.dial(addr);
+            same_node(&world, listener.local_addr().unwrap(), limited());
             let mut first = TcpStream::connect(world.outbound).await.unwrap();
             let (mut app, _) = soon(listener.accept()).await.unwrap();
             says_hello(&mut first, &mut app).await;

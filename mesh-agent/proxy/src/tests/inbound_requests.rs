@@ -18,13 +18,10 @@ use tokio::{
 use super::{
     fixture::{World, endpoint, eventually, in_world, service, soon, workload},
     hbone::{self, server_pod},
-    inbound_limits::publish,
+    inbound_limits::{publish, same_node},
     outbound::arrive,
 };
-use crate::{
-    close::{CloseReason, Direction},
-    kernel::LocalPeer,
-};
+use crate::close::{CloseReason, Direction};
 
 fn one_request() -> ConnectionPool {
     ConnectionPool { max_requests: Some(1), ..ConnectionPool::default() }
@@ -41,6 +38,19 @@ fn all(pool: ConnectionPool) -> InboundPools {
 
 async fn ask(client: &mut TcpStream) {
     client.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
+}
+
+/// A client that has asked.
+async fn asks(mut client: TcpStream) -> TcpStream {
+    ask(&mut client).await;
+    client
+}
+
+/// The app's end of the next connection, with one request read.
+async fn asked(app: &TcpListener) -> TcpStream {
+    let (mut app, _) = soon(app.accept()).await.unwrap();
+    head(&mut app).await;
+    app
 }
 
 /// Reads one head.
@@ -79,13 +89,11 @@ fn s45_requests_beyond_the_limit_are_answered_503_until_one_is_over() {
         |world| async move {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             own_pod(&world, one_request());
-            let mut first = arrive(&world, &listener, 1).await;
-            ask(&mut first).await;
+            let mut first = asks(arrive(&world, &listener, 1).await).await;
             let (mut app, shown) = soon(listener.accept()).await.unwrap();
             assert!(shown.ip().is_loopback());
             assert!(head(&mut app).await.starts_with("GET / HTTP/1.1\r\n"));
-            let mut second = arrive(&world, &listener, 1).await;
-            ask(&mut second).await;
+            let mut second = asks(arrive(&world, &listener, 1).await).await;
             // Two refusals take nothing away from the first.
             soon(is_answered(&mut second, 503)).await;
             ask(&mut second).await;
@@ -94,8 +102,7 @@ fn s45_requests_beyond_the_limit_are_answered_503_until_one_is_over() {
             is_answered(&mut first, 200).await;
             ask(&mut second).await;
             // A connection of its own: its app sees its own client.
-            let (mut other, _) = soon(listener.accept()).await.unwrap();
-            head(&mut other).await;
+            let mut other = asked(&listener).await;
             answer(&mut other).await;
             is_answered(&mut second, 200).await;
             let asked = world.sockets.asked.lock().unwrap();
@@ -113,26 +120,21 @@ fn s45_a_request_waits_for_a_connection_and_one_more_than_may_wait_is_answered_5
         |world| async move {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             own_pod(&world, one_and_one());
-            let mut first = arrive(&world, &listener, 1).await;
-            ask(&mut first).await;
-            let (mut app, _) = soon(listener.accept()).await.unwrap();
-            head(&mut app).await;
-            let mut second = arrive(&world, &listener, 1).await;
-            ask(&mut second).await;
+            let mut first = asks(arrive(&world, &listener, 1).await).await;
+            let mut app = asked(&listener).await;
+            let mut second = asks(arrive(&world, &listener, 1).await).await;
             let usage = world
                 .worker
                 .shared()
                 .inbound
                 .usage(&(world.pod.handle.workload, listener.local_addr().unwrap().port()));
             eventually(|| usage.count(crate::destination::limits::Kind::Pending), |n| *n == 1).await;
-            let mut third = arrive(&world, &listener, 1).await;
-            ask(&mut third).await;
+            let mut third = asks(arrive(&world, &listener, 1).await).await;
             is_answered(&mut third, 503).await;
             answer(&mut app).await;
             is_answered(&mut first, 200).await;
             // The first client is still there and idle: its connection makes room.
-            let (mut app, _) = soon(listener.accept()).await.unwrap();
-            head(&mut app).await;
+            let mut app = asked(&listener).await;
             answer(&mut app).await;
             is_answered(&mut second, 200).await;
         },
@@ -168,19 +170,10 @@ fn s45_requests_of_the_same_node_count_with_all_others_and_none_goes_past_the_ag
         |_| {},
         |world| async move {
             let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
-            let addr = listener.local_addr().unwrap();
-            let server = workload("web", "a", addr.ip());
-            let id = server.id;
-            let client = workload("client", "a", [127, 0, 0, 1].into());
-            publish(&world, vec![server, client], all(one_request()));
-            world.kernel.local.lock().unwrap().insert(id, LocalPeer { incarnation: 5, policy_gen: 9 });
-            world.dial(addr);
-            let mut first = TcpStream::connect(world.outbound).await.unwrap();
-            ask(&mut first).await;
-            let (mut app, _) = soon(listener.accept()).await.unwrap();
-            head(&mut app).await;
-            let mut second = TcpStream::connect(world.outbound).await.unwrap();
-            ask(&mut second).await;
+            same_node(&world, listener.local_addr().unwrap(), all(one_request()));
+            let mut first = asks(TcpStream::connect(world.outbound).await.unwrap()).await;
+            let mut app = asked(&listener).await;
+            let mut second = asks(TcpStream::connect(world.outbound).await.unwrap()).await;
             is_answered(&mut second, 503).await;
             assert!(world.kernel.verdicts.lock().unwrap().is_empty(), "the kernel counts nobody");
             answer(&mut app).await;
@@ -201,25 +194,17 @@ fn s45_a_request_of_the_same_node_waits_for_a_connection_that_another_client_has
         |world| async move {
             let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
             let addr = listener.local_addr().unwrap();
-            let server = workload("web", "a", addr.ip());
-            let id = server.id;
-            let client = workload("client", "a", [127, 0, 0, 1].into());
-            publish(&world, vec![server, client], all(one_and_one()));
-            world.kernel.local.lock().unwrap().insert(id, LocalPeer { incarnation: 5, policy_gen: 9 });
-            world.dial(addr);
+            let id = same_node(&world, addr, all(one_and_one()));
             // As another worker or another client's pod has it.
             let usage = world.worker.shared().inbound.usage(&(id, addr.port()));
             let taken = usage.take(crate::destination::limits::Kind::Connection, Some(1)).unwrap();
-            let mut first = TcpStream::connect(world.outbound).await.unwrap();
-            ask(&mut first).await;
+            let mut first = asks(TcpStream::connect(world.outbound).await.unwrap()).await;
             eventually(|| usage.count(crate::destination::limits::Kind::Pending), |n| *n == 1).await;
-            let mut second = TcpStream::connect(world.outbound).await.unwrap();
-            ask(&mut second).await;
+            let mut second = asks(TcpStream::connect(world.outbound).await.unwrap()).await;
             is_answered(&mut second, 503).await;
             assert!(taken.is_wanted());
             drop(taken);
-            let (mut app, _) = soon(listener.accept()).await.unwrap();
-            head(&mut app).await;
+            let mut app = asked(&listener).await;
             answer(&mut app).await;
             is_answered(&mut first, 200).await;
         },
@@ -234,12 +219,9 @@ fn s45_requests_in_tunnels_are_limited_by_the_servers_own_side() {
             // All of it: a world lives as long as what publishes to it.
             let nodes = nodes;
             publish(&nodes.b, vec![server_pod()], all(one_request()));
-            let mut first = TcpStream::connect(nodes.a.outbound).await.unwrap();
-            ask(&mut first).await;
-            let (mut app, _) = soon(nodes.app.accept()).await.unwrap();
-            head(&mut app).await;
-            let mut second = TcpStream::connect(nodes.a.outbound).await.unwrap();
-            ask(&mut second).await;
+            let mut first = asks(TcpStream::connect(nodes.a.outbound).await.unwrap()).await;
+            let mut app = asked(&nodes.app).await;
+            let mut second = asks(TcpStream::connect(nodes.a.outbound).await.unwrap()).await;
             is_answered(&mut second, 503).await;
             answer(&mut app).await;
             is_answered(&mut first, 200).await;
@@ -285,12 +267,9 @@ fn s45_without_a_sidecar_the_rule_for_a_service_that_leads_there_counts() {
             };
             let version = world.snapshots.borrow().version() + 1;
             world.snapshots.send_replace(Arc::new(Snapshot::new(version, parts)));
-            let mut first = arrive(&world, &listener, 1).await;
-            ask(&mut first).await;
-            let (mut app, _) = soon(listener.accept()).await.unwrap();
-            head(&mut app).await;
-            let mut second = arrive(&world, &listener, 1).await;
-            ask(&mut second).await;
+            let _first = asks(arrive(&world, &listener, 1).await).await;
+            let _app = asked(&listener).await;
+            let mut second = asks(arrive(&world, &listener, 1).await).await;
             is_answered(&mut second, 503).await;
         },
     );

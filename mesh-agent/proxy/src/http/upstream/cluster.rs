@@ -16,7 +16,7 @@ use std::{
 use mesh_core::{
     id::WorkloadId,
     policy::Transport,
-    route::cluster::Cluster,
+    route::cluster::{Cluster, ConnectionPool},
     snapshot::{Service, Snapshot},
 };
 use tokio::{sync::oneshot, task::spawn_local};
@@ -39,6 +39,9 @@ use crate::{
     worker::{TICK_MS, Worker},
 };
 
+/// Other nodes have heard of a change that this one has heard of when these ticks are over.
+const SETTLING_TICKS: u32 = (1000 / TICK_MS) as u32;
+
 /// What a pooled connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct PoolKey {
@@ -49,6 +52,8 @@ struct PoolKey {
     layers: Option<LayersKey>,
     /// On the server's own side: the app sees this client at the other end of the connection.
     client: Option<SocketAddr>,
+    /// The server's own side counts requests (S45), on connections that begin while it does.
+    is_counted: bool,
 }
 
 /// How an endpoint is reached.
@@ -111,6 +116,13 @@ pub(super) struct Need<'a> {
     pub(super) host: Option<&'a Arc<str>>,
     /// Nobody else may use it: the bytes may become somebody's.
     pub(super) is_exclusive: bool,
+}
+
+/// Whether a server counts its requests itself.
+fn is_counted(need: &Need<'_>) -> bool {
+    let Member { addr, workload: Some(server), .. } = need.member else { return false };
+    need.snapshot.counts_requests()
+        && need.snapshot.inbound_pool(server, addr.port()).is_some_and(ConnectionPool::limits_requests)
 }
 
 impl Site {
@@ -301,8 +313,10 @@ impl Site {
             version: need.version,
             layers: layers.map(|layers| layers.key(worker)),
             client: self.is_own().then_some(need.live.client),
+            is_counted: !self.is_own() && is_counted(need),
         };
-        Rc::clone(self.pools.borrow_mut().entry(key).or_default())
+        let settled = key.is_counted.then(|| worker.tick().wrapping_add(SETTLING_TICKS));
+        Rc::clone(self.pools.borrow_mut().entry(key).or_insert_with(|| Rc::new(Pool::settling(settled))))
     }
 
     /// Whether it is a pod's own side.
@@ -409,7 +423,7 @@ impl Drop for Waiting<'_> {
 
 /// How long connections may be used under a policy.
 fn lifetime(policy: Option<&Arc<Cluster>>) -> Lifetime {
-    let default = mesh_core::route::cluster::ConnectionPool::default();
+    let default = ConnectionPool::default();
     let pool = policy.map_or(&default, |cluster| &cluster.policy.pool);
     let ticks =
         |duration: Duration| u32::try_from(duration.as_millis() / u128::from(TICK_MS)).unwrap_or(u32::MAX);

@@ -4,6 +4,7 @@
 //! - The connection used last is used first, so that the others grow idle and end.
 //! - A connection that is leaving is not given out.
 //! - At most [`FREE_MAX`] connections are kept free.
+//! - Once a pool has settled, connections from before are given out no more; requests on them end as they would.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,6 +30,9 @@ pub(super) struct Pool {
     shared: RefCell<Vec<(Rc<Connection>, http2::SendRequest<Body>)>>,
     /// An HTTP/2 connection that is being made.
     pub(super) dialling: RefCell<Option<Rc<Dialling>>>,
+    /// Tick from which only connections count that were made since: the other end may have begun those from before without knowing what
+    /// this pool is for.
+    settled: Option<u32>,
 }
 
 /// A connection that several requests wait for.
@@ -67,16 +71,30 @@ impl Lifetime {
 }
 
 impl Pool {
+    /// An empty pool, which settles at a tick if one is given.
+    pub(super) fn settling(settled: Option<u32>) -> Self {
+        Self { settled, ..Self::default() }
+    }
+
+    /// Whether a connection may serve another request.
+    fn allows(&self, life: &Lifetime, connection: &Connection, tick: u32) -> bool {
+        let is_before = |one: u32, other: u32| one.wrapping_sub(other) > u32::MAX / 2;
+        let is_unsettled =
+            self.settled.is_some_and(|at| is_before(connection.made, at) && !is_before(tick, at));
+        !is_unsettled && life.allows(connection, tick)
+    }
+
     /// A connection for another request, if there is one.
     pub(super) fn take(&self, life: &Lifetime, tick: u32) -> Option<(Rc<Connection>, Sender)> {
         let mut free = self.free.borrow_mut();
         while let Some((connection, sender)) = free.pop() {
-            if !sender.is_closed() && life.allows(&connection, tick) && !life.is_idle(&connection, tick) {
+            if !sender.is_closed() && self.allows(life, &connection, tick) && !life.is_idle(&connection, tick)
+            {
                 return Some((connection, Sender::Http1(sender)));
             }
         }
         let mut shared = self.shared.borrow_mut();
-        shared.retain(|(connection, sender)| !sender.is_closed() && life.allows(connection, tick));
+        shared.retain(|(connection, sender)| !sender.is_closed() && self.allows(life, connection, tick));
         let with_room = shared
             .iter()
             .filter(|(connection, _)| connection.streams.get() < life.streams_max.min(connection.room.get()));
@@ -119,7 +137,8 @@ impl Pool {
 
     /// Closes what has been idle, or has lived, for too long.
     pub(super) fn sweep(&self, life: &Lifetime, tick: u32) {
-        let keep = |connection: &Connection| life.allows(connection, tick) && !life.is_idle(connection, tick);
+        let keep =
+            |connection: &Connection| self.allows(life, connection, tick) && !life.is_idle(connection, tick);
         self.free.borrow_mut().retain(|(connection, sender)| !sender.is_closed() && keep(connection));
         self.shared.borrow_mut().retain(|(connection, sender)| !sender.is_closed() && keep(connection));
     }
