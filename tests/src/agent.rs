@@ -349,6 +349,14 @@ impl Agent {
     /// [`AgentError::StillRunning`] when it has not ended `within` (scaled).
     pub fn terminate(&self, within: Duration) -> Result<ExitStatus, AgentError> {
         self.begin_drain()?;
+        self.ended(within)
+    }
+
+    /// Wait for its end.
+    ///
+    /// # Errors
+    /// [`AgentError::StillRunning`] when it has not ended `within` (scaled).
+    pub fn ended(&self, within: Duration) -> Result<ExitStatus, AgentError> {
         let waited = limit(within);
         let deadline = Instant::now() + waited;
         loop {

@@ -271,3 +271,29 @@ fn an_agent_that_cannot_be_asked_is_told_to_end_as_before() -> TestResult {
     eventually(SOON, || second.is_running(), |running| !running)?;
     Ok(())
 }
+
+#[test]
+fn an_agent_whose_successor_dies_later_ends_with_an_error_unless_somebody_serves_the_node() -> TestResult {
+    require_agent!();
+    let small = Small::set(test_name!())?;
+    let node = small.shop.world().node("a")?;
+    let first = node.agent().args(TAKE_OVER).args(&["--drain", "2m"]).start()?;
+    // What it has accepted keeps it there.
+    let kept = small.client.tool()?.connect(small.far)?;
+    let second = small.replace()?;
+    second.kill9();
+    // Started again within ten seconds, it serves the node, and the old one's connections live on.
+    let third = small.replace()?;
+    std::thread::sleep(Duration::from_secs(12));
+    assert!(first.is_running(), "{}", first.log_text());
+    assert_eq!(kept.who()?.server, "far");
+    third.kill9();
+    let status = first.ended(SOON)?;
+    assert!(!status.success(), "{status}");
+    assert!(first.log_text().contains("nobody serves the node"), "{}", first.log_text());
+    // Whoever runs it starts it again.
+    let fourth = small.replace()?;
+    assert_eq!(small.client.tool()?.who(small.far)?.server, "far");
+    fourth.terminate(SOON)?;
+    Ok(())
+}

@@ -243,6 +243,22 @@ spec:
     Ok(())
 }
 
+/// Servers that are called by their names, whatever addresses these have.
+fn called(port: u16, protocol: &str) -> String {
+    format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: called, namespace: shop}}
+spec:
+  hosts: ['*.called.test']
+  ports: [{{name: one, number: {port}, protocol: {protocol}}}]
+  location: MESH_EXTERNAL
+  resolution: DYNAMIC_DNS
+"
+    )
+}
+
 #[test]
 fn s50_a_server_that_is_called_by_name_is_where_dns_says_and_never_at_a_place_of_our_own() -> TestResult {
     require_agent!();
@@ -254,19 +270,7 @@ fn s50_a_server_that_is_called_by_name_is_where_dns_says_and_never_at_a_place_of
             ("own.called.test.", vec![own.into()]),
         ]
     })?;
-    let text = format!(
-        "
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: called, namespace: shop}}
-spec:
-  hosts: ['*.called.test']
-  ports: [{{name: http, number: {PORT}, protocol: HTTP}}]
-  location: MESH_EXTERNAL
-  resolution: DYNAMIC_DNS
-"
-    );
-    scene.shop.world().manifests().apply_text("called.yaml", &text)?;
+    scene.shop.world().manifests().apply_text("called.yaml", &called(PORT, "HTTP"))?;
     // Whatever was dialled: the name counts.
     let (one, two) = (SocketAddr::from((scene.one, PORT)), SocketAddr::from((scene.two, PORT)));
     scene.settles(two, "a.called.test", "/", (200, "one"))?;
@@ -317,19 +321,7 @@ fn s50_a_tls_server_that_is_called_by_name_is_found_by_its_server_name() -> Test
         |name: &str| ask_tls(&scene.client, to, name, &roots).unwrap_or_else(|error| format!("{error:?}"));
     assert_eq!(ask("a.called.test"), "dialled sni=a.called.test client=no\n", "nothing is said of it yet");
 
-    let text = format!(
-        "
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: called, namespace: shop}}
-spec:
-  hosts: ['*.called.test']
-  ports: [{{name: tls, number: {TLS_PORT}, protocol: TLS}}]
-  location: MESH_EXTERNAL
-  resolution: DYNAMIC_DNS
-"
-    );
-    world.manifests().apply_text("called.yaml", &text)?;
+    world.manifests().apply_text("called.yaml", &called(TLS_PORT, "TLS"))?;
     eventually(SOON, || ask("a.called.test"), |said| said == "named sni=a.called.test client=no\n")?;
     assert!(ask("own.called.test").contains("no answer of own.called.test"));
     let refused = scene.agent.metric(&["mesh_called_names_total", "outcome=\"no_address\""])?;
