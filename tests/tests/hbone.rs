@@ -363,3 +363,28 @@ fn an_agent_that_drains_sends_go_away_and_lets_streams_end() -> TestResult {
     eventually(Duration::from_secs(10), || agent.is_running(), |running| !*running)?;
     Ok(())
 }
+
+#[test]
+fn the_heir_of_an_address_gets_a_tunnel_of_its_own() -> TestResult {
+    require_agent!();
+    let pair = Pair::set(test_name!())?;
+    let to = pair.web.at4(8080);
+    let server = pair.shop.serve(&pair.web)?;
+    assert_eq!(pair.client.tool()?.who(to)?.server, "web");
+    drop(server);
+    // Its namespace is gone at once: nobody says goodbye to the other node. The heir has its address and its identity.
+    let node = pair.shop.world().node("a")?;
+    pair.shop.world().manifests().delete("Pod", pair.web.namespace(), pair.web.name())?;
+    node.remove_pod(&pair.web)?;
+    let heir = node.pod_builder("shop/heir").slot(pair.web.slot()).start()?;
+    pair.shop.world().manifests().apply(heir.manifest())?;
+    pair.agents[0].wait_enrolled([&heir])?;
+    let _server = pair.shop.serve(&heir)?;
+    let (from, target) = (format!("shop/{}", pair.client.name()), to.to_string());
+    let explained = || pair.agents[1].meshctl(&["explain", "--from", &from, "--to", &target]);
+    eventually(SOON, explained, |told| told.as_ref().is_ok_and(|told| told.to_string().contains("heir")))??;
+    for _ in 0..20 {
+        assert_eq!(pair.client.tool()?.who(to)?.server, "heir");
+    }
+    Ok(())
+}

@@ -3,7 +3,7 @@
 //! - [`tls`]: the handshake by rustls, then records of our own, opened and sealed in place.
 //! - [`h2`]: HTTP/2 as tunnels need it, without sockets.
 //! - [`tunnel`]: one TLS connection with its streams and the apps' sockets behind them.
-//! - [`client`]: who needs a tunnel gets one; tunnels are pooled by source pod, identities and destination address.
+//! - [`client`]: who needs a tunnel gets one; tunnels are pooled by source pod, destination pod with its address, and identities.
 //! - [`server`]: arrivals on 15008: who they are, what they ask for, whether they may.
 //!
 //! Invariants:

@@ -296,6 +296,7 @@ async fn open_tunnel(
         pod: live.pod.pod,
         incarnation: live.pod.netns_cookie,
         source: source.identity(),
+        workload: destination.id,
         destination: addr.ip(),
         expected: destination.identity(),
     };

@@ -1,8 +1,8 @@
 //! Tunnels to pods of other nodes, made when they are needed and pooled.
 //!
 //! Invariants:
-//! - A tunnel is only used for the source pod, the source identity, the destination address and the identity there that it
-//!   was made for.
+//! - A tunnel is only used for the source pod, the source identity, the destination pod, its address and the identity there that it
+//!   was made for. A pod that is gone need not have said so, and the next one may have its address and its identity.
 //! - Whoever needs a tunnel that is being made waits for it; it is made once, by a task that nobody's cancellation ends.
 //! - A further tunnel is made while the sockets of all others keep streams waiting, or all are full; both are bounded.
 
@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use mesh_core::identity::Identity;
+use mesh_core::{id::WorkloadId, identity::Identity};
 use mesh_identity::{NotReady, identity_of};
 use tokio::{
     sync::Notify,
@@ -46,6 +46,7 @@ pub(crate) struct Route {
     /// Network namespace cookie of the source pod.
     pub(crate) incarnation: u64,
     pub(crate) source: Identity,
+    pub(crate) workload: WorkloadId,
     pub(crate) destination: IpAddr,
     /// Whom the destination must prove to be.
     pub(crate) expected: Identity,
