@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use mesh_core::identity::Identity;
+use mesh_core::{identity::Identity, route::matching::StringMatch};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     client::{ResolvesClientCert, Resumption, WebPkiServerVerifier},
@@ -69,7 +69,25 @@ impl TlsContext {
     /// # Errors
     /// Only if aws-lc and rustls disagree about versions.
     pub fn client(&self, own: Option<&Svid>, expected: &[Identity]) -> Result<ClientConfig, TlsError> {
-        let verifier = self.verifier(Expect::OneOf(expected.into()));
+        let mut config = self.client_expecting(own, Expect::OneOf(expected.into()))?;
+        config.alpn_protocols = vec![ALPN_H2.to_vec()];
+        config.enable_sni = false;
+        config.enable_secret_extraction = true;
+        Ok(config)
+    }
+
+    /// The configuration of a client that shows `own` to a server which is no agent's and has a certificate of the mesh; without names any
+    /// workload will do. No protocol is asked for.
+    ///
+    /// # Errors
+    /// As [`Self::client`].
+    pub fn client_of_workload(&self, own: &Svid, names: &[StringMatch]) -> Result<ClientConfig, TlsError> {
+        let expect = if names.is_empty() { Expect::AnyWorkload } else { Expect::Named(names.into()) };
+        self.client_expecting(Some(own), expect)
+    }
+
+    fn client_expecting(&self, own: Option<&Svid>, expect: Expect) -> Result<ClientConfig, TlsError> {
+        let verifier = self.verifier(expect);
         let builder = ClientConfig::builder_with_details(
             Arc::clone(&PROVIDER),
             Arc::new(TlsTime(Arc::clone(&self.clock))),
@@ -84,11 +102,8 @@ impl TlsContext {
             }
             None => builder.with_no_client_auth(),
         };
-        config.alpn_protocols = vec![ALPN_H2.to_vec()];
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
-        config.enable_sni = false;
-        config.enable_secret_extraction = true;
         Ok(config)
     }
 

@@ -12,7 +12,7 @@ use std::{
     time::SystemTime,
 };
 
-use mesh_core::identity::Identity;
+use mesh_core::{identity::Identity, route::matching::StringMatch};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible,
     SignatureScheme,
@@ -53,6 +53,8 @@ pub enum Expect {
     AnyWorkload,
     /// One of these workloads.
     OneOf(Arc<[Identity]>),
+    /// A workload whose SPIFFE id is one of these names.
+    Named(Arc<[StringMatch]>),
     /// Any workload or any node of the *local* trust domain or its aliases: clients of the controller.
     WorkloadOrNode,
 }
@@ -71,8 +73,16 @@ impl Expect {
                     detail: format!("it is {identity}, expected {wanted}"),
                 })
             }
+            (Self::Named(names), Principal::Workload(identity)) => {
+                let own = identity.to_string();
+                if names.iter().any(|name| name.matches(own.as_bytes())) {
+                    return Ok(());
+                }
+                let detail = format!("it is {own}, which is none of the names expected");
+                Err(PeerRefusal { reason: PeerError::WrongIdentity, detail })
+            }
             (Self::WorkloadOrNode, Principal::Node(node)) => node_of_ours(node, bundle),
-            (Self::AnyWorkload | Self::OneOf(_), Principal::Node(node)) => {
+            (Self::AnyWorkload | Self::OneOf(_) | Self::Named(_), Principal::Node(node)) => {
                 Err(PeerRefusal { reason: PeerError::WrongKind, detail: format!("it is {node}") })
             }
         }

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mesh_core::identity::Identity;
+use mesh_core::{identity::Identity, route::matching::StringMatch};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::{
     sync::{Notify, watch},
@@ -135,6 +135,8 @@ struct Slot {
     renew_at: SystemTime,
     server: Arc<ServerConfig>,
     clients: Mutex<HashMap<Box<[Identity]>, Arc<ClientConfig>>>,
+    /// Towards servers that are no agents.
+    others: Mutex<HashMap<Box<[StringMatch]>, Arc<ClientConfig>>>,
 }
 
 /// What is known about one identity.
@@ -234,6 +236,30 @@ impl Certificates {
             clients.clear();
         }
         clients.insert(expected.into(), Arc::clone(&config));
+        Ok(config)
+    }
+
+    /// The configuration by which `source` dials a server that is no agent's and has a certificate of the mesh, see
+    /// [`TlsContext::client_of_workload`]. The same object as long as the certificate is the same.
+    ///
+    /// # Errors
+    /// As [`Self::client_config`].
+    pub fn client_of_workload(
+        &self,
+        source: &Identity,
+        names: &[StringMatch],
+    ) -> Result<Arc<ClientConfig>, NotReady> {
+        let slot = self.slot(source)?;
+        let mut others = slot.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(config) = others.get(names) {
+            return Ok(Arc::clone(config));
+        }
+        let config = self.context.client_of_workload(&slot.svid, names).map_err(|error| unusable(&error))?;
+        let config = Arc::new(config);
+        if others.len() >= CLIENT_CONFIGS_MAX {
+            others.clear();
+        }
+        others.insert(names.into(), Arc::clone(&config));
         Ok(config)
     }
 
@@ -347,7 +373,7 @@ impl Certificates {
     /// A slot around a new certificate.
     fn make_slot(&self, svid: Svid, renew_at: SystemTime) -> Result<Slot, TlsError> {
         let server = Arc::new(self.context.server(&svid, Expect::AnyWorkload)?);
-        Ok(Slot { svid, renew_at, server, clients: Mutex::default() })
+        Ok(Slot { svid, renew_at, server, clients: Mutex::default(), others: Mutex::default() })
     }
 }
 

@@ -11,9 +11,15 @@ pub(crate) mod io;
 mod proxy_protocol;
 pub(crate) mod tls;
 
-use std::{error::Error, future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, task::Poll, time::Duration};
+use std::{
+    error::Error, future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration,
+};
 
-use mesh_core::route::cluster::{ClientTls, ConnectTunnel, ProxyProtocol, TrafficPolicy};
+use mesh_core::{
+    policy,
+    route::cluster::{ClientTls, ClientTlsMode, ConnectTunnel, ProxyProtocol, TrafficPolicy},
+    snapshot::Workload,
+};
 use mesh_identity::PeerError;
 use tokio::{
     io::{AsyncWriteExt, copy_bidirectional},
@@ -24,7 +30,7 @@ use tokio_rustls::TlsConnector;
 use self::{
     connect::TunnelError,
     io::{Base, Raw, UpstreamIo},
-    tls::{Inside, Ready, SetupError, is_wanted, server_name},
+    tls::{Inside, Ready, SetupError, is_named, is_wanted, server_name},
 };
 use crate::{
     close::CloseReason, connections::Live, hbone::tunnel::TunnelIo, outbound::Transport, stream::Stream,
@@ -43,6 +49,8 @@ pub(crate) struct Layers<'a> {
     pub(crate) client: SocketAddr,
     /// What that dialled.
     pub(crate) dialled: Option<SocketAddr>,
+    /// Who the endpoint is, if the mesh has proved it by itself.
+    proved: Option<&'a Workload>,
 }
 
 /// What tells connections apart that lie over different layers.
@@ -114,13 +122,19 @@ impl<'a> Layers<'a> {
         policy: &'a TrafficPolicy,
         host: &'a str,
         inside: Inside,
-        client: SocketAddr,
-        dialled: Option<SocketAddr>,
+        live: &Live,
+        proved: Option<&'a Workload>,
     ) -> Option<Self> {
-        let wanted = policy.tls.as_ref().is_some_and(is_wanted)
+        let wanted = policy.tls.as_ref().is_some_and(|tls| is_wanted(tls, proved))
             || policy.tunnel.is_some()
             || policy.proxy_protocol.is_some();
-        wanted.then_some(Self { policy, host, inside, client, dialled })
+        let (client, dialled) = (live.client, live.original_dst());
+        wanted.then_some(Self { policy, host, inside, client, dialled, proved })
+    }
+
+    /// What is wanted of TLS.
+    fn tls(&self) -> Option<&'a ClientTls> {
+        self.policy.tls.as_ref().filter(|tls| is_wanted(tls, self.proved))
     }
 
     /// What is spoken inside of TLS: to an HTTP proxy nothing that its answer could be about.
@@ -129,9 +143,9 @@ impl<'a> Layers<'a> {
     }
 
     /// What a connection over them is told apart by.
-    pub(crate) fn key(&self, worker: &Worker) -> LayersKey {
-        let tls = self.policy.tls.as_ref().filter(|tls| is_wanted(tls)).map(|tls| {
-            let ready = ready(worker, tls, self.inside_tls());
+    pub(crate) fn key(&self, worker: &Worker, live: &Live) -> LayersKey {
+        let tls = self.tls().map(|tls| {
+            let ready = ready(worker, live, tls, self.inside_tls());
             (ready.map_or(0, |ready| ready.id), tls.sni.as_deref().unwrap_or(self.host).to_owned())
         });
         LayersKey {
@@ -142,11 +156,40 @@ impl<'a> Layers<'a> {
     }
 }
 
-/// Settings for handshakes, with the Secret that a policy may name for pods of this node.
-fn ready(worker: &Worker, tls: &ClientTls, inside: Inside) -> Result<Ready, SetupError> {
+/// Who an endpoint is, where the mesh proves it by itself: at the other end of a tunnel, and on this node.
+pub(crate) fn proved<'a>(
+    worker: &Worker,
+    workload: Option<&'a Arc<Workload>>,
+    port: u16,
+) -> Option<&'a Workload> {
+    let is_near = |workload: &Workload| workload.meshed && *workload.node == *worker.settings().node;
+    let is_proved = |workload: &Workload| {
+        policy::transport(workload, port) == policy::Transport::Hbone || is_near(workload)
+    };
+    workload.map(|workload| &**workload).filter(|workload| is_proved(workload))
+}
+
+/// Settings for handshakes, by the mesh's own certificate of a connection's pod, or with the Secret that a policy may name for pods of this
+/// node.
+fn ready(worker: &Worker, live: &Live, tls: &ClientTls, inside: Inside) -> Result<Ready, SetupError> {
     let snapshot = worker.snapshot();
+    if tls.mode == ClientTlsMode::IstioMutual {
+        let unknown = || SetupError::NoOwnCertificate("the pod is not in the snapshot".to_owned());
+        let own = snapshot.workload(live.pod.workload).ok_or_else(unknown)?.identity();
+        let config = worker.shared().certificates.client_of_workload(&own, &tls.subject_alt_names);
+        let config = config.map_err(|error| SetupError::NoOwnCertificate(error.to_string()))?;
+        // Counted ones are far below any address; one that is used again is of the same pod and policy.
+        return Ok(Ready { id: Arc::as_ptr(&config) as u64, config: inside.asked_by(&config) });
+    }
     let credential = tls::credential(&snapshot, &worker.settings().node, tls);
     worker.shared().origination.ready(tls, inside, credential)
+}
+
+/// Waits for the certificate of a connection's pod, if it is only being fetched.
+async fn own_certificate(worker: &Worker, live: &Live, deadline: Instant) {
+    let Some(own) = worker.snapshot().workload(live.pod.workload).map(|own| own.identity()) else { return };
+    // Whoever uses it says why there is none.
+    worker.shared().certificates.wait_for(&own, deadline).await.ok();
 }
 
 /// Lays what a policy wants over a transport, until `deadline`.
@@ -166,8 +209,8 @@ pub(crate) async fn lay(
         Transport::Layered(io) => return Ok(*io),
     };
     let Some(layers) = layers else { return Ok(UpstreamIo::new(worker, live, Base::Raw(raw))) };
-    let laid = timeout_at(deadline, lay_over(worker, live, raw, layers));
-    let tls = layers.policy.tls.as_ref().is_some_and(is_wanted);
+    let laid = timeout_at(deadline, lay_over(worker, live, raw, layers, deadline));
+    let tls = layers.tls().is_some();
     laid.await.unwrap_or(Err(LayerError::TimedOut { limit_ms: limit.as_millis(), tls }))
 }
 
@@ -176,6 +219,7 @@ async fn lay_over(
     live: &Rc<Live>,
     mut raw: Raw,
     layers: &Layers<'_>,
+    deadline: Instant,
 ) -> Result<UpstreamIo, LayerError> {
     if let Some(version) = layers.policy.proxy_protocol {
         let dialled = layers.dialled.unwrap_or(layers.client);
@@ -183,10 +227,17 @@ async fn lay_over(
         raw.write_all(&header).await.map_err(LayerError::Io)?;
         raw.flush().await.map_err(LayerError::Io)?;
     }
-    let base = match layers.policy.tls.as_ref().filter(|tls| is_wanted(tls)) {
-        None => Base::Raw(raw),
-        Some(tls) => {
-            let ready = ready(worker, tls, layers.inside_tls())?;
+    let base = match (layers.tls(), layers.proved) {
+        (None, _) => Base::Raw(raw),
+        (Some(tls), Some(proved)) if tls.mode == ClientTlsMode::IstioMutual => {
+            is_named(tls, proved)?;
+            Base::Raw(raw)
+        }
+        (Some(tls), _) => {
+            if tls.mode == ClientTlsMode::IstioMutual {
+                own_certificate(worker, live, deadline).await;
+            }
+            let ready = ready(worker, live, tls, layers.inside_tls())?;
             let name = server_name(tls, layers.host)?;
             let connector = TlsConnector::from(ready.config);
             let tls = Box::pin(connector.connect(name, raw)).await.map_err(LayerError::of_handshake)?;

@@ -349,7 +349,7 @@ impl Proxy {
             scoped.default.iter().chain(own)
         });
         let wanted = clusters.filter_map(|cluster| {
-            let tls = cluster.policy.tls.as_ref().filter(|tls| is_wanted(tls))?;
+            let tls = cluster.policy.tls.as_ref().filter(|tls| is_wanted(tls, None))?;
             Some((cluster.origin.clone()?, tls))
         });
         // Of ports and clients that one rule is about, one stands for all.

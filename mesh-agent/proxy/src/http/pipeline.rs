@@ -44,8 +44,12 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 /// What clients must not say about themselves: they are the mesh's own words.
-const INTERNAL: [&str; 3] =
-    ["x-envoy-internal", "x-envoy-decorator-operation", "x-envoy-expected-rq-timeout-ms"];
+const INTERNAL: [&str; 4] = [
+    "x-envoy-internal",
+    "x-envoy-decorator-operation",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-forwarded-client-cert",
+];
 
 /// Answers one request. It never fails: what fails is answered.
 pub(super) async fn handle(

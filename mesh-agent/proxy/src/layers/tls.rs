@@ -21,7 +21,7 @@ use std::{
 
 use mesh_core::{
     route::cluster::{ClientTls, ClientTlsMode},
-    snapshot::{Credential, Material, Name, Snapshot},
+    snapshot::{Credential, Material, Name, Snapshot, Workload},
 };
 use rustls::{ClientConfig, crypto::aws_lc_rs::default_provider, pki_types::ServerName};
 
@@ -49,6 +49,13 @@ pub(crate) enum Inside {
 }
 
 impl Inside {
+    /// Settings of the mesh's own, asking for this.
+    pub(super) fn asked_by(self, config: &ClientConfig) -> Arc<ClientConfig> {
+        let mut config = config.clone();
+        config.alpn_protocols = self.protocols();
+        Arc::new(config)
+    }
+
     fn protocols(self) -> Vec<Vec<u8>> {
         match self {
             Self::Bytes => Vec::new(),
@@ -90,9 +97,26 @@ struct Known {
     last: u64,
 }
 
-/// Whether a policy wants TLS that the mesh does not make by itself.
-pub(crate) fn is_wanted(tls: &ClientTls) -> bool {
-    matches!(tls.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual)
+/// Whether a policy wants TLS towards an endpoint. `proved` is who the mesh has proved it to be by itself; to such a one nothing is added by
+/// `ISTIO_MUTUAL`, but it has to be one of those that the policy names.
+pub(crate) fn is_wanted(tls: &ClientTls, proved: Option<&Workload>) -> bool {
+    match tls.mode {
+        ClientTlsMode::Simple | ClientTlsMode::Mutual => true,
+        ClientTlsMode::IstioMutual => proved.is_none_or(|_| !tls.subject_alt_names.is_empty()),
+        ClientTlsMode::Disable => false,
+    }
+}
+
+/// Whether `ISTIO_MUTUAL` has what it wants of an endpoint that the mesh has proved to be this.
+///
+/// # Errors
+/// It is none of those that the policy names.
+pub(crate) fn is_named(tls: &ClientTls, proved: &Workload) -> Result<(), SetupError> {
+    let own = proved.identity().to_string();
+    match tls.subject_alt_names.iter().any(|name| name.matches(own.as_bytes())) {
+        true => Ok(()),
+        false => Err(SetupError::OtherIdentity(own)),
+    }
 }
 
 /// The server that is asked for and verified: by the policy's `sni`, else by the host.

@@ -18,7 +18,7 @@ use crate::{
         endpoints::{Load, Unchosen, Wish},
         limits::{Kind, Taken},
     },
-    layers::{Layers, lay, tls::Inside},
+    layers::{Layers, lay, proved, tls::Inside},
     stream::Stream,
     streams::hash_of,
     target::{Choice, Target},
@@ -81,9 +81,6 @@ pub(super) async fn connect<'a>(
         endpoints.usage.take(Kind::Connection, pool.max_connections).ok_or(ConnectError::Limit)?;
     live.set_term(Term::of(pool));
     let host = destination.service().map(|service| snapshot.host_of(service)).unwrap_or_default();
-    let layers = policy.and_then(|cluster| {
-        Layers::of(&cluster.policy, &host, Inside::Bytes, live.client, live.original_dst())
-    });
     let settings = worker.settings();
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last = ConnectError::NoEndpoint;
@@ -119,6 +116,9 @@ pub(super) async fn connect<'a>(
         let choice = Choice { addr: member.addr, workload: member.workload.as_ref() };
         let service = destination.service();
         let deadline = Instant::now() + attempt.limit;
+        let proved = proved(worker, member.workload.as_ref(), member.addr.port());
+        let layers =
+            policy.and_then(|cluster| Layers::of(&cluster.policy, &host, Inside::Bytes, live, proved));
         let bytes = if layers.is_some() { Bytes::Wrapped } else { Bytes::Relayed(accepted) };
         let opened = open_transport(worker, live, snapshot, service, choice, attempt, bytes).await;
         match opened {

@@ -183,7 +183,8 @@ async fn serve<F>(
 where
     F: Future<Output = ()> + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // No pod's address.
+    let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
     let (addr, notes) = (listener.local_addr().unwrap(), Notes::default());
     let noted = Rc::clone(&notes);
     let each = Rc::new(each);

@@ -35,7 +35,7 @@ use crate::{
         endpoints::{Endpoints, Member},
         limits::{ClusterId, Kind, Taken},
     },
-    layers::LayersKey,
+    layers::{self, LayersKey},
     worker::{TICK_MS, Worker},
 };
 
@@ -304,14 +304,15 @@ impl Site {
         };
         let policy = need.policy.map(|cluster| &cluster.policy);
         let layers = policy.and_then(|policy| {
-            connect::layers_of(policy, need.host.map(|host| &**host), need.version, need.live)
+            let proved = layers::proved(worker, member.workload.as_ref(), member.addr.port());
+            connect::layers_of(policy, need.host.map(|host| &**host), need.version, need.live, proved)
         });
         let key = PoolKey {
             addr: member.addr,
             workload: member.workload.as_ref().map(|workload| workload.id),
             way,
             version: need.version,
-            layers: layers.map(|layers| layers.key(worker)),
+            layers: layers.map(|layers| layers.key(worker, need.live)),
             client: self.is_own().then_some(need.live.client),
             is_counted: !self.is_own() && is_counted(need),
         };

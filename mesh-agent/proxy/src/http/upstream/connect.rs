@@ -20,7 +20,7 @@ use crate::{
     connections::Live,
     hbone::tunnel::Early,
     inbound::dial_app,
-    layers::{LayerError, Layers, lay, tls::Inside},
+    layers::{LayerError, Layers, lay, proved, tls::Inside},
     outbound::{Attempt, Bytes, Transport, open_transport},
     server::request_pool,
     target::Choice,
@@ -45,8 +45,9 @@ pub(super) struct Wanted {
 
 impl Wanted {
     /// What the policy puts between.
-    fn layers<'a>(&'a self, policy: &'a TrafficPolicy) -> Option<Layers<'a>> {
-        layers_of(policy, self.host.as_deref(), self.version, &self.client)
+    fn layers<'a>(&'a self, worker: &Worker, policy: &'a TrafficPolicy) -> Option<Layers<'a>> {
+        let proved = proved(worker, self.workload.as_ref(), self.addr.port());
+        layers_of(policy, self.host.as_deref(), self.version, &self.client, proved)
     }
 }
 
@@ -56,12 +57,13 @@ pub(super) fn layers_of<'a>(
     host: Option<&'a str>,
     version: Version,
     client: &Live,
+    proved: Option<&'a Workload>,
 ) -> Option<Layers<'a>> {
     let inside = match version {
         Version::Http1 => Inside::Http1,
         Version::Http2 => Inside::Http2,
     };
-    Layers::of(policy, host.unwrap_or_default(), inside, client.client, client.original_dst())
+    Layers::of(policy, host.unwrap_or_default(), inside, client, proved)
 }
 
 /// Makes a connection and begins to speak HTTP on it.
@@ -89,7 +91,7 @@ pub(super) async fn connect(
         Failed { fault: fault_of(&error), reason: error.close_reason() }
     })?;
     keep_alive(&transport, pool);
-    let layers = wanted.cluster.as_ref().and_then(|cluster| wanted.layers(&cluster.policy));
+    let layers = wanted.cluster.as_ref().and_then(|cluster| wanted.layers(worker, &cluster.policy));
     let laid = lay(worker, live, transport, layers.as_ref(), (limit, deadline)).await;
     let io = laid.map_err(|source| {
         let error = ConnectError::Layer { addr: wanted.addr, source };

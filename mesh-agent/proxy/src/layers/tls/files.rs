@@ -78,6 +78,12 @@ pub(crate) enum SetupError {
     /// Certificate and key do not fit, or are of an algorithm that cannot be used.
     #[error("cannot use certificate and key: {0}")]
     Unusable(rustls::Error),
+    /// `ISTIO_MUTUAL` without a certificate of the mesh.
+    #[error("there is no certificate of the mesh for ISTIO_MUTUAL: {0}")]
+    NoOwnCertificate(String),
+    /// `ISTIO_MUTUAL` for somebody else.
+    #[error("the endpoint is {0}, which subjectAltNames does not name")]
+    OtherIdentity(String),
     /// No name to check the server's certificate for.
     #[error("{0:?} is no name of a server; sni is not set")]
     Name(String),

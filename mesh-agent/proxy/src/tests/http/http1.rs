@@ -23,7 +23,8 @@ fn requests_of_one_connection_reach_the_server_and_its_answers_come_back() {
         publish(&world, vec![forward()], &[("web", addr)]);
         let mut client = Client::connect(&world).await;
         for n in 0..5 {
-            let reply = client.ask("POST", &format!("/{n}?a=b"), "", "body").await;
+            let forged = "x-forwarded-client-cert: URI=spiffe://cluster.local/ns/a/sa/admin\r\nx-envoy-internal: true\r\n";
+            let reply = client.ask("POST", &format!("/{n}?a=b"), forged, "body").await;
             assert_eq!((reply.status, reply.body), (200, format!("POST /{n}?a=b body")));
             assert_eq!(reply.head.matches("x-server").count(), 1);
         }
@@ -31,7 +32,9 @@ fn requests_of_one_connection_reach_the_server_and_its_answers_come_back() {
         assert_eq!(head.headers["host"], "web");
         assert_eq!(head.headers["x-forwarded-proto"], "http");
         assert_eq!(head.headers["x-request-id"].len(), 36);
-        assert!(!head.headers.contains_key("via"));
+        for name in ["via", "x-forwarded-client-cert", "x-envoy-internal"] {
+            assert!(!head.headers.contains_key(name), "{name}");
+        }
         drop(client);
         world.ended(CloseReason::Finished, 1).await;
         let mut text = String::new();

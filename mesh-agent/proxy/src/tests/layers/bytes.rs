@@ -2,15 +2,25 @@
 
 use std::time::Duration;
 
-use mesh_core::route::{
-    cluster::{ConnectTunnel, ProxyProtocol},
-    matching::StringMatch,
+use mesh_core::{
+    identity::Identity,
+    route::{
+        cluster::{ConnectTunnel, ProxyProtocol},
+        matching::StringMatch,
+    },
 };
 use mesh_identity::PeerError;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional},
+    time::Instant,
+};
 
 use super::*;
-use crate::{close::CloseReason, tests::fixture::soon};
+use crate::{
+    close::CloseReason,
+    kernel::LocalPeer,
+    tests::fixture::{certificates, soon},
+};
 
 const HOST: &str = "web.default.svc.cluster.local";
 
@@ -211,6 +221,93 @@ fn mutual_tls_shows_the_policys_certificate() {
         publish(&world, "tcp", addr, |policy| policy.tls = Some(mutual));
         assert!(is_carried(&mut connect(&world).await).await);
         assert!(notes.borrow().last().unwrap().has_certificate);
+    });
+}
+
+/// A server that is no agent's and has a certificate of the mesh for this identity.
+async fn of_the_mesh(account: &str) -> (SocketAddr, Notes) {
+    let own = Identity::new("cluster.local", "default", account);
+    let certificates = certificates(std::slice::from_ref(&own));
+    certificates.wait_for(&own, Instant::now() + Duration::from_secs(10)).await.unwrap();
+    serve(TlsAcceptor::from(certificates.server_config(&own).unwrap()), echo).await
+}
+
+fn istio_mutual(names: &[&str]) -> ClientTls {
+    let names = names.iter().map(|name| StringMatch::Exact((*name).into())).collect();
+    let mode = ClientTlsMode::IstioMutual;
+    ClientTls { mode, subject_alt_names: names, ca_certificates: None, ..simple(&"".into()) }
+}
+
+#[test]
+fn istio_mutual_shows_the_pods_own_certificate_to_servers_outside_of_the_mesh_and_never_goes_in_plaintext() {
+    test(|world| async move {
+        let (addr, notes) = of_the_mesh("vault").await;
+        let vault = "spiffe://cluster.local/ns/default/sa/vault";
+        for names in [&[][..], &[vault], &["other", vault]] {
+            publish(&world, "tcp", addr, |policy| policy.tls = Some(istio_mutual(names)));
+            assert!(is_carried(&mut connect(&world).await).await, "{names:?}");
+            assert!(notes.borrow().last().unwrap().has_certificate);
+        }
+        // It is somebody, and not the one who is meant.
+        publish(&world, "tcp", addr, |policy| policy.tls = Some(istio_mutual(&["spiffe://cluster.local/x"])));
+        assert!(!is_carried(&mut connect(&world).await).await);
+        world.ended(CloseReason::Tls(PeerError::WrongIdentity), 1).await;
+        // It has the name, and nobody of the mesh gave it.
+        let (stranger, _) = Tls::new().server(&[vault], |_| {}).await;
+        publish(&world, "tcp", stranger, |policy| policy.tls = Some(istio_mutual(&[])));
+        assert!(!is_carried(&mut connect(&world).await).await);
+        world.ended(CloseReason::Tls(PeerError::UnknownIssuer), 1).await;
+        // It does not speak TLS at all.
+        let plain = TcpListener::bind("127.0.0.3:0").await.unwrap();
+        publish(&world, "tcp", plain.local_addr().unwrap(), |policy| policy.tls = Some(istio_mutual(&[])));
+        let mut client = connect(&world).await;
+        client.write_all(b"secret").await.unwrap();
+        let (mut server, _) = soon(plain.accept()).await.unwrap();
+        let mut first = [0; 3];
+        soon(server.read_exact(&mut first)).await.unwrap();
+        assert_eq!(first[..2], [22, 3], "a handshake's record, and nothing of the client's");
+    });
+}
+
+#[test]
+fn istio_mutual_leaves_pods_of_the_mesh_to_the_mesh_unless_it_names_others() {
+    test(|world| async move {
+        let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let near = workload("near", "a", addr.ip());
+        let own = near.identity().to_string();
+        let id = near.id;
+        world.kernel.local.lock().unwrap().insert(id, LocalPeer { incarnation: 5, policy_gen: 9 });
+        let publish = |names: &[&str]| {
+            let mut web = service("web", VIP.parse().unwrap(), vec![endpoint(addr, Some(id))]);
+            web.ports[0].name = "tcp".into();
+            let one = cluster(|policy| policy.tls = Some(istio_mutual(names)));
+            let clusters = BTreeMap::from([(cluster_key(), Scoped::everywhere(one))]);
+            let client = workload("client", "a", "127.0.0.1".parse().unwrap());
+            let parts = Parts {
+                workloads: vec![Arc::new(client), Arc::new(near.clone())],
+                services: vec![Arc::new(web)],
+                routes: Arc::new(Routes { clusters, ..Routes::default() }),
+                ..Parts::default()
+            };
+            let version = world.snapshots.borrow().version() + 1;
+            world.snapshots.send_replace(Arc::new(Snapshot::new(version, parts)));
+            world.dial(SocketAddr::new(VIP.parse().unwrap(), 80));
+        };
+        for names in [&[][..], &[&*own]] {
+            publish(names);
+            let mut client = connect(&world).await;
+            client.write_all(b"hello").await.unwrap();
+            let (mut app, _) = soon(listener.accept()).await.unwrap();
+            let mut heard = [0; 5];
+            soon(app.read_exact(&mut heard)).await.unwrap();
+            assert_eq!(&heard, b"hello", "{names:?}");
+        }
+        publish(&["spiffe://cluster.local/ns/default/sa/other"]);
+        let mut client = connect(&world).await;
+        client.write_all(b"secret").await.unwrap();
+        assert!(soon(client.read(&mut [0])).await.is_err());
+        world.ended(CloseReason::TlsSetup, 1).await;
     });
 }
 
