@@ -120,7 +120,6 @@ const STEPS: &[Step] = &[
     Named("meshctl proxy-config"),
     Named("meshctl proxy-config clusters"),
     Named("meshctl upgrade"),
-    Named("mesh-agent ca rotate"),
     Run("source <(meshctl completion bash)"),
     Run("meshctl completion zsh > ~/.zfunc/_meshctl"),
     Run("meshctl completion fish > ~/.config/fish/completions/meshctl.fish"),

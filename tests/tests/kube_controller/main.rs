@@ -5,7 +5,7 @@ mod scene;
 
 use std::time::Duration;
 
-use mesh_tests::authority::request_for;
+use mesh_tests::authority::{Authority, Leaf, request_for, spiffe};
 use mesh_tests::hbone::request_certificate_here;
 use mesh_tests::{TestResult, eventually, require_agent, require_api_server, test_name};
 use scene::{ControllerProcess, NAMESPACE, Scene, ServiceAddress};
@@ -256,5 +256,38 @@ fn a_secret_that_a_rule_names_is_followed_and_the_rule_says_when_there_is_none()
     eventually(SOON, said, |said| said.contains("there is no Secret shop/bank"))?;
     scene.kubectl().run(&["delete", "destinationrule", "-n", "shop", "outside"])?;
     eventually(SOON, credentials, Vec::is_empty)?;
+    Ok(())
+}
+
+#[test]
+fn an_authority_that_is_plugged_in_signs_from_the_start_and_is_announced_when_it_comes_later() -> TestResult {
+    require_api_server!();
+    require_agent!();
+    let scene = Scene::open(test_name!())?;
+    scene.kubectl().apply(&objects::till_only())?;
+    scene.kubectl().apply(&objects::agents(&["n1"]))?;
+    let root = Authority::root("of the company")?;
+    scene.plug_in(&root.intermediate("of the mesh")?)?;
+    let controller = scene.controller("a", &[])?;
+    // Only who trusts the company's root takes the controller for what it is, and the certificate comes below that root.
+    let trust = root.issue(&Leaf::of(spiffe("shop", "nobody")))?;
+    let csr = request_for(&["spiffe://cluster.local/ns/shop/sa/till"])?;
+    let token = scene.agent_token("n1", "nodemesh.dev")?;
+    let granted = request_certificate_here(controller.xds(), &trust, &token, &csr)?;
+    assert!(granted.status == 0 && granted.chain.len() >= 2, "{granted:?}");
+    let own = scene.kubectl().run(&["get", "secret", "-n", NAMESPACE, "nodemesh-ca"]);
+    assert!(own.is_err(), "an authority of its own was made beside it: {own:?}");
+
+    // Another one takes its place: it is announced beside the one that signs.
+    let published = || {
+        let found = scene.kubectl().json(&["get", "configmap", "-n", "shop", "nodemesh-ca-root-cert"]);
+        let text = found.ok().and_then(|map| Some(map["data"]["root-cert.pem"].as_str()?.to_owned()));
+        text.unwrap_or_default().matches("BEGIN CERTIFICATE").count()
+    };
+    eventually(SOON, published, |roots| *roots == 1)?;
+    scene.plug_in(&Authority::root("of another company")?)?;
+    eventually(SOON, published, |roots| *roots == 2)?;
+    let granted = request_certificate_here(controller.xds(), &trust, &token, &csr)?;
+    assert_eq!(granted.status, 0, "until all have heard of the new one the old one signs: {granted:?}");
     Ok(())
 }

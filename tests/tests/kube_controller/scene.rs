@@ -125,6 +125,28 @@ impl Scene {
         Ok(Authority::of_agents(&folder)?.issue(&Leaf::of(spiffe("shop", "nobody")))?)
     }
 
+    /// Makes an authority the mesh's, as its administrator does, or puts it in the place of the one before.
+    pub(crate) fn plug_in(&self, authority: &Authority) -> TestResult {
+        let folder = self.api.directory().join("cacerts");
+        authority.plug_in(&folder, &[])?;
+        let from = format!("--from-file={}", folder.display());
+        let dry = [
+            "create",
+            "secret",
+            "generic",
+            "cacerts",
+            "-n",
+            NAMESPACE,
+            &from,
+            "--dry-run=client",
+            "-o",
+            "yaml",
+        ];
+        let manifest = self.kubectl().run(&dry)?;
+        self.kubectl().apply(&manifest)?;
+        Ok(())
+    }
+
     /// A token as the agent's pod on a node has it.
     pub(crate) fn agent_token(&self, node: &str, audience: &str) -> Result<String, Failure> {
         let (audience, pod) = (format!("--audience={audience}"), format!("--bound-object-name=agent-{node}"));
