@@ -16,6 +16,7 @@ pub mod local;
 pub mod mode;
 pub mod plan;
 pub mod policy;
+pub mod reach;
 pub mod resolve;
 pub mod route;
 pub mod slots;

@@ -11,7 +11,7 @@ use crate::{
         cluster::{Cluster, ClusterKey, ConnectionPool},
         protocol::AppProtocol,
     },
-    snapshot::{Endpoint, Protocol, ServicePort, Snapshot, Workload},
+    snapshot::{Endpoint, Protocol, Service, ServicePort, Snapshot, Workload},
 };
 
 /// Something that depends on the client's namespace, and on its labels where a resource selects workloads.
@@ -253,6 +253,13 @@ impl SidecarScope {
         let has_own = self.egress.iter().any(|listener| listener.port == Some(port));
         let port = has_own.then_some(port);
         self.egress.iter().any(|listener| listener.port == port && listener.sees(namespace, host))
+    }
+
+    /// Whether a service, whose full name is `host`, can be seen at any of its ports.
+    pub fn sees_some(&self, service: &Service, host: &str) -> bool {
+        let sees = |port| self.sees(&service.name.namespace, host, port);
+        // A name that leads elsewhere has no ports; 0 is one that no listener is for.
+        service.ports.iter().any(|port| sees(port.port)) || (service.ports.is_empty() && sees(0))
     }
 }
 

@@ -79,12 +79,7 @@ impl<'a> Sight<'a> {
     /// Whether a service is seen at any of its ports, as its name is.
     pub fn sees_name(&self, service: &Service) -> bool {
         (self.all || service.audience.includes(self.namespace))
-            && self.scope.is_none_or(|scope| {
-                let host = self.snapshot.host_of(service);
-                let sees = |port| scope.sees(&service.name.namespace, &host, port);
-                // A name that leads elsewhere has no ports; 0 is one that no listener is for.
-                service.ports.iter().any(|port| sees(port.port)) || (service.ports.is_empty() && sees(0))
-            })
+            && self.scope.is_none_or(|scope| scope.sees_some(service, &self.snapshot.host_of(service)))
     }
 
     /// Whether rules for a host are seen: those of VirtualServices by their own namespace (S66), others as the service itself is.

@@ -87,6 +87,11 @@ impl Snapshot {
         found.filter_map(|(net, name)| Some((net.prefix_len(), self.service(name)?)))
     }
 
+    /// All networks that lead to services, each with its service, those of precedence first.
+    pub fn networks(&self) -> &[(IpNet, Name)] {
+        &self.by_network
+    }
+
     /// Whether there are services that no address of their own leads to, and that matter all the same ([`Sight::is_unlisted`]).
     pub fn has_unlisted(&self) -> bool {
         !self.unlisted.is_empty()
