@@ -119,11 +119,6 @@ impl Kind {
     pub const fn is_secret(self) -> bool {
         matches!(self, Self::Credential)
     }
-
-    /// Each resource of this kind belongs to one node, and no other may see it.
-    pub const fn is_of_a_node(self) -> bool {
-        matches!(self, Self::Credential | Self::NodePod)
-    }
 }
 
 impl From<wds::Kind> for Kind {

@@ -95,8 +95,8 @@ pub struct ResourceView {
     pub version: String,
     /// Size as it is sent.
     pub bytes: usize,
-    /// The only node that gets it; none for all.
-    pub node: Option<Arc<str>>,
+    /// The nodes that get it; none for all.
+    pub nodes: Option<Vec<Arc<str>>>,
 }
 
 impl ResourceView {
@@ -106,7 +106,7 @@ impl ResourceView {
             name: Arc::clone(&resource.name),
             version: resource.version_text(),
             bytes: resource.body.len(),
-            node: resource.node.clone(),
+            nodes: resource.reach.names().map(<[_]>::to_vec),
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use mesh_core::snapshot::Snapshot;
+use mesh_core::{reach::Reach, snapshot::Snapshot};
 use mesh_identity::bundle::TrustMaterial;
 use mesh_wire::{
     proto::nodemesh,
@@ -35,7 +35,10 @@ impl Feed {
         let mut edits = Edits::new();
         let mut single = |kind: Kind, body: Vec<u8>| {
             let name: Arc<str> = SINGLE_NAMES[kind.index()].into();
-            edits.insert((kind, Arc::clone(&name)), Some(Resource::new(name, body, Vec::new(), None)));
+            edits.insert(
+                (kind, Arc::clone(&name)),
+                Some(Resource::new(name, body, Vec::new(), Reach::Everyone)),
+            );
         };
         single(Kind::Trust, trust_message(trust).encode_to_vec());
         // Each agent counts its own states. Ours would make this another resource, for everybody, at each change of anything.
@@ -49,9 +52,9 @@ impl Feed {
         self.last = Some(Arc::clone(snapshot));
         for ((kind, name), edit) in self.encoder.update(snapshot) {
             let name: Arc<str> = name.into();
-            let resource = edit.map(|Encoded { body, aliases, node }| {
+            let resource = edit.map(|Encoded { body, aliases, reach }| {
                 let aliases = aliases.into_iter().map(Arc::from).collect();
-                Resource::new(Arc::clone(&name), body, aliases, node)
+                Resource::new(Arc::clone(&name), body, aliases, reach)
             });
             edits.insert((kind.into(), name), resource);
         }

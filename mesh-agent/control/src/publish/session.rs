@@ -3,8 +3,10 @@
 //! Invariants:
 //! - A response is made only when there is room for it, from the world as it is then. A slow client therefore gets the
 //!   newest state late, never a queue of old ones; at most [`OUTSTANDING_MAX`] responses are unacknowledged.
-//! - Memory grows with what the client *names* ([`NAMES_MAX`]), never with the world.
-//! - A resource of one node is shown to no other, and its removal is told only to who had it.
+//! - Memory grows with what the client *names* ([`NAMES_MAX`]) and with what it was not sent yet, never with the world: what a client
+//!   of everything has is what it was told up to where it is in the log, and the log says who was told.
+//! - A resource is shown to those alone that its reach includes, and its removal is told only to who had it. Who had it and keeps it
+//!   hears nothing of others that gain or lose it.
 //! - A commit is said only when the client has everything of that generation, in all kinds it asked for.
 
 use std::{
@@ -12,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use super::world::{Resource, World, version_text};
+use super::world::{Change, Resource, World, version_text};
 use crate::link::{Kind, WILDCARD, commit_text};
 
 /// Responses sent and not yet acknowledged.
@@ -136,12 +138,12 @@ struct Subscription {
     /// What the client had before this stream and has not been compared yet.
     known: BTreeMap<String, String>,
     scan: Scan,
-    /// Resources the client has, where it may see only some of a kind.
+    /// Resources the client has, unless it asked for all.
     shown: BTreeSet<Arc<str>>,
     /// Where in the log this subscription is.
     seen: u64,
-    /// Changes of the log that belong to it and were not sent yet.
-    pending: BTreeSet<Arc<str>>,
+    /// Resources that it has to be told of, and whether it has them, as they were.
+    pending: BTreeMap<Arc<str>, bool>,
     removed: VecDeque<String>,
 }
 
@@ -155,8 +157,18 @@ enum Scan {
     After(Option<Arc<str>>),
 }
 
+impl Scan {
+    /// Whether this name will still be come to.
+    fn is_before(&self, name: &str) -> bool {
+        match self {
+            Self::Done => false,
+            Self::After(last) => last.as_deref().is_none_or(|last| last < name),
+        }
+    }
+}
+
 impl Session {
-    /// A client that has asked for nothing yet. Resources of nodes are shown only to `node`.
+    /// A client that has asked for nothing yet. It is shown what everyone is, and `node`.
     pub fn new(node: Option<Arc<str>>) -> Self {
         Self {
             node,
@@ -323,18 +335,33 @@ impl Subscription {
         if self.seen < world.floor() {
             return Err(SessionError::TooFarBehind);
         }
+        // What the client has is as before the first change of several; what it gets is as after the last.
+        let mut touched: BTreeMap<&Arc<str>, (bool, bool)> = BTreeMap::new();
         for change in world.changes_after(self.seen).filter(|change| change.kind == kind) {
-            let resource = world.get(kind, &change.name);
-            let wanted = self.wildcard || resource.is_some_and(|resource| self.asked_for(resource));
-            let shown = wanted && resource.is_some_and(|resource| is_visible(resource, node));
-            // Without a list of what the client has, each removal is told; a client ignores those of strangers.
-            let had = self.shown.contains(&change.name) || (self.wildcard && !kind.is_of_a_node());
-            if shown || had {
-                self.pending.insert(Arc::clone(&change.name));
+            let (_, contents) =
+                touched.entry(&change.name).or_insert_with(|| (self.has(change, node), false));
+            *contents |= change.contents;
+        }
+        for (name, (has, contents)) in touched {
+            let resource = world.get(kind, name).filter(|resource| resource.reach.includes(node));
+            let wanted = resource.is_some_and(|resource| self.wildcard || self.asked_for(resource));
+            let differs = if wanted { contents || !has } else { has };
+            // What is pending already is so for what the client has.
+            if differs && !self.pending.contains_key(name) {
+                self.pending.insert(Arc::clone(name), has);
             }
         }
         self.seen = world.generation();
         Ok(())
+    }
+
+    /// Whether the client has what was there before a change.
+    fn has(&self, change: &Change, node: Option<&str>) -> bool {
+        // What the scan has not come to was asked for by name, if at all.
+        match self.wildcard && !self.scan.is_before(&change.name) {
+            true => change.before.as_ref().is_some_and(|before| before.includes(node)),
+            false => self.shown.contains(&change.name),
+        }
     }
 
     fn asked_for(&self, resource: &Resource) -> bool {
@@ -351,11 +378,15 @@ impl Subscription {
         node: Option<&str>,
     ) -> (Vec<Arc<Resource>>, Vec<String>) {
         let mut batch = Batch::default();
+        // What was removed and is there again must not be removed by a later response.
+        if !self.removed.is_empty() {
+            return (Vec::new(), self.take_removed());
+        }
         self.scan(kind, world, node, &mut batch);
         while !batch.is_full()
             && let Some(name) = self.unanswered.pop_front()
         {
-            match world.find(kind, &name).filter(|resource| is_visible(resource, node)) {
+            match world.find(kind, &name).filter(|resource| resource.reach.includes(node)) {
                 Some(resource) => {
                     let has = self.known.remove(&*resource.name);
                     self.shown.insert(Arc::clone(&resource.name));
@@ -368,19 +399,23 @@ impl Subscription {
             }
         }
         while !batch.is_full()
-            && let Some(name) = self.pending.pop_first()
+            && let Some((name, has)) = self.pending.pop_first()
         {
-            match world.get(kind, &name).filter(|resource| is_visible(resource, node)) {
+            // What it says it has is compared here, where the scan missed it.
+            let has = self.known.remove(&*name).is_some() || has;
+            match world.get(kind, &name).filter(|resource| resource.reach.includes(node)) {
                 Some(resource) => {
-                    if kind.is_of_a_node() || !self.wildcard {
+                    if !self.wildcard {
                         self.shown.insert(Arc::clone(&name));
                     }
                     batch.push(resource);
                 }
-                None => {
+                None if has => {
                     self.shown.remove(&name);
                     self.removed.push_back(name.to_string());
                 }
+                // It came and went before the client heard of it.
+                None => {}
             }
         }
         // What the client still claims to have, once everything was compared, does not exist for it.
@@ -389,8 +424,12 @@ impl Subscription {
             gone.sort();
             self.removed.extend(gone);
         }
+        (batch.resources, self.take_removed())
+    }
+
+    fn take_removed(&mut self) -> Vec<String> {
         let count = self.removed.len().min(REMOVED_MAX);
-        (batch.resources, self.removed.drain(..count).collect())
+        self.removed.drain(..count).collect()
     }
 
     fn scan(&mut self, kind: Kind, world: &World, node: Option<&str>, batch: &mut Batch) {
@@ -404,13 +443,10 @@ impl Subscription {
                 return;
             }
             last = Some(Arc::clone(&resource.name));
-            if !is_visible(resource, node) {
+            if !resource.reach.includes(node) {
                 continue;
             }
             let has = self.known.remove(&*resource.name);
-            if kind.is_of_a_node() {
-                self.shown.insert(Arc::clone(&resource.name));
-            }
             // It is sent as it is now, so a change that the log also has need not be sent again.
             self.pending.remove(&resource.name);
             if has.as_deref() != Some(&*version_text(resource.version)) {
@@ -436,10 +472,6 @@ impl Batch {
         self.bytes += resource.body.len() + resource.name.len();
         self.resources.push(Arc::clone(resource));
     }
-}
-
-fn is_visible(resource: &Resource, node: Option<&str>) -> bool {
-    resource.node.is_none() || resource.node.as_deref() == node
 }
 
 /// Cuts a text at a character's boundary.

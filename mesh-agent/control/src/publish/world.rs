@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - A resource's version is a hash of its contents, so it survives a restart of the controller, and equal contents are
-//!   never sent twice.
+//!   never sent twice. Who is told is not part of it, but a change all the same.
 //! - The log holds every change after [`World::floor`]; a client that has seen less must say what it has.
 //! - Memory is bounded by the resources and [`LOG_MAX`], whatever the number and speed of clients.
 
@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use mesh_core::reach::Reach;
 
 use crate::link::Kind;
 
@@ -24,14 +25,14 @@ pub const LOG_MAX: usize = 1 << 18;
 pub struct Resource {
     /// Name, unique within its kind.
     pub name: Arc<str>,
-    /// Hash of all that follows.
+    /// Hash of body and aliases.
     pub version: u64,
     /// The encoded message.
     pub body: Bytes,
     /// Other names it can be asked for, sorted.
     pub aliases: Vec<Arc<str>>,
-    /// The only node that may see it; `None` for all.
-    pub node: Option<Arc<str>>,
+    /// Who is told of it.
+    pub reach: Reach,
 }
 
 impl Resource {
@@ -40,7 +41,7 @@ impl Resource {
         name: impl Into<Arc<str>>,
         body: impl Into<Bytes>,
         mut aliases: Vec<Arc<str>>,
-        node: Option<Arc<str>>,
+        reach: Reach,
     ) -> Self {
         aliases.sort();
         let body = body.into();
@@ -51,7 +52,7 @@ impl Resource {
             digest.update(alias.as_bytes());
         }
         let version = digest.finish().as_ref().iter().take(8).fold(0, |v, b| v << 8 | u64::from(*b));
-        Self { name: name.into(), version, body, aliases, node }
+        Self { name: name.into(), version, body, aliases, reach }
     }
 
     /// The version as it goes over the wire.
@@ -65,7 +66,7 @@ pub fn version_text(version: u64) -> String {
     format!("{version:016x}")
 }
 
-/// A change: the named resource was set or removed.
+/// A change: the named resource was set or removed, or others are told of it than before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// When.
@@ -74,6 +75,10 @@ pub struct Change {
     pub kind: Kind,
     /// Name of the resource.
     pub name: Arc<str>,
+    /// Who was told of it before; `None`: there was none of this name.
+    pub before: Option<Reach>,
+    /// It says something else than before, or is gone.
+    pub contents: bool,
 }
 
 /// What a new state is made of: `None` removes.
@@ -124,9 +129,9 @@ impl World {
         let generation = self.generation + 1;
         let mut changed = 0;
         for ((kind, name), edit) in edits {
-            if self.tables[kind.index()].set(&name, edit) {
+            if let Some(Edited { before, contents }) = self.tables[kind.index()].set(&name, edit) {
                 changed += 1;
-                self.log.push_back(Change { generation, kind, name });
+                self.log.push_back(Change { generation, kind, name, before, contents });
             }
         }
         if changed > 0 || self.generation == 0 {
@@ -169,30 +174,39 @@ impl World {
     }
 }
 
+/// What an edit changed.
+struct Edited {
+    before: Option<Reach>,
+    contents: bool,
+}
+
 impl Table {
-    fn set(&mut self, name: &Arc<str>, edit: Option<Resource>) -> bool {
-        let before = match edit {
-            Some(resource) => {
-                if self.resources.get(name).is_some_and(|old| **old == resource) {
-                    return false;
-                }
-                let resource = Arc::new(resource);
-                let before = self.resources.insert(Arc::clone(name), Arc::clone(&resource));
-                self.forget_aliases(name, before.as_deref());
-                for alias in &resource.aliases {
-                    self.aliases.insert(Arc::clone(alias), Arc::clone(name));
-                }
-                return true;
-            }
-            None => self.resources.remove(name),
+    /// `None`: nothing changed.
+    fn set(&mut self, name: &Arc<str>, edit: Option<Resource>) -> Option<Edited> {
+        let Some(resource) = edit else {
+            let before = self.resources.remove(name)?;
+            self.forget_aliases(name, &before);
+            return Some(Edited { before: Some(before.reach.clone()), contents: true });
         };
-        self.forget_aliases(name, before.as_deref());
-        before.is_some()
+        let old = self.resources.get(name);
+        if old.is_some_and(|old| **old == resource) {
+            return None;
+        }
+        let contents = old.is_none_or(|old| old.version != resource.version);
+        let resource = Arc::new(resource);
+        let before = self.resources.insert(Arc::clone(name), Arc::clone(&resource));
+        if let Some(before) = &before {
+            self.forget_aliases(name, before);
+        }
+        for alias in &resource.aliases {
+            self.aliases.insert(Arc::clone(alias), Arc::clone(name));
+        }
+        Some(Edited { before: before.map(|before| before.reach.clone()), contents })
     }
 
     /// Drops the aliases of a resource that nobody else has taken.
-    fn forget_aliases(&mut self, name: &str, before: Option<&Resource>) {
-        for alias in before.into_iter().flat_map(|resource| &resource.aliases) {
+    fn forget_aliases(&mut self, name: &str, before: &Resource) {
+        for alias in &before.aliases {
             if self.aliases.get(alias).is_some_and(|owner| &**owner == name) {
                 self.aliases.remove(alias);
             }
@@ -206,7 +220,7 @@ mod tests {
 
     fn resource(name: &str, body: &str, aliases: &[&str]) -> Resource {
         let aliases = aliases.iter().map(|a| Arc::from(*a)).collect();
-        Resource::new(name, body.as_bytes().to_vec(), aliases, None)
+        Resource::new(name, body.as_bytes().to_vec(), aliases, Reach::Everyone)
     }
 
     fn edits(list: Vec<(&str, Option<Resource>)>) -> Edits {
@@ -246,6 +260,21 @@ mod tests {
         assert_eq!(names(1), ["a", "b"]);
         assert_eq!(names(2), ["b"]);
         assert!(names(3).is_empty());
+    }
+
+    #[test]
+    fn who_is_told_is_a_change_but_no_other_version() {
+        let mut world = World::default();
+        let set = |reach: Reach| edits(vec![("a", Some(Resource { reach, ..resource("a", "1", &[]) }))]);
+        world.apply(set(Reach::Everyone));
+        let version = world.get(Kind::Address, "a").map(|resource| resource.version);
+        assert_eq!(world.apply(set(Reach::node("n1".into()))), 1);
+        assert_eq!(world.apply(set(Reach::nodes(["n1".into()]))), 0, "the same nodes");
+        assert_eq!(world.get(Kind::Address, "a").map(|resource| resource.version), version);
+        world.apply(edits(vec![("a", None)]));
+        let told: Vec<_> = world.changes_after(0).map(|c| (c.before.clone(), c.contents)).collect();
+        let one = Some(Reach::node("n1".into()));
+        assert_eq!(told, [(None, true), (Some(Reach::Everyone), false), (one, true)]);
     }
 
     #[test]

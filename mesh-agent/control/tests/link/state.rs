@@ -8,7 +8,10 @@ use mesh_control::{
     publish::world::{Edits, Resource},
     status::SourceStatus,
 };
-use mesh_core::snapshot::{Credential, Endpoint, Material, Name, Parts, Service, Snapshot};
+use mesh_core::{
+    reach::Reach,
+    snapshot::{Credential, Endpoint, Material, Name, Parts, Service, Snapshot},
+};
 
 use crate::bed::{Bed, eventually, pod, service, shop, synced, until};
 
@@ -165,7 +168,9 @@ async fn a_bad_resource_is_refused_by_name_and_the_last_good_one_stays() {
     let mut agent = bed.agent("n1");
     let before = synced(&mut agent).await;
     let name: Arc<str> = "shop/front.shop.svc.cluster.local".into();
-    let bad = |name: &Arc<str>| Some(Resource::new(Arc::clone(name), &b"\xff\xff\xff"[..], Vec::new(), None));
+    let bad = |name: &Arc<str>| {
+        Some(Resource::new(Arc::clone(name), &b"\xff\xff\xff"[..], Vec::new(), Reach::Everyone))
+    };
     assert_eq!(controller.publication.count(Kind::Address), 3);
     controller.publication.apply(Edits::from([((Kind::Address, Arc::clone(&name)), bad(&name))]));
     eventually("the refusal", || {

@@ -2,6 +2,8 @@
 //!
 //! Invariants:
 //! - The resources of all edits so far, applied in order, are exactly those of the last snapshot.
+//! - A resource's reach is a node's where only that needs it, a service's that of its clients and servers ([`mesh_core::reach`]), and that
+//!   of endpoints which are no pod's that of the services that claim them. All else is for everyone.
 //! - Parts of two snapshots that share their allocation are compared by it alone: a change costs one pass of pointer
 //!   comparisons plus what it changes.
 //!
@@ -13,7 +15,10 @@ use std::{
     sync::Arc,
 };
 
-use mesh_core::snapshot::{Mesh, Name, Service, Snapshot, Workload};
+use mesh_core::{
+    reach::{PodChange, Reach, Reaches, Touched},
+    snapshot::{Mesh, Name, Service, Snapshot, Workload},
+};
 
 use super::{
     Kind, MESH_NAME, credential,
@@ -29,13 +34,13 @@ pub struct Encoded {
     pub body: Vec<u8>,
     /// Other names it can be asked for, e.g. `/10.0.0.1`.
     pub aliases: Vec<String>,
-    /// The only node that may see it; `None` for all.
-    pub node: Option<Arc<str>>,
+    /// Who is told of it.
+    pub reach: Reach,
 }
 
 impl Encoded {
     fn new(message: &impl prost::Message, aliases: Vec<String>) -> Self {
-        Self { body: message.encode_to_vec(), aliases, node: None }
+        Self { body: message.encode_to_vec(), aliases, reach: Reach::Everyone }
     }
 }
 
@@ -51,6 +56,7 @@ pub struct Encoder {
     frontends: HashMap<IpAddr, BTreeSet<Name>>,
     /// Services by the host they declare.
     hosts: HashMap<Arc<str>, BTreeSet<Name>>,
+    reaches: Reaches,
     /// Policies that say modes to foreign clients, and how many pods have them.
     modes: BTreeMap<Name, (usize, Authorization)>,
     names: BTreeSet<(Kind, String)>,
@@ -101,7 +107,8 @@ impl Encoder {
         let mut changes = Changes { removed: BTreeSet::new(), set: Edits::new() };
         let scopes_changed = self.policies(&old, new, &mut changes);
         let mut places: BTreeSet<Place> = BTreeSet::new();
-        self.services(&old, new, &mut places, &mut changes);
+        let pods = workload_changes(&old, new);
+        self.services(&old, new, &pods, &mut places, &mut changes);
         if !Arc::ptr_eq(old.routes(), new.routes()) {
             route::each_change(old.routes(), new.routes(), |name, message| match message {
                 Some(message) => changes.set(Kind::Route, name, Encoded::new(&message, Vec::new())),
@@ -119,10 +126,10 @@ impl Encoder {
                 continue;
             }
             let mut encoded = Encoded::new(&credential::encode(credential), Vec::new());
-            encoded.node = Some(Arc::clone(&credential.node));
+            encoded.reach = Reach::node(Arc::clone(&credential.node));
             changes.set(Kind::Credential, name, encoded);
         }
-        for (before, after) in workload_changes(&old, new) {
+        for (before, after) in pods {
             for pod in [before, after].into_iter().flatten() {
                 places.insert(Place::Workload(pod.id));
                 for addr in &pod.addrs {
@@ -166,6 +173,7 @@ impl Encoder {
         &mut self,
         old: &Snapshot,
         new: &Snapshot,
+        pods: &[PodChange<'_>],
         places: &mut BTreeSet<Place>,
         changes: &mut Changes,
     ) {
@@ -178,7 +186,10 @@ impl Encoder {
             differs.then(|| (before.map(|before| &**before), Some(&**service)))
         }));
         let mut encode: BTreeSet<Name> = BTreeSet::new();
+        // Those too that are gone.
+        let mut touched: BTreeSet<Name> = BTreeSet::new();
         for (before, after) in changed {
+            touched.extend(before.into_iter().chain(after).map(|service| service.name.clone()));
             let differing: HashSet<Claim> = self.claims.change(before, after);
             places.extend(differing.iter().flat_map(|claim| [claim.place(old), claim.place(new)]));
             // What a pod says of its services to foreign clients depends on more than the endpoint.
@@ -224,14 +235,33 @@ impl Encoder {
                 changes.remove(Kind::Address, service::resource_name(before, old.mesh()));
             }
         }
-        // Who has a contested address or host may change without any of the services.
-        encode.extend(self.frontends.values().filter(|names| names.len() > 1).flatten().cloned());
+        // Who has a contested address, host or network may change without any of the services.
+        let contested: BTreeSet<Name> =
+            self.frontends.values().filter(|names| names.len() > 1).flatten().cloned().collect();
+        encode.extend(contested.iter().cloned());
         encode.extend(self.hosts.values().filter(|names| names.len() > 1).flatten().cloned());
+        encode.extend(service::sharing_networks(old));
+        encode.extend(service::sharing_networks(new));
+        touched.extend(self.claims.services_of(pods));
+        let touched = Touched { pods, services: &touched, contested: &contested };
+        let moved = self.reaches.update(old, new, &touched);
+        for service in moved.iter().filter_map(|name| new.service(name)) {
+            let endpoints = service.ports.iter().flat_map(|port| &port.endpoints);
+            let carriers = endpoints.map(|endpoint| Claim::of(endpoint).place(new));
+            // A pod is for everyone whatever it serves.
+            places.extend(carriers.filter(|place| match place {
+                Place::Workload(id) => new.workload(*id).is_none(),
+                Place::Address(_) => true,
+            }));
+        }
+        encode.extend(moved);
         for service in encode.iter().filter_map(|name| new.service(name)) {
             let (message, aliases) = service::encode(service, new);
             let address = wds::Address { r#type: Some(wds::address::Type::Service(message)) };
             let name = service::resource_name(service, new.mesh());
-            changes.set(Kind::Address, name, Encoded::new(&address, aliases));
+            let encoded =
+                Encoded { reach: self.reaches.of(&service.name), ..Encoded::new(&address, aliases) };
+            changes.set(Kind::Address, name, encoded);
         }
     }
 
@@ -265,18 +295,21 @@ impl Encoder {
             changes.remove(Kind::Address, workload::resource_name(&pod.name));
         }
         let entries = self.claims.at(place, new);
-        let (name, encoded) = match pods {
+        let (name, encoded, reach) = match pods {
             (_, Some(pod)) => {
-                (workload::resource_name(&pod.name), Some(workload::encode(pod, &entries, new)))
+                let encoded = Some(workload::encode(pod, &entries, new));
+                (workload::resource_name(&pod.name), encoded, Reach::Everyone)
             }
             _ => {
                 let name = workload::endpoint_resource_name(place);
-                (name, workload::encode_endpoints(place, &entries, new.mesh()))
+                let claiming: BTreeSet<&Name> = entries.iter().map(|entry| &entry.service.name).collect();
+                let reaches: Vec<Reach> = claiming.into_iter().map(|name| self.reaches.of(name)).collect();
+                (name, workload::encode_endpoints(place, &entries, new.mesh()), Reach::union(&reaches))
             }
         };
         if let Some((message, aliases)) = encoded {
             let address = wds::Address { r#type: Some(wds::address::Type::Workload(message)) };
-            changes.set(Kind::Address, name, Encoded::new(&address, aliases));
+            changes.set(Kind::Address, name, Encoded { reach, ..Encoded::new(&address, aliases) });
         }
     }
 }
@@ -323,10 +356,7 @@ fn same<T: PartialEq>(a: &Arc<T>, b: &Arc<T>) -> bool {
     Arc::ptr_eq(a, b) || a == b
 }
 
-fn workload_changes<'a>(
-    old: &'a Snapshot,
-    new: &'a Snapshot,
-) -> Vec<(Option<&'a Workload>, Option<&'a Workload>)> {
+fn workload_changes<'a>(old: &'a Snapshot, new: &'a Snapshot) -> Vec<PodChange<'a>> {
     let gone = old.workloads().filter(|pod| new.workload(pod.id).is_none());
     let mut changes: Vec<_> = gone.map(|pod| (Some(&**pod), None)).collect();
     changes.extend(new.workloads().filter_map(|pod| {
@@ -345,7 +375,7 @@ fn node_pod(before: Option<&Workload>, after: Option<&Workload>, changes: &mut C
         && let Some(message) = workload::encode_node_pod(after)
     {
         let mut encoded = Encoded::new(&message, Vec::new());
-        encoded.node = Some(Arc::clone(&after.node));
+        encoded.reach = Reach::node(Arc::clone(&after.node));
         changes.set(Kind::NodePod, workload::resource_name(&after.name), encoded);
     }
 }

@@ -3,13 +3,14 @@
 //! A changed endpoint then changes one small resource, not its service.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
 use mesh_core::{
     id::WorkloadId,
-    snapshot::{Endpoint, Name, Protocol, Service, ServicePort, Snapshot},
+    reach::PodChange,
+    snapshot::{Endpoint, Name, Protocol, Service, ServicePort, Snapshot, Workload},
 };
 
 /// What an endpoint says about whose it is.
@@ -31,7 +32,7 @@ pub(super) enum Place {
 }
 
 impl Claim {
-    fn of(endpoint: &Endpoint) -> Self {
+    pub(super) fn of(endpoint: &Endpoint) -> Self {
         endpoint.workload.map_or(Self::Address(endpoint.addr), Self::Workload)
     }
 
@@ -84,6 +85,20 @@ impl Claims {
             }
         }
         differing
+    }
+
+    /// The services with endpoints that may be on another node, or on none, after these pods changed.
+    pub(super) fn services_of(&self, pods: &[PodChange<'_>]) -> BTreeSet<Name> {
+        fn whereabouts(pod: &Workload) -> (&str, bool, &[IpAddr]) {
+            (&pod.node, pod.terminated, &pod.addrs)
+        }
+        let moved = pods.iter().filter(|(before, after)| before.map(whereabouts) != after.map(whereabouts));
+        let each = moved.flat_map(|(before, after)| before.iter().chain(after));
+        let claims = each.flat_map(|pod| {
+            let addrs = pod.addrs.iter().map(|addr| Claim::Address(*addr));
+            addrs.chain([Claim::Workload(pod.id)])
+        });
+        claims.filter_map(|claim| self.by_claim.get(&claim)).flat_map(BTreeMap::keys).cloned().collect()
     }
 
     /// The endpoints that a resource carries, by service.

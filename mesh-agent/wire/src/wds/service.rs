@@ -1,7 +1,12 @@
 //! Services: Istio's form for foreign clients, our facts inside for our agents.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
+use ipnet::IpNet;
 use mesh_core::{
     id::ServiceId,
     route::{defaults::Distribution, scope::Audience},
@@ -65,6 +70,11 @@ pub(super) fn encode(service: &Service, snapshot: &Snapshot) -> (workload::Servi
         let before = snapshot.services_declaring(host).iter().take_while(|name| **name != service.name);
         yields_to.extend(before.cloned());
     }
+    // Of equal networks the first one's service counts.
+    for net in &service.networks {
+        let before = snapshot.networks().iter().take_while(|(_, name)| *name != service.name);
+        yields_to.extend(before.filter(|(other, _)| other == net).map(|(_, name)| name.clone()));
+    }
     let facts = nodemesh::ServiceFacts {
         id: service.id.0,
         vips: service.vips.iter().copied().map(value::address_bytes).collect(),
@@ -110,6 +120,15 @@ pub(super) fn encode(service: &Service, snapshot: &Snapshot) -> (workload::Servi
         ..Default::default()
     };
     (message, addresses.into_iter().map(|addr| format!("/{addr}")).collect())
+}
+
+/// The services that have a network which another has too.
+pub(super) fn sharing_networks(snapshot: &Snapshot) -> BTreeSet<Name> {
+    let mut by_network: HashMap<IpNet, Vec<&Name>> = HashMap::new();
+    for (net, name) in snapshot.networks() {
+        by_network.entry(*net).or_default().push(name);
+    }
+    by_network.into_values().filter(|names| names.len() > 1).flatten().cloned().collect()
 }
 
 fn dns_value(dns: &DnsResolution) -> nodemesh::DnsResolution {

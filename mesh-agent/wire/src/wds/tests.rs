@@ -1,5 +1,6 @@
 //! What goes over the wire comes back; what does not come from us is read safely.
 
+mod reach;
 mod routes;
 mod worlds;
 

@@ -272,7 +272,8 @@ async fn attend(
 /// Fails unless the ledger has exactly what the controller publishes for a node.
 fn compare(ledger: &Ledger, node: &str, published: &[Published]) -> anyhow::Result<()> {
     let mut wanted = HashMap::new();
-    for resource in published.iter().filter(|of| of.node.as_deref().is_none_or(|of| of == node)) {
+    let is_for = |of: &&Published| of.nodes.as_ref().is_none_or(|nodes| nodes.iter().any(|of| of == node));
+    for resource in published.iter().filter(is_for) {
         let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == resource.kind);
         let kind = kind.with_context(|| format!("unknown kind {}", resource.kind))?;
         wanted.insert(key(kind, &resource.name), version_of(&resource.version));

@@ -44,7 +44,7 @@ pub(super) struct Published {
     pub(super) kind: String,
     pub(super) name: String,
     pub(super) version: String,
-    pub(super) node: Option<String>,
+    pub(super) nodes: Option<Vec<String>>,
 }
 
 impl Controller {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use mesh_core::reach::Reach;
 use proptest::prelude::*;
 
 use super::*;
@@ -52,12 +53,19 @@ impl Client {
 
 fn address(name: &str, body: &str) -> ((Kind, Arc<str>), Option<Resource>) {
     let alias = format!("/{name}");
-    let resource = Resource::new(name, body.as_bytes().to_vec(), vec![alias.into()], None);
+    let resource = Resource::new(name, body.as_bytes().to_vec(), vec![alias.into()], Reach::Everyone);
     ((Kind::Address, name.into()), Some(resource))
 }
 
+/// An address for some nodes only.
+fn narrow(name: &str, nodes: &[&str], body: &str) -> ((Kind, Arc<str>), Option<Resource>) {
+    let (key, resource) = address(name, body);
+    let reach = Reach::nodes(nodes.iter().map(|node| Arc::from(*node)));
+    (key, resource.map(|resource| Resource { reach, ..resource }))
+}
+
 fn pod(name: &str, node: &str, body: &str) -> ((Kind, Arc<str>), Option<Resource>) {
-    let resource = Resource::new(name, body.as_bytes().to_vec(), Vec::new(), Some(node.into()));
+    let resource = Resource::new(name, body.as_bytes().to_vec(), Vec::new(), Reach::node(node.into()));
     ((Kind::NodePod, name.into()), Some(resource))
 }
 
@@ -181,6 +189,126 @@ fn changes_of_other_nodes_pods_are_not_even_hinted_at() {
     world.apply([gone(Kind::NodePod, "p")].into());
     assert!(client.drain(&mut session, &world).is_empty());
     assert_eq!(session.seen(), 3);
+}
+
+/// An agent of a node and what it has.
+struct Agent {
+    session: Session,
+    client: Client,
+}
+
+impl Agent {
+    fn of(node: &str, world: &World) -> Self {
+        Self { session: agent(node, world), client: Client::default() }
+    }
+
+    /// What it is sent until there is no more: names of resources, and of those that are gone.
+    fn hears(&mut self, world: &World) -> (Vec<String>, Vec<String>) {
+        let taken = self.client.drain(&mut self.session, world);
+        let sent = taken.iter().flat_map(|response| &response.resources);
+        let gone = taken.iter().flat_map(|response| response.removed.clone());
+        (sent.map(|resource| resource.name.to_string()).collect(), gone.collect())
+    }
+}
+
+fn removal(name: &str) -> ((Kind, Arc<str>), Option<Resource>) {
+    gone(Kind::Address, name)
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn a_node_gains_and_loses_a_resource_and_the_others_hear_nothing() {
+    let mut world = world([narrow("s", &["n1", "n3"], "1")]);
+    let mut agents = ["n1", "n2", "n3"].map(|node| Agent::of(node, &world));
+    let mut hear = |world: &World| agents.each_mut().map(|agent| agent.hears(world));
+    let (sent, gone, nothing) =
+        ((names(&["s"]), names(&[])), (names(&[]), names(&["s"])), (names(&[]), names(&[])));
+    assert_eq!(hear(&world), [sent.clone(), nothing.clone(), sent.clone()]);
+    world.apply([narrow("s", &["n1", "n2"], "1")].into());
+    assert_eq!(hear(&world), [nothing.clone(), sent.clone(), gone.clone()], "it is the same to n1");
+    world.apply([narrow("s", &["n1", "n2"], "2")].into());
+    assert_eq!(hear(&world), [sent.clone(), sent, nothing.clone()]);
+    world.apply([narrow("s", &[], "2")].into());
+    assert_eq!(hear(&world), [gone.clone(), gone, nothing.clone()]);
+    world.apply([removal("s")].into());
+    assert_eq!(hear(&world), [nothing.clone(), nothing.clone(), nothing]);
+}
+
+#[test]
+fn what_everyone_had_is_taken_from_those_who_lose_it_and_given_back() {
+    let mut world = world([address("s", "1"), address("t", "1")]);
+    let mut agents = ["n1", "n2"].map(|node| Agent::of(node, &world));
+    let mut hear = |world: &World| agents.each_mut().map(|agent| agent.hears(world));
+    hear(&world);
+    world.apply([narrow("s", &["n1"], "1")].into());
+    assert_eq!(hear(&world), [(names(&[]), names(&[])), (names(&[]), names(&["s"]))]);
+    world.apply([address("s", "1")].into());
+    assert_eq!(hear(&world), [(names(&[]), names(&[])), (names(&["s"]), names(&[]))]);
+    // Both at once: it says something else, and to fewer.
+    world.apply([narrow("s", &["n1"], "2")].into());
+    assert_eq!(hear(&world), [(names(&["s"]), names(&[])), (names(&[]), names(&["s"]))]);
+    // Several changes before anybody is told: what counts is what each has.
+    world.apply([address("s", "3")].into());
+    world.apply([narrow("s", &["n2"], "3")].into());
+    world.apply([narrow("s", &["n1"], "2")].into());
+    assert_eq!(hear(&world), [(names(&["s"]), names(&[])), (names(&[]), names(&[]))]);
+    world.apply([narrow("s", &["n2"], "2")].into());
+    world.apply([narrow("s", &["n1", "n2"], "2")].into());
+    assert_eq!(hear(&world), [(names(&[]), names(&[])), (names(&["s"]), names(&[]))]);
+}
+
+#[test]
+fn a_client_that_comes_back_gives_up_what_it_may_not_see_any_more() {
+    let mut world = world([narrow("s", &["n1"], "1"), narrow("t", &["n1", "n2"], "1"), address("u", "1")]);
+    let mut one = Agent::of("n1", &world);
+    one.hears(&world);
+    world.apply([narrow("s", &["n2"], "1"), narrow("u", &["n1"], "1")].into());
+    one.session = resumed("n1", &one.client, &world);
+    assert_eq!(one.hears(&world), (names(&[]), names(&["s"])));
+    // And hears of what it kept.
+    world.apply([gone(Kind::Address, "t"), narrow("u", &["n2"], "1")].into());
+    assert_eq!(one.hears(&world), (names(&[]), names(&["t", "u"])));
+}
+
+#[test]
+fn a_resource_that_changes_hands_while_the_first_state_is_sent_is_told_once() {
+    let body = "x".repeat(RESPONSE_BYTES);
+    let many = ["a", "b", "c", "d"].map(|name| narrow(name, &["n1"], &format!("{name}{body}")));
+    let mut world = world(many);
+    let (mut session, mut client) = (agent("n1", &world), Client::default());
+    let first = session.next(&world).unwrap().unwrap();
+    assert_eq!(first.resources.len(), 1);
+    client.take(&mut session, &world, first);
+    // What it has and loses, what it would have had, and what it gets for the first time behind the scan and before it.
+    world.apply([narrow("a", &["n2"], "a"), narrow("c", &["n2"], "c"), narrow("aa", &["n1"], "1")].into());
+    world.apply([narrow("cc", &["n1"], "1")].into());
+    let taken = client.drain(&mut session, &world);
+    let removed: Vec<&String> = taken.iter().flat_map(|response| &response.removed).collect();
+    assert_eq!(removed, ["a"], "what it never had is not mentioned");
+    assert_eq!(client.names(Kind::Address), ["aa", "b", "cc", "d"]);
+    assert_eq!(client.resources_received, 5);
+}
+
+#[test]
+fn who_asks_by_name_is_told_of_what_its_node_is_told() {
+    let mut world = world([narrow("s", &["n2"], "1")]);
+    let mut session = Session::new(Some("n1".into()));
+    let mut client = Client::default();
+    let ask = Request { subscribe: vec!["/s".into(), "s".into()], ..Request::default() };
+    session.request(Kind::Address, ask, &world).unwrap();
+    assert_eq!(client.drain(&mut session, &world)[0].removed, ["/s", "s"], "for it there is none");
+    world.apply([narrow("s", &["n1"], "1")].into());
+    client.drain(&mut session, &world);
+    assert_eq!(client.names(Kind::Address), ["s"]);
+    world.apply([address("s", "1")].into());
+    assert!(client.drain(&mut session, &world).is_empty());
+    world.apply([narrow("s", &["n2"], "1")].into());
+    assert_eq!(client.drain(&mut session, &world)[0].removed, ["s"]);
+    world.apply([gone(Kind::Address, "s")].into());
+    assert!(client.drain(&mut session, &world).is_empty());
 }
 
 #[test]
@@ -316,6 +444,8 @@ fn nothing_is_said_before_the_world_is_known() {
 #[derive(Clone, Debug)]
 enum Step {
     Set(Kind, u8, u8, u8),
+    /// A large address, for the nodes of these bits.
+    Narrow(u8, u8, u8),
     Remove(Kind, u8),
     Send,
     Reconnect,
@@ -325,6 +455,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let kind = prop_oneof![Just(Kind::Address), Just(Kind::NodePod)];
     let step = prop_oneof![
         4 => (kind.clone(), 0..6_u8, 0..2_u8, any::<u8>()).prop_map(|(k, n, o, b)| Step::Set(k, n, o, b)),
+        4 => (0..6_u8, 0..4_u8, 0..4_u8).prop_map(|(n, o, b)| Step::Narrow(n, o, b)),
         2 => (kind, 0..6_u8).prop_map(|(k, n)| Step::Remove(k, n)),
         3 => Just(Step::Send),
         1 => Just(Step::Reconnect),
@@ -344,6 +475,11 @@ proptest! {
                 Step::Set(Kind::Address, name, _, body) => {
                     world.apply([address(&name.to_string(), &body.to_string())].into());
                 }
+                Step::Narrow(name, bits, body) => {
+                    let nodes: Vec<&str> = ["n0", "n1"].into_iter().filter(|node| bits & (1 << (node.as_bytes()[1] - b'0')) != 0).collect();
+                    let body = body.to_string().repeat(RESPONSE_BYTES);
+                    world.apply([narrow(&name.to_string(), &nodes, &body)].into());
+                }
                 Step::Set(_, name, node, body) => {
                     world.apply([pod(&name.to_string(), &format!("n{node}"), &body.to_string())].into());
                 }
@@ -362,7 +498,7 @@ proptest! {
         let wanted: HashMap<(Kind, String), String> = Kind::ALL
             .into_iter()
             .flat_map(|kind| world.after(kind, None).map(move |r| (kind, r)))
-            .filter(|(_, r)| r.node.as_deref().is_none_or(|node| node == "n0"))
+            .filter(|(_, r)| r.reach.includes(Some("n0")))
             .map(|(kind, r)| ((kind, r.name.to_string()), r.version_text()))
             .collect();
         prop_assert_eq!(&client.has, &wanted);
