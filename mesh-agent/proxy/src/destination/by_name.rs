@@ -296,8 +296,11 @@ async fn find(
         return Err(Unresolved::OtherName);
     }
     let addrs = CalledNames::addresses(worker, &name).await?;
+    // A service that the client does not see is to it an address as any other; this node need not even know of it.
+    let sight = snapshot.sight(live.pod.workload, &live.pod.name.namespace);
     let is_ours = |addr: IpAddr| {
-        live.pod.addrs.contains(&addr) || snapshot.service_at(addr, port, Protocol::Tcp).is_some()
+        let service = snapshot.service_at(addr, port, Protocol::Tcp);
+        live.pod.addrs.contains(&addr) || service.is_some_and(|(service, _)| sight.sees(service, port))
     };
     let mut servers: Vec<SocketAddr> = addrs
         .iter()
