@@ -20,6 +20,7 @@ mod failures;
 #[cfg(test)]
 mod fixtures;
 mod handover;
+mod hearing;
 pub(crate) mod http;
 mod identities;
 mod kubernetes;

@@ -2,7 +2,7 @@
 //!
 //! The runtime, the API server and the controller each know a part: where a pod's network namespace is and which addresses
 //! it got (CNI, or a look at the node's processes), whether it shall be meshed (the node's own watch), and how it is policed.
-//! A pod's first connect comes before the last of them is heard, so nothing here waits for anybody.
+//! A pod's first connect may come before the last of them is heard, so nothing here waits for anybody.
 //!
 //! Invariants:
 //! - What the node knows of a pod counts for the incarnation it was learnt of, and for no other.
@@ -181,6 +181,11 @@ fn entry<'a>(
         Entry::Occupied(known) => Some(known.into_mut()),
         Entry::Vacant(new) => Some(new.insert(Workload::clone(snapshot.workload(id)?))),
     }
+}
+
+/// Whether the source has told of a workload, and not only the node itself.
+pub fn is_heard(workload: &Workload) -> bool {
+    !workload.policies.iter().any(|name| (&*name.namespace, &*name.name) == UNHEARD)
 }
 
 /// A pod before the source has heard of it: who it is is known, so that it can call others; who may call it is not.

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - Only root may ask.
 //! - An ADD is answered when the pod's connects are redirected and its listeners open, or when it is known not to be meshed;
-//!   it waits for nobody but this agent and, for a pod that nobody has heard of, shortly for the API server.
+//!   it waits for nobody but this agent and, shortly, for the API server if nobody has heard of the pod, and for a controller that is
+//!   there ([`super::hearing`]).
 //! - What a client sends is bounded in size and time; one that fails ends alone.
 
 use std::{
@@ -24,7 +25,11 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{local::LocalKnowledge, shared::Shared};
+use super::{
+    hearing::{HEARD_WITHIN, Hearing},
+    local::LocalKnowledge,
+    shared::Shared,
+};
 use crate::{
     cni::protocol::{Answer, Attachment, ContainerRef, LINE_MAX, Request},
     report::report,
@@ -169,6 +174,7 @@ impl Door {
         // Before it is told, so that no answer is missed.
         let (mut facts, mut snapshots) = (self.local.facts(), self.shared.snapshots.clone());
         let mut outcomes = self.shared.outcomes();
+        let mut has_waited = false;
         let local = Arc::clone(&self.local);
         match spawn_blocking(move || local.attach(attachment)).await {
             Ok(Ok(())) => {}
@@ -190,6 +196,13 @@ impl Door {
                 Membership::Meshed(_) => {
                     let row = self.row(&name);
                     match judge(row.as_ref(), &netns, began.elapsed() >= ENROL_WITHIN) {
+                        Some(Answer::Enrolled) => match self.hearing(&name, has_waited, began.elapsed()) {
+                            true => return Answer::Enrolled,
+                            false => {
+                                has_waited = true;
+                                began + HEARD_WITHIN
+                            }
+                        },
                         Some(answer) => return answer,
                         None => began + ENROL_WITHIN,
                     }
@@ -202,6 +215,28 @@ impl Door {
                 () = sleep_until(give_up) => {}
             }
         }
+    }
+
+    /// Whether an enrolled pod may start, as far as the controller is concerned. Without one there is nothing to wait for.
+    fn hearing(&self, name: &Name, has_waited: bool, elapsed: Duration) -> bool {
+        let Some(link) = &self.shared.link else { return true };
+        let is_connected = link.borrow().connected;
+        let outcome = self.shared.outcome();
+        let is_heard = outcome.pods.iter().any(|row| row.is_heard() && row.is_of(name));
+        let Some(hearing) = Hearing::of(is_heard, is_connected, has_waited, elapsed) else { return false };
+        self.shared.hearings.count(hearing);
+        match hearing {
+            Hearing::AtOnce => {}
+            Hearing::Waited => {
+                tracing::debug!(pod = %name, ?elapsed, "a pod waited for the controller to tell of it")
+            }
+            Hearing::NotInTime | Hearing::LinkDown => tracing::info!(
+                pod = %name,
+                why = ?hearing,
+                "a pod starts before the controller told of it; services that only its like see may be unknown here for a while"
+            ),
+        }
+        true
     }
 
     /// A pod that neither the API server nor the controller has told of. The plugin would say the same if the agent were away.

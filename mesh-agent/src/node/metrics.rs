@@ -86,6 +86,11 @@ impl AgentMetrics {
         for (outcome, count) in self.shared.hand_overs.counts() {
             sample(&mut hand_overs, &[("outcome", outcome)], &ConstCounter::new(count))?;
         }
+        let help = "Pods that started, by whether the controller had told this node of them";
+        let mut hearings = family(encoder, "mesh_pod_starts", help, MetricType::Counter)?;
+        for (heard, count) in self.shared.hearings.counts() {
+            sample(&mut hearings, &[("heard", heard)], &ConstCounter::new(count))?;
+        }
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Instant};
 
 use mesh_core::{
     id::WorkloadId,
+    local::is_heard,
     plan::{ActualPod, LocalPods, Obstacle, PodConfig},
     snapshot::{Name, Snapshot},
 };
@@ -16,12 +17,23 @@ use crate::view::{PodState, PodView};
 pub(super) struct PodRow {
     view: PodView,
     retry_at: Option<Instant>,
+    is_heard: bool,
 }
 
 impl PodRow {
     /// Enrolment.
     pub(super) fn state(&self) -> PodState {
         self.view.state
+    }
+
+    /// Whether it is this pod's.
+    pub(super) fn is_of(&self, pod: &Name) -> bool {
+        *self.view.namespace == *pod.namespace && *self.view.name == *pod.name
+    }
+
+    /// Whether the source has told of it, so that what it needs is in the tables.
+    pub(super) fn is_heard(&self) -> bool {
+        self.is_heard
     }
 
     /// Whether nobody knows yet where it is.
@@ -51,7 +63,8 @@ pub(super) fn rows(
         .map(|config| {
             let served = actual.iter().find(|(_, is)| is.workload == config.workload && is.listening);
             let obstacle = conflicts.get(&config.name);
-            wanted_row(config, served, obstacle, failures, warnings.get(&config.workload))
+            let row = wanted_row(config, served, obstacle, failures, warnings.get(&config.workload));
+            PodRow { is_heard: snapshot.workload(config.workload).is_some_and(|pod| is_heard(pod)), ..row }
         })
         .collect();
     let blocked = snapshot.workloads().filter_map(|w| Some((w, local.blocked.get(&w.name)?)));
@@ -70,6 +83,7 @@ pub(super) fn rows(
             retry_in_s: None,
         },
         retry_at: None,
+        is_heard: is_heard(workload),
     }));
     rows.sort_by(|a, b| (&a.view.namespace, &a.view.name).cmp(&(&b.view.namespace, &b.view.name)));
     rows
@@ -105,6 +119,7 @@ fn wanted_row(
             retry_in_s: None,
         },
         retry_at: failure.map(|f| f.retry_at),
+        is_heard: false,
     }
 }
 

@@ -14,8 +14,9 @@ use mesh_redirect::{MapError, Node, Stats};
 use tokio::sync::watch;
 
 use super::{
-    beat::Beat, bridge::Bridge, direct::Direct, handover::HandOvers, identities::Identities, names::Departed,
-    readiness::Readiness, reconcile::Outcome, resolve::Resolved, revoke::Revocations,
+    beat::Beat, bridge::Bridge, direct::Direct, handover::HandOvers, hearing::Hearings,
+    identities::Identities, names::Departed, readiness::Readiness, reconcile::Outcome, resolve::Resolved,
+    revoke::Revocations,
 };
 
 /// The running parts and the latest findings.
@@ -49,6 +50,8 @@ pub(super) struct Shared {
     pub(super) revocations: Revocations,
     /// From agent to agent.
     pub(super) hand_overs: HandOvers,
+    /// What the controller had told of pods that started.
+    pub(super) hearings: Hearings,
 }
 
 /// What a [`Shared`] is made of.
@@ -108,6 +111,7 @@ impl Shared {
             direct: Mutex::new(direct),
             revocations: Revocations::default(),
             hand_overs: HandOvers::default(),
+            hearings: Hearings::default(),
         }
     }
 

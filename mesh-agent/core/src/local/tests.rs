@@ -128,6 +128,8 @@ fn a_pod_the_source_has_not_heard_of_is_enrolled_and_admits_nobody() {
     let wanted = local_pods(&world, NODE).wanted.remove(&workload(UID).id).unwrap();
     assert!(wanted.inbound_fail_closed);
     let dest = world.workload(workload(UID).id).unwrap();
+    assert!(!is_heard(dest));
+    assert!(is_heard(seen(&facts, &self::world(vec![workload(UID)])).workload(workload(UID).id).unwrap()));
     let addr = "10.0.0.9".parse().unwrap();
     for peer in [Peer::Kernel(WorkloadId(5)), Peer::Unauthenticated] {
         let attempt = Attempt { peer: &peer, source: "10.0.0.1".parse().ok(), destination: addr, port: 80 };
