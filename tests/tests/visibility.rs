@@ -1,16 +1,19 @@
 //! What clients see of the mesh, what happens to what they do not see, and which of several endpoints are near.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use mesh_tests::manifests::{NamespaceManifest, ServiceManifest};
-use mesh_tests::protocol::Serve;
-use mesh_tests::shop::TARGET_PORT;
+use mesh_tests::protocol::{DnsBy, Serve};
+use mesh_tests::runtime::Runtime;
+use mesh_tests::shop::{TARGET_PORT, security};
 use mesh_tests::tool::ServerOptions;
+use mesh_tests::world::NAMESERVER4;
 use mesh_tests::{
-    Agent, Failure, Place, Pod, Server, Shop, TestResult, eventually, hbone::everywhere, require_agent,
-    test_name,
+    Agent, Controller, ControllerSeat, Failure, Place, Pod, Server, Shop, TestResult, eventually,
+    hbone::everywhere, require_agent, test_name,
 };
+use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(8);
 
@@ -179,6 +182,173 @@ spec: {{egress: [{{hosts: [{hosts}]}}]}}
     settles(&near, vip.v4, Some("web"))?;
     sidecar("'./*', shop/web.shop.svc.cluster.local")?;
     settles(&far, vip.v4, Some("web"))?;
+    Ok(())
+}
+
+/// Node `a` with a server of the namespace `shop`, node `b` with a client of another, a controller and their agents.
+struct Scoped {
+    shop: Shop,
+    controller: Controller,
+    agents: Vec<Agent>,
+    web: Pod,
+    stranger: Pod,
+    _server: Server,
+}
+
+/// xDS name of the server's service.
+const WEB: &str = "shop/web.shop.svc.cluster.local";
+
+impl Scoped {
+    fn set(test: &str) -> Result<Self, Failure> {
+        let shop = Shop::open(test, &["a", "b"])?;
+        shop.world().manifests().apply(NamespaceManifest::meshed("other"))?;
+        let web = shop.pod("a", "web")?;
+        let stranger = shop.world().node("b")?.pod("other/client")?;
+        shop.world().manifests().apply(stranger.manifest().label("app", "client"))?;
+        let _server = shop.serve(&web)?;
+        let seat = ControllerSeat::new(shop.world())?;
+        let controller = seat.start(&[])?;
+        let mut agents = Vec::new();
+        for node in shop.world().nodes() {
+            let agent = node.agent().controller(&seat).start()?;
+            agent.wait_enrolled(&node.pods())?;
+            agents.push(agent);
+        }
+        Ok(Self { shop, controller, agents, web, stranger, _server })
+    }
+
+    /// Waits until the controller tells these nodes of the service, `None` is all, and the nodes know what they are told.
+    fn wait_told(&self, nodes: Option<&[&str]>) -> TestResult {
+        let full = |name: &&str| self.shop.world().node(name).map(|node| node.full_name().to_owned());
+        let wanted = match nodes {
+            Some(nodes) => json!(nodes.iter().map(full).collect::<Result<Vec<_>, _>>()?),
+            None => Value::Null,
+        };
+        let told = || -> Result<Option<Value>, Failure> {
+            let resources: Value = serde_json::from_str(&self.controller.get("/resources")?.1)?;
+            let mut rows = resources.as_array().into_iter().flatten();
+            Ok(rows.find(|row| row["name"] == WEB).map(|row| row["nodes"].clone()))
+        };
+        let wanted = Some(wanted);
+        eventually(SOON, told, |told| told.as_ref().is_ok_and(|told| *told == wanted))??;
+        for (agent, node) in self.agents.iter().zip(["a", "b"]) {
+            let is_told = nodes.is_none_or(|nodes| nodes.contains(&node));
+            let known = || agent.admin("/status").map(|status| status["snapshot"]["services"].as_u64());
+            let wanted = u64::from(is_told);
+            eventually(SOON, known, |known| matches!(known, Ok(Some(known)) if *known == wanted))??;
+        }
+        Ok(())
+    }
+
+    /// What a pod's resolver says of the service.
+    fn resolved(&self, client: &Pod) -> Vec<IpAddr> {
+        let resolver = SocketAddr::from((NAMESERVER4, 53));
+        let name = "web.shop.svc.cluster.local.";
+        let answer = client.tool().and_then(|tool| tool.dns(resolver, name, "A", DnsBy::ConnectedUdp));
+        answer.map(|answer| answer.addresses).unwrap_or_default()
+    }
+}
+
+#[test]
+fn b6_a_node_is_told_of_a_hidden_service_when_a_pod_comes_that_sees_it() -> TestResult {
+    require_agent!();
+    let scene = Scoped::set(test_name!())?;
+    let (shop, agents) = (&scene.shop, &scene.agents);
+    let own = |service: ServiceManifest| {
+        service.port("http", 80, TARGET_PORT).annotation("networking.istio.io/exportTo", ".")
+    };
+    let vip = shop.service_with("web", 80, own)?;
+    scene.wait_told(Some(&["a"]))?;
+    // As what is outside of the mesh: nobody else leads to the address here, as kube-proxy would.
+    settles(&scene.stranger, vip.v4, None)?;
+    assert!(scene.resolved(&scene.stranger).is_empty());
+    let explained = |to: &str| agents[1].meshctl(&["explain", "--from", "other/client", "--to", to]);
+    assert_ne!(explained("web.shop.svc.cluster.local:80")?["resolution"]["kind"], "mesh");
+    explained(&vip.v4.to_string())?;
+
+    let late = shop.pod("b", "late")?;
+    agents[1].wait_enrolled([&late])?;
+    scene.wait_told(Some(&["a", "b"]))?;
+    for addr in [vip.v4, vip.v6] {
+        settles(&late, addr, Some("web"))?;
+    }
+    assert_eq!(scene.resolved(&late), [vip.v4.ip()]);
+    let connection = late.tool()?.connect(vip.v4)?;
+    connection.who()?;
+    let rows = || security(&agents[1], late.at4(0).ip(), &scene.web);
+    eventually(SOON, rows, |rows| matches!(rows, Ok(rows) if *rows == ["mutual_tls"]))??;
+    drop(connection);
+    settles(&scene.stranger, vip.v4, None)?;
+
+    shop.world().manifests().delete("Pod", "shop", "late")?;
+    scene.wait_told(Some(&["a"]))?;
+    settles(&scene.stranger, vip.v4, None)?;
+    let open = ServiceManifest::new("shop", "web").cluster_ip(vip.v4.ip()).cluster_ip(vip.v6.ip());
+    shop.world().manifests().apply(open.port("http", 80, TARGET_PORT).selector("app", "web"))?;
+    scene.wait_told(None)?;
+    settles(&scene.stranger, vip.v4, Some("web"))?;
+    Ok(())
+}
+
+#[test]
+fn b7_a_node_is_not_told_of_what_the_sidecars_of_all_its_pods_leave_out() -> TestResult {
+    require_agent!();
+    let scene = Scoped::set(test_name!())?;
+    let shop = &scene.shop;
+    let vip = shop.service("web", 80)?;
+    scene.wait_told(None)?;
+    settles(&scene.stranger, vip.v4, Some("web"))?;
+    let sidecar = |hosts: &str| {
+        let text = format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: default, namespace: other}}
+spec: {{egress: [{{hosts: [{hosts}]}}]}}
+"
+        );
+        shop.world().manifests().apply_text("sidecar.yaml", &text)
+    };
+    sidecar("./*")?;
+    scene.wait_told(Some(&["a"]))?;
+    settles(&scene.stranger, vip.v4, None)?;
+    let late = shop.pod("b", "late")?;
+    scene.wait_told(Some(&["a", "b"]))?;
+    settles(&late, vip.v4, Some("web"))?;
+    settles(&scene.stranger, vip.v4, None)?;
+    sidecar("'./*', shop/*")?;
+    scene.wait_told(None)?;
+    settles(&scene.stranger, vip.v4, Some("web"))?;
+    Ok(())
+}
+
+#[test]
+fn b6_a_pods_first_connect_finds_what_only_its_namespace_sees() -> TestResult {
+    require_agent!();
+    let shop = Shop::open(test_name!(), &["a", "b"])?;
+    let web = shop.pod("a", "web")?;
+    let own = |service: ServiceManifest| {
+        service.port("http", 80, TARGET_PORT).annotation("networking.istio.io/exportTo", ".")
+    };
+    let vip = shop.service_with("web", 80, own)?;
+    let _server = shop.serve(&web)?;
+    let seat = ControllerSeat::new(shop.world())?;
+    let _controller = seat.start(&[])?;
+    let node = shop.world().node("b")?;
+    let runtime = Runtime::of(shop.world().directory(), node)?;
+    assert!(runtime.manage("install")?.starts_with("installed"));
+    let args = runtime.agent_args();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let _near = shop.world().node("a")?.agent().controller(&seat).start()?;
+    let agent = node.agent().controller(&seat).args(&args).start()?;
+    // The first of its namespace on this node.
+    let client = node.pod("shop/client")?;
+    let scheduled = client.manifest().with("/metadata/annotations", json!({})).port("http", TARGET_PORT);
+    shop.world().manifests().apply(scheduled.with("/status", json!({"phase": "Pending"})))?;
+    runtime.add(&client)?;
+    assert_eq!(client.tool()?.connect(vip.v4)?.who()?.server, "web");
+    let starts = agent.metric(&["mesh_pod_starts_total", "heard=\"at_once\""])?;
+    assert_eq!(starts, 1.0);
     Ok(())
 }
 
