@@ -19,6 +19,7 @@ mod explain;
 mod failures;
 #[cfg(test)]
 mod fixtures;
+mod forget;
 mod handover;
 mod hearing;
 pub(crate) mod http;

@@ -30,6 +30,7 @@ mod saying;
 pub mod shop;
 pub mod signals;
 pub mod tool;
+pub mod translation;
 pub mod verdict;
 pub mod waiting;
 pub mod web;

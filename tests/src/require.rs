@@ -57,6 +57,19 @@ macro_rules! require_nginx {
     };
 }
 
+/// Like [`require_root!`], and nftables must be installed.
+#[macro_export]
+macro_rules! require_nft {
+    () => {
+        $crate::require_root!();
+        if let Some(reason) = $crate::translation::nft_missing() {
+            assert!(!$crate::require::is_mandatory(), "MESH_TESTS_REQUIRE=1, but: {reason}");
+            eprintln!("SKIP {}: {reason}", $crate::test_name!());
+            return Ok(());
+        }
+    };
+}
+
 /// Like [`require_root!`], and Kubernetes' programs must be there.
 #[macro_export]
 macro_rules! require_api_server {

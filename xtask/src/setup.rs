@@ -99,6 +99,7 @@ const TOOLS: [Tool; 18] = [
         check: |_| on_path("nginx"),
     },
     Tool { name: "ip", need: Need::Netns, source: Source::Apt("iproute2"), check: |_| on_path("ip") },
+    Tool { name: "nft", need: Need::Netns, source: Source::Apt("nftables"), check: |_| on_path("nft") },
     Tool {
         name: "Go",
         need: Need::Kubernetes,
@@ -127,7 +128,6 @@ const TOOLS: [Tool; 18] = [
             if plugin.is_file() { Ok(()) } else { Err(format!("there is no {}", plugin.display())) }
         },
     },
-    Tool { name: "nft", need: Need::Kubernetes, source: Source::Apt("nftables"), check: |_| on_path("nft") },
     Tool {
         name: "qemu-system-x86_64",
         need: Need::Vm,

@@ -3,37 +3,25 @@
 //! Invariants:
 //! - A socket is closed only by its cookie: the kernel's lookup by addresses falls back to listeners, and closing one
 //!   of those would take an app off the network.
-//! - Every read has a time limit and every answer is checked against its length; a malformed one is an error.
+//! - Every answer is checked against its length; a malformed one is an error.
 //!
-//! Not here: which sockets matter (`direct.rs`).
+//! Not here: which sockets matter (`direct.rs`, `forget.rs`).
 
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-use nix::{
-    libc,
-    sys::{
-        socket::{
-            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
-            sockopt,
-        },
-        time::TimeVal,
-    },
+use nix::{libc, sys::socket::SockProtocol};
+
+use crate::{
+    netlink::{ALL, Netlink, ONE, attributes, malformed, put_attribute, u32_at},
+    netns::Netns,
 };
-
-use crate::netns::Netns;
-
-/// What a question may take; the kernel answers while it is asked, so this is for a broken kernel only.
-const ANSWER_LIMIT_S: i64 = 2;
-/// The largest part of a dump the kernel sends at once.
-const PART_MAX: usize = 64 * 1024;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-const HEADER: usize = 16;
 const REQUEST: usize = 56;
 const MESSAGE: usize = 72;
 const SOCKET_ID: usize = 48;
@@ -45,16 +33,16 @@ const ANSWER_INFO: u16 = 2;
 const ANSWER_STORAGES: u16 = 20;
 const STORAGE: u16 = 1;
 const STORAGE_VALUE: u16 = 3;
-/// Upper bits of an attribute's type are flags.
-const ATTRIBUTE_TYPE: u16 = 0x3fff;
 
 /// Offsets in `struct tcp_info`.
 const INFO_BYTES_ACKED: usize = 120;
 const INFO_BYTES_RECEIVED: usize = 128;
 
 const TCP_LISTEN: u8 = 10;
-/// Connections that carry, or may still carry, data: ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT.
-const LIVE_STATES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8;
+/// States of connections that carry, or may still carry, data: ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT.
+pub(crate) const LIVE_STATES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8;
+/// The same, and those that begin or whose end is not acknowledged: SYN_SENT, SYN_RECV, LAST_ACK, CLOSING.
+pub(crate) const OPEN_STATES: u32 = LIVE_STATES | 1 << 2 | 1 << 3 | 1 << 9 | 1 << 11;
 
 /// One socket, as the kernel names it: family, addresses, ports, interface, cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +115,8 @@ pub(crate) struct LiveSocket<'a> {
 /// What a dump shall contain beside the sockets' names.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted<'a> {
+    /// Of sockets in which states, as bits.
+    pub(crate) states: u32,
     /// A socket storage map.
     pub(crate) storage: BorrowedFd<'a>,
     /// Byte counts: takes each socket's lock for a moment.
@@ -135,10 +125,7 @@ pub(crate) struct Wanted<'a> {
 
 /// A way to ask about one namespace's sockets.
 #[derive(Debug)]
-pub(crate) struct Diag {
-    socket: OwnedFd,
-    sequence: u32,
-}
+pub(crate) struct Diag(Netlink);
 
 impl Diag {
     /// Asks about a pod's sockets. Blocking: a few microseconds inside the namespace.
@@ -148,17 +135,10 @@ impl Diag {
 
     /// Asks about the sockets of the calling thread's namespace.
     pub(crate) fn here() -> io::Result<Self> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            Some(SockProtocol::NetlinkSockDiag),
-        )?;
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_LIMIT_S, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        Netlink::here(SockProtocol::NetlinkSockDiag).map(Self)
     }
 
-    /// Calls `visit` for each live TCP socket of the namespace, of both families.
+    /// Calls `visit` for each TCP socket of the namespace in one of the wanted states, of both families.
     pub(crate) fn each(
         &mut self,
         wanted: Wanted<'_>,
@@ -166,13 +146,16 @@ impl Diag {
     ) -> io::Result<()> {
         for family in [libc::AF_INET, libc::AF_INET6] {
             let mut request = request(family as u8, if wanted.bytes { 1 << (ANSWER_INFO - 1) } else { 0 });
-            let map = (wanted.storage.as_raw_fd() as u32).to_ne_bytes();
-            let inner = attribute(REQUEST_STORAGE_MAP_FD, &map);
-            let attributes = attribute(REQUEST_STORAGES, &inner);
-            request[4..8].copy_from_slice(&LIVE_STATES.to_ne_bytes());
-            let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
-            self.ask(SOCK_DIAG_BY_FAMILY, flags, &request, &attributes)?;
-            self.answers(|message| {
+            request[4..8].copy_from_slice(&wanted.states.to_ne_bytes());
+            let mut map = Vec::new();
+            put_attribute(
+                &mut map,
+                REQUEST_STORAGE_MAP_FD,
+                &(wanted.storage.as_raw_fd() as u32).to_ne_bytes(),
+            );
+            let mut request = request.to_vec();
+            put_attribute(&mut request, REQUEST_STORAGES, &map);
+            self.0.ask(SOCK_DIAG_BY_FAMILY, ALL, &request, |message| {
                 visit(live_socket(message)?);
                 Ok(())
             })?;
@@ -185,9 +168,8 @@ impl Diag {
         let wanted = SocketId::between(local, remote);
         let mut request = request(wanted.family, 0);
         request[8..].copy_from_slice(&wanted.raw);
-        self.ask(SOCK_DIAG_BY_FAMILY, libc::NLM_F_REQUEST | libc::NLM_F_ACK, &request, &[])?;
         let mut found = None;
-        let answered = self.answers(|message| {
+        let answered = self.0.ask(SOCK_DIAG_BY_FAMILY, ONE, &request, |message| {
             let state = message.get(1).copied().ok_or_else(malformed)?;
             let id = live_socket(message)?.id;
             if state != TCP_LISTEN && id.local() == local && id.remote() == remote {
@@ -218,8 +200,7 @@ impl Diag {
     fn destroy(&mut self, id: &SocketId) -> io::Result<()> {
         let mut request = request(id.family, 0);
         request[8..].copy_from_slice(&id.raw);
-        self.ask(SOCK_DESTROY, libc::NLM_F_REQUEST | libc::NLM_F_ACK, &request, &[])?;
-        self.answers(|_| Ok(()))
+        self.0.ask(SOCK_DESTROY, ONE, &request, |_| Ok(()))
     }
 
     /// Whether this kernel can close connections at all (CONFIG_INET_DIAG_DESTROY, module tcp_diag).
@@ -230,50 +211,6 @@ impl Diag {
         id.raw[40..48].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0x80]);
         self.close(&id).map(drop)
     }
-
-    fn ask(&mut self, kind: u16, flags: i32, body: &[u8], attributes: &[u8]) -> io::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let len = HEADER + body.len() + attributes.len();
-        let mut message = Vec::with_capacity(len);
-        message.extend_from_slice(&(len as u32).to_ne_bytes());
-        message.extend_from_slice(&kind.to_ne_bytes());
-        message.extend_from_slice(&(flags as u16).to_ne_bytes());
-        message.extend_from_slice(&self.sequence.to_ne_bytes());
-        message.extend_from_slice(&0_u32.to_ne_bytes());
-        message.extend_from_slice(body);
-        message.extend_from_slice(attributes);
-        let sent = send(self.socket.as_raw_fd(), &message, MsgFlags::empty())?;
-        if sent == len { Ok(()) } else { Err(malformed()) }
-    }
-
-    /// Reads until the kernel says that it is done; the answers to earlier questions are skipped.
-    fn answers(&mut self, mut visit: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-        let mut buffer = vec![0; PART_MAX];
-        loop {
-            let len = recv(self.socket.as_fd().as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC)?;
-            let mut rest = buffer.get(..len).ok_or_else(malformed)?;
-            while rest.len() >= HEADER {
-                let len = u32_at(rest, 0) as usize;
-                let body = rest.get(HEADER..len).ok_or_else(malformed)?;
-                let (kind, sequence) = (u16::from_ne_bytes([rest[4], rest[5]]), u32_at(rest, 8));
-                rest = rest.get(aligned(len)..).unwrap_or_default();
-                if sequence != self.sequence {
-                    continue;
-                }
-                match i32::from(kind) {
-                    libc::NLMSG_DONE => return Ok(()),
-                    libc::NLMSG_ERROR if body.len() < 4 => return Err(malformed()),
-                    libc::NLMSG_ERROR => {
-                        return match u32_at(body, 0) as i32 {
-                            0 => Ok(()),
-                            error => Err(io::Error::from_raw_os_error(-error)),
-                        };
-                    }
-                    _ => visit(body)?,
-                }
-            }
-        }
-    }
 }
 
 /// `struct inet_diag_req_v2` without states and id.
@@ -283,16 +220,6 @@ fn request(family: u8, extensions: u8) -> [u8; REQUEST] {
     request[1] = libc::IPPROTO_TCP as u8;
     request[2] = extensions;
     request
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let len = 4 + value.len();
-    let mut bytes = Vec::with_capacity(aligned(len));
-    bytes.extend_from_slice(&(len as u16).to_ne_bytes());
-    bytes.extend_from_slice(&kind.to_ne_bytes());
-    bytes.extend_from_slice(value);
-    bytes.resize(aligned(len), 0);
-    bytes
 }
 
 fn live_socket(message: &[u8]) -> io::Result<LiveSocket<'_>> {
@@ -317,36 +244,11 @@ fn live_socket(message: &[u8]) -> io::Result<LiveSocket<'_>> {
     Ok(socket)
 }
 
-/// The attributes in `bytes`, up to the first that does not fit.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let (len, kind) = (bytes.get(0..2)?, bytes.get(2..4)?);
-        let len = usize::from(u16::from_ne_bytes([len[0], len[1]]));
-        let kind = u16::from_ne_bytes([kind[0], kind[1]]) & ATTRIBUTE_TYPE;
-        let value = bytes.get(4..len)?;
-        bytes = bytes.get(aligned(len)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-/// Netlink pads everything to four bytes.
-const fn aligned(len: usize) -> usize {
-    (len + 3) & !3
-}
-
 /// Callers have checked the length.
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[at..at + 8]);
     u64::from_ne_bytes(word)
-}
-
-fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "malformed answer of sock_diag")
 }
 
 #[cfg(test)]
@@ -365,17 +267,6 @@ mod tests {
             assert_eq!((id.local(), id.remote()), (local, remote));
             assert_eq!(id.cookie(), u64::MAX);
         }
-    }
-
-    #[test]
-    fn attributes_that_do_not_fit_end_the_walk() {
-        let mut bytes = attribute(7, &[1, 2, 3, 4, 5]);
-        bytes.extend(attribute(8 | 0x8000, &[9]));
-        let all: Vec<_> = attributes(&bytes).collect();
-        assert_eq!(all, [(7, &[1_u8, 2, 3, 4, 5][..]), (8, &[9][..])]);
-        assert_eq!(attributes(&bytes[..bytes.len() - 4]).count(), 1);
-        assert_eq!(attributes(&[2, 0, 1, 0]).count(), 0, "shorter than its own header");
-        assert_eq!(attributes(&[0, 0, 0, 0, 0, 0]).count(), 0);
     }
 
     #[test]

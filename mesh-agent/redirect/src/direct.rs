@@ -18,7 +18,7 @@ use mesh_core::{
 };
 
 use crate::{
-    diag::{Diag, LiveSocket, SocketId, Wanted},
+    diag::{Diag, LIVE_STATES, LiveSocket, SocketId, Wanted},
     netns::Netns,
     node::{Node, lock},
     stats::socket_addr,
@@ -95,7 +95,7 @@ impl Node {
             .map(|(pod, served)| (*pod, served.config.name.clone(), Arc::clone(served.sockets.netns())))
             .collect();
         let (mut found, mut errors) = (Vec::new(), Vec::new());
-        let wanted = Wanted { storage: self.maps.socks.as_fd(), bytes };
+        let wanted = Wanted { states: LIVE_STATES, storage: self.maps.socks.as_fd(), bytes };
         for (pod, name, netns) in pods {
             let listed = Diag::inside(&netns)
                 .and_then(|mut diag| diag.each(wanted, |socket| found.extend(direct(pod, &socket))));

@@ -25,7 +25,7 @@ use tokio::{
 
 use self::succession::{Aftermath, Outlook, certificates, hand_over, say_served};
 use super::{
-    Servers, events,
+    Servers, events, forget,
     handover::{Door, Successor, TakenOver},
     lock::{HAND_OVER, NodeLock},
     reconcile::{Outcome, Reconciler, Wanted},
@@ -111,6 +111,7 @@ impl Control {
                         events::follow(events, &shared),
                         follow_kernel_log(logger.as_mut()),
                         revoke::follow(&shared),
+                        forget::follow(&shared),
                         sweep(&shared)
                     );
                 };
@@ -233,6 +234,7 @@ async fn reconcile(
                 let retry_at = outcome.retry_at.map(Instant::from_std);
                 publish(shared, outcome);
                 shared.revocations.note_applied();
+                shared.forgetting.note_applied();
                 if !retired {
                     retired = true;
                     shared.kernel.retire_old_versions();

@@ -16,7 +16,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-use super::{edges, names::Names, shared::Shared};
+use super::{edges, forget::Figures, names::Names, shared::Shared};
 use crate::{
     report::report,
     view::{EdgeCountersView, PodState},
@@ -81,6 +81,15 @@ impl AgentMetrics {
         for (reason, count) in self.shared.revocations.closed() {
             sample(&mut closed, &[("reason", reason)], &ConstCounter::new(count))?;
         }
+        let Figures { deleted, left_out, open, failed } = self.shared.forgetting.figures();
+        let help = "Closed connections of before pods joined that the node forgot";
+        counter(encoder, "mesh_tracked_connections_forgotten", help, deleted)?;
+        let help = "Open connections of before pods joined, to be forgotten when they end";
+        gauge(encoder, "mesh_tracked_connections_watched", help, open as i64)?;
+        let help = "Open connections of before pods joined that are too many to be forgotten when they end";
+        counter(encoder, "mesh_tracked_connections_left_out", help, left_out)?;
+        let help = "Times that the node's table of tracked connections could not be read or changed";
+        counter(encoder, "mesh_tracked_connections_failures", help, failed)?;
         let help = "Times that the node went from one agent to another, by what this agent had to do with it";
         let mut hand_overs = family(encoder, "mesh_handovers", help, MetricType::Counter)?;
         for (outcome, count) in self.shared.hand_overs.counts() {

@@ -14,7 +14,7 @@ use mesh_redirect::{MapError, Node, Stats};
 use tokio::sync::watch;
 
 use super::{
-    beat::Beat, bridge::Bridge, direct::Direct, handover::HandOvers, hearing::Hearings,
+    beat::Beat, bridge::Bridge, direct::Direct, forget::Forgetting, handover::HandOvers, hearing::Hearings,
     identities::Identities, names::Departed, readiness::Readiness, reconcile::Outcome, resolve::Resolved,
     revoke::Revocations,
 };
@@ -48,6 +48,8 @@ pub(super) struct Shared {
     direct: Mutex<Direct>,
     /// Direct connections that policy ended.
     pub(super) revocations: Revocations,
+    /// Connections of before pods joined.
+    pub(super) forgetting: Forgetting,
     /// From agent to agent.
     pub(super) hand_overs: HandOvers,
     /// What the controller had told of pods that started.
@@ -110,6 +112,7 @@ impl Shared {
             metrics,
             direct: Mutex::new(direct),
             revocations: Revocations::default(),
+            forgetting: Forgetting::default(),
             hand_overs: HandOvers::default(),
             hearings: Hearings::default(),
         }
