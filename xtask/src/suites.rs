@@ -45,6 +45,7 @@ const AGENT_SUITES: [&str; 27] = [
     "config",
     "controller",
     "dns",
+    "gateway_api",
     "handover",
     "hbone",
     "hbone_adversary",
