@@ -36,7 +36,7 @@ pub(crate) enum Place {
 /// there. What their worlds need of a kernel (redirection, arrivals, tickets, tunnels between nodes, connections that a
 /// policy ends) is tested there by `arrivals`, `connect_shapes`, `crash`, `original_destination`, `policy_changes`, `trust`
 /// and others.
-const AGENT_SUITES: [&str; 27] = [
+const AGENT_SUITES: [&str; 29] = [
     "authorization_policy",
     "balance",
     "bookinfo",
@@ -44,6 +44,7 @@ const AGENT_SUITES: [&str; 27] = [
     "cni",
     "config",
     "controller",
+    "destination_rule",
     "dns",
     "gateway_api",
     "handover",
@@ -64,6 +65,7 @@ const AGENT_SUITES: [&str; 27] = [
     "scale",
     "service_entry",
     "streams",
+    "virtual_service",
     "visibility",
 ];
 
