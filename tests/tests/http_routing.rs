@@ -141,6 +141,17 @@ fn subsets_get_the_share_of_their_weight_and_a_change_holds_for_the_next_request
     // Thirty are expected; the bounds are more than four standard deviations away.
     assert!((8..=53).contains(&second), "{second} of 300");
     scene.route(&to(50, 50))?;
+    let second = |times: usize| -> Result<usize, Failure> {
+        let versions = (0..times).map(|_| scene.get("")).collect::<Result<Vec<_>, _>>()?;
+        assert!(versions.iter().all(|(status, _)| *status == 200), "{versions:?}");
+        Ok(versions.iter().filter(|(_, version)| version == "v2").count())
+    };
+    // Six and more of twenty are no accident at a tenth.
+    let seen = || second(20).map_err(|error| format!("{error:?}"));
+    eventually(SOON, seen, |second| second.as_ref().is_ok_and(|second| *second >= 6))?.ok();
+    let second = second(300)?;
+    // A hundred and fifty are expected; again more than four standard deviations.
+    assert!((112..=188).contains(&second), "{second} of 300");
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use mesh_tests::backends::serve_connect;
+use mesh_tests::shop::TARGET_PORT;
 use mesh_tests::web::messages::{Ask, Call, Called, Chat, Script, Told};
 use mesh_tests::web::{self, Nginx, WebScene};
 use mesh_tests::{Failure, Pod, Shop, TestResult, eventually, require_agent, require_nginx, test_name};
@@ -248,6 +250,21 @@ fn grpc_calls_of_all_shapes_pass_with_their_statuses() -> TestResult {
     Ok(())
 }
 
+/// Of two proxies, by a header; a third is not there.
+const TUNNELS: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: tunnels, namespace: shop}
+spec:
+  hosts: [one]
+  http:
+  - match: [{headers: {x-to: {exact: two}}}]
+    route: [{destination: {host: two}}]
+  - match: [{headers: {x-to: {exact: nobody}}}]
+    route: [{destination: {host: nobody}}]
+  - route: [{destination: {host: one}}]
+";
+
 #[test]
 fn websockets_talk_through_a_rule_and_tunnels_go_where_the_rule_says() -> TestResult {
     require_agent!();
@@ -261,6 +278,51 @@ fn websockets_talk_through_a_rule_and_tunnels_go_where_the_rule_says() -> TestRe
             assert_eq!(web::chat(&scene.client, &chat)?, messages, "{version}");
         }
     }
+    // Through an HTTP proxy to where the client says; which proxy, by the rule.
+    let shop = &scene.shop;
+    let mut proxies = Vec::new();
+    let mut vips = Vec::new();
+    for (node, name) in [("a", "one"), ("b", "two")] {
+        let pod = shop.world().node(node)?.pod(&format!("shop/{name}"))?;
+        let manifest = pod.manifest().label("nodemesh.dev/mesh", "none");
+        shop.world().manifests().apply(manifest.port("http", TARGET_PORT))?;
+        vips.push(shop.service(name, 3128)?);
+        proxies.push((serve_connect(&pod, TARGET_PORT)?, pod));
+    }
+    let target = shop.unmeshed_pod("a", "target")?;
+    let _target = shop.serve(&target)?;
+    scene.apply("tunnels.yaml", TUNNELS)?;
+    let to = target.at4(TARGET_PORT);
+    let tunnel = |header: &str| -> Result<String, Failure> {
+        let connection = scene.client.tool()?.connect(vips[0].v4)?;
+        connection.send(&format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{header}\r\n"))?;
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            let line = connection.recv_line()?;
+            if line.is_empty() {
+                break;
+            }
+            head += &line;
+        }
+        if !head.starts_with("HTTP/1.1 200 ") {
+            return Ok(head);
+        }
+        // Several words, each answered: who is there sees the proxy.
+        let first = connection.who()?;
+        let second = connection.who()?;
+        assert_eq!((&first.server, first.accepted_from), (&second.server, second.accepted_from));
+        let from = first.accepted_from.ip().to_canonical();
+        let proxy = proxies.iter().find(|(_, pod)| from == pod.ip4());
+        Ok(format!("{} by {}", first.server, proxy.map_or("nobody", |(_, pod)| pod.name())))
+    };
+    for (header, wanted) in [("", "target by one"), ("x-to: two\r\n", "target by two")] {
+        let seen = || tunnel(header).map_err(|error| format!("{error:?}"));
+        drop(eventually(SOON, seen, |seen| seen.as_deref() == Ok(wanted))?);
+    }
+    // Nobody to tunnel through.
+    let refused = tunnel("x-to: nobody\r\n")?;
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+
     // No rule for a server that does not switch: its answer is passed on.
     let refused = scene.ask(
         Ask::get("web", "/")

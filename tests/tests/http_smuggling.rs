@@ -181,3 +181,68 @@ fn abuse_of_http_2_ends_its_connection_and_nothing_else() -> TestResult {
     assert!(seen <= most, "{seen}");
     Ok(())
 }
+
+/// Memory of the client's agent, in bytes.
+fn memory(scene: &WebScene) -> Result<u64, Failure> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", scene.agents[0].pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    Ok(kilobytes.ok_or_else(|| anyhow::anyhow!("no VmRSS"))? << 10)
+}
+
+/// What an agent's memory may grow by for streams that stall; their answers are eighty times as much.
+const GROWTH_MAX: u64 = 32 << 20;
+
+#[test]
+fn heads_that_never_end_and_answers_that_nobody_takes_do_not_fill_the_agent() -> TestResult {
+    require_agent!();
+    let scene = WebScene::set(test_name!())?;
+    scene.route(RULES)?;
+    had(&scene, "/stalled")?;
+    let get = fields(&GET);
+    let piece = frame(CONTINUATION, 0, 1, &fields(&[("a", &"x".repeat(100))]).repeat(20));
+    let endless = HELLO.to_owned() + &frame(HEADERS, END_STREAM, 1, &get) + &piece.repeat(400);
+    let all =
+        || -> Result<f64, Failure> { Ok(refused(&scene, "h2_flood")? + refused(&scene, "head_too_large")?) };
+    let flood = || -> TestResult {
+        let before = all()?;
+        let connection = scene.client.tool()?.connect(scene.vip.v4)?;
+        // It is ended before everything is sent.
+        connection.send(&endless).ok();
+        eventually(SOON, || all().unwrap_or(0.0), |count| *count == before + 1.0)?;
+        Ok(())
+    };
+    flood()?;
+    let before = memory(&scene)?;
+    const HEADS: u64 = 10;
+    for _ in 0..HEADS {
+        flood()?;
+    }
+    let grown = memory(&scene)?.saturating_sub(before);
+    // Half of what was sent.
+    let most = HEADS / 2 * u64::try_from(endless.len())?;
+    assert!(grown < most, "{grown} bytes after {HEADS} heads of {} bytes", endless.len());
+
+    // Streams whose windows are of no byte (SETTINGS 4), each with an answer of 50 MB.
+    const STALLED: usize = 50;
+    let settings = frame(4, 0, 0, "\0\x04\0\0\0\0");
+    let mut asks = HELLO.replace("\0\0\0\x04\0\0\0\0\0", &settings);
+    assert!(asks.ends_with(&settings), "{asks:?}");
+    let large =
+        GET.map(|(name, value)| (name, if name == ":path" { "/stalled?bytes=50000000" } else { value }));
+    for stream in streams().take(STALLED) {
+        asks += &frame(HEADERS, END_HEADERS | END_STREAM, stream, &fields(&large));
+    }
+    let connection = scene.client.tool()?.connect(scene.vip.v4)?;
+    connection.send(&asks)?;
+    eventually(SOON, || had(&scene, "/stalled").unwrap_or(0), |seen| *seen == STALLED as u64)?;
+    // As long as they stall others are served, and nothing more is taken from the servers.
+    for _ in 0..50 {
+        assert_eq!(scene.ask(Ask::get("web", "/others"))?.status, 200);
+        let grown = memory(&scene)?.saturating_sub(before);
+        assert!(grown < GROWTH_MAX, "{grown} bytes with {STALLED} streams that stall");
+    }
+    drop(connection);
+    assert_eq!(scene.ask(Ask::get("web", "/after"))?.status, 200);
+    Ok(())
+}
