@@ -36,7 +36,7 @@ pub(crate) enum Place {
 /// there. What their worlds need of a kernel (redirection, arrivals, tickets, tunnels between nodes, connections that a
 /// policy ends) is tested there by `arrivals`, `connect_shapes`, `crash`, `original_destination`, `policy_changes`, `trust`
 /// and others.
-const AGENT_SUITES: [&str; 29] = [
+const AGENT_SUITES: [&str; 30] = [
     "authorization_policy",
     "balance",
     "bookinfo",

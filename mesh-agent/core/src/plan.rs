@@ -15,6 +15,7 @@ use crate::{
     id::{WorkloadId, hash},
     policy,
     route::{scope::OutboundPolicy, sight::sight_kind},
+    slots::routed_by_name,
     snapshot::{Name, Snapshot, Workload},
 };
 
@@ -82,10 +83,13 @@ impl PodConfig {
             let parts: Vec<&str> = [what, &of].into_iter().chain(addrs.iter().map(String::as_str)).collect();
             hash(&parts)
         };
-        // A verdict lets connections past the agent, where nobody counts them.
-        let limits = snapshot.counted_ports(workload);
+        // A verdict lets connections past the agent, where nobody counts or routes them.
+        let (limits, routed) = (snapshot.counted_ports(workload), routed_by_name(snapshot, workload));
         let policy = workload.policy_hash.to_string();
-        let judged = if limits.is_empty() { policy } else { format!("{policy} {limits:?}") };
+        let judged = match limits.is_empty() && routed.is_empty() {
+            true => policy,
+            false => format!("{policy} {limits:?} {routed:?}"),
+        };
         let policy_hash = with_addrs("policy", judged);
         let identity_hash = with_addrs("identity", workload.identity().to_string());
         let inbound_fail_closed = policy::fail_closed_inbound_default(snapshot, workload);

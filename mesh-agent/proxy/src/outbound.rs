@@ -17,6 +17,7 @@ use std::{net::SocketAddr, os::fd::AsFd, rc::Rc, sync::Arc, time::Duration};
 use mesh_core::{
     policy::{Peer, Verdict, transport},
     route::cluster::ConnectionPool,
+    slots::routed_by_name,
     snapshot::{Service, Snapshot, Workload},
 };
 use tokio::time::{Instant, timeout_at};
@@ -372,9 +373,12 @@ fn admit_local(
     log_dry_run(worker, live, &judgement);
     let verdict = judgement.verdict;
     let pool = snapshot.inbound_pool(workload, choice.addr.port());
-    // With a verdict connections would go past the agent, where nobody counts them.
-    let is_counted = pool.is_some_and(ConnectionPool::is_counted);
-    if !(is_counted && verdict.is_allow()) {
+    // With a verdict connections would go past the agent, where nobody counts or routes them.
+    let is_watched = || {
+        pool.is_some_and(ConnectionPool::is_counted)
+            || routed_by_name(&snapshot, workload).contains(&choice.addr.port())
+    };
+    if !(verdict.is_allow() && is_watched()) {
         worker.kernel().put_verdict(
             &live.pod,
             VerdictEntry {

@@ -7,10 +7,10 @@ use crate::{
     mode::{Mode, PortModes},
     route::{
         Routes,
-        cluster::ConnectionPool,
-        scope::{Audience, InboundPools, SidecarScope},
+        cluster::{Cluster, ClusterKey, ConnectionPool, TrafficPolicy},
+        scope::{Audience, InboundPools, Scoped, SidecarScope},
     },
-    snapshot::{Parts, PodSettings, Protocol, Service, ServicePort},
+    snapshot::{Endpoint, Parts, PodSettings, Protocol, Service, ServicePort},
 };
 
 fn meshed(name: &str) -> Workload {
@@ -137,6 +137,40 @@ fn s45_verdicts_are_void_when_the_connections_to_a_pod_come_to_be_counted() {
     assert_eq!(hash(None, 80), plain, "nothing is counted");
     assert_ne!(hash(Some(1), 80), plain);
     assert_ne!(hash(Some(1), 80), hash(Some(2), 80));
+}
+
+#[test]
+fn verdicts_are_void_when_a_service_without_an_address_comes_to_be_routed_to_a_pod() {
+    let hash = |vips: &[IpAddr], ruled: bool| {
+        let web = meshed("web");
+        let mut service = Service::named(Name::new(web.name.namespace.clone(), "pods"));
+        service.vips = vips.to_vec();
+        let endpoint = Endpoint {
+            addr: web.addrs[0],
+            port: 8080,
+            workload: Some(web.id),
+            ready: true,
+            hostname: None,
+            traits: None,
+        };
+        service.ports = vec![ServicePort {
+            name: "http".into(),
+            port: 80,
+            protocol: Protocol::Tcp,
+            app_protocol: None,
+            endpoints: vec![endpoint],
+        }];
+        let key = ClusterKey { service: service.name.clone(), port: 80, subset: None };
+        let cluster = Cluster { origin: None, labels: BTreeMap::new(), policy: TrafficPolicy::default() };
+        let clusters = ruled.then(|| (key, Scoped::everywhere(Arc::new(cluster)))).into_iter().collect();
+        let routes = Arc::new(Routes { clusters, ..Routes::default() });
+        let world = Snapshot::new(1, Parts { services: vec![Arc::new(service)], routes, ..Parts::default() });
+        PodConfig::of(&world, &web).unwrap().policy_hash
+    };
+    let plain = hash(&[], false);
+    assert_ne!(hash(&[], true), plain);
+    // The kernel knows what is meant by an address of a service.
+    assert_eq!(hash(&[[10, 96, 0, 1].into()], true), plain);
 }
 
 #[test]

@@ -207,7 +207,7 @@ impl Snapshot {
 }
 
 /// The ports of a workload that a service's port leads to.
-fn leads_to<'a>(port: &'a ServicePort, server: &'a Workload) -> impl Iterator<Item = u16> + 'a {
+pub(crate) fn leads_to<'a>(port: &'a ServicePort, server: &'a Workload) -> impl Iterator<Item = u16> + 'a {
     let of = |endpoint: &&Endpoint| match endpoint.workload {
         Some(id) => id == server.id,
         None => server.addrs.contains(&endpoint.addr),
