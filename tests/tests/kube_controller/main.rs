@@ -287,7 +287,8 @@ fn an_authority_that_is_plugged_in_signs_from_the_start_and_is_announced_when_it
     eventually(SOON, published, |roots| *roots == 1)?;
     scene.plug_in(&Authority::root("of another company")?)?;
     eventually(SOON, published, |roots| *roots == 2)?;
-    let granted = request_certificate_here(controller.xds(), &trust, &token, &csr)?;
+    let another = request_for(&["spiffe://cluster.local/ns/shop/sa/till"])?;
+    let granted = request_certificate_here(controller.xds(), &trust, &token, &another)?;
     assert_eq!(granted.status, 0, "until all have heard of the new one the old one signs: {granted:?}");
     Ok(())
 }
