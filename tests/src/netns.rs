@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -58,7 +60,7 @@ impl NetNs {
     pub fn create(name: &str) -> Result<Self, NetNsError> {
         let failed = |doing| move |source| NetNsError::Call { doing, name: name.to_owned(), source };
         let path = Path::new(DIRECTORY).join(name);
-        fs::create_dir_all(DIRECTORY).map_err(failed("name"))?;
+        mount_directory().map_err(failed("name"))?;
         File::create_new(&path).map_err(failed("name"))?;
         // `unshare` changes the calling thread for good, so it is a thread of its own.
         let made = std::thread::scope(|scope| {
@@ -185,10 +187,28 @@ impl Drop for NetNs {
     }
 }
 
+/// Makes the place of names a mount of its own, as `ip netns` and container runtimes do. Were it left to them, theirs would come to lie
+/// over the names that are there by then, which nobody could remove any more.
+fn mount_directory() -> io::Result<()> {
+    fs::create_dir_all(DIRECTORY)?;
+    // As `ip` does it: of several at a time one mounts.
+    let directory =
+        Flock::lock(File::open(DIRECTORY)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    let none = None::<&str>;
+    let shared = || mount(none, DIRECTORY, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none);
+    // EINVAL: it is no mount yet.
+    if shared() == Err(Errno::EINVAL) {
+        mount(Some(DIRECTORY), DIRECTORY, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
+        shared()?;
+    }
+    drop(directory);
+    Ok(())
+}
+
 /// Unmount and delete a name under `/run/netns`.
 pub(crate) fn remove_name(path: &Path) {
     if let Err(error) = umount2(path, MntFlags::MNT_DETACH)
-        && error != nix::errno::Errno::EINVAL
+        && error != Errno::EINVAL
     {
         say(&format!("cannot unmount {}: {error}", path.display()));
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use serde_json::Value;
 
 use crate::agent::{Agent, AgentError};
+use crate::controller::ControllerSeat;
 use crate::manifests::{
     ManifestError, MtlsMode, NamespaceManifest, PeerAuthenticationManifest, ServiceManifest,
 };
@@ -162,6 +163,20 @@ impl Shop {
             self.world.nodes().map(|node| node.agent().launch()).collect::<Result<_, _>>()?;
         for agent in &agents {
             agent.wait_ready()?;
+        }
+        Ok(agents)
+    }
+
+    /// An agent of this controller on every node, with all of its pods enrolled.
+    ///
+    /// # Errors
+    /// When one does not become ready, or a pod is not enrolled.
+    pub fn start_agents_of(&self, seat: &ControllerSeat) -> Result<Vec<Agent>, AgentError> {
+        let mut agents = Vec::new();
+        for node in self.world.nodes() {
+            let agent = node.agent().controller(seat).start()?;
+            agent.wait_enrolled(&node.pods())?;
+            agents.push(agent);
         }
         Ok(agents)
     }

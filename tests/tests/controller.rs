@@ -38,12 +38,7 @@ impl Scene {
         let _servers = vec![shop.serve(&near)?, shop.serve(&far)?];
         let seat = ControllerSeat::new(shop.world())?;
         let controller = seat.start(&[])?;
-        let mut agents = Vec::new();
-        for node in shop.world().nodes() {
-            let agent = node.agent().controller(&seat).start()?;
-            agent.wait_enrolled(&node.pods())?;
-            agents.push(agent);
-        }
+        let agents = shop.start_agents_of(&seat)?;
         Ok(Self { shop, seat, controller, agents, client, near, far, outsider, _servers })
     }
 

@@ -208,12 +208,7 @@ impl Scoped {
         let _server = shop.serve(&web)?;
         let seat = ControllerSeat::new(shop.world())?;
         let controller = seat.start(&[])?;
-        let mut agents = Vec::new();
-        for node in shop.world().nodes() {
-            let agent = node.agent().controller(&seat).start()?;
-            agent.wait_enrolled(&node.pods())?;
-            agents.push(agent);
-        }
+        let agents = shop.start_agents_of(&seat)?;
         Ok(Self { shop, controller, agents, web, stranger, _server })
     }
 

@@ -15,7 +15,6 @@ use crate::{
     id::{WorkloadId, hash},
     policy,
     route::{scope::OutboundPolicy, sight::sight_kind},
-    slots::routed_by_name,
     snapshot::{Name, Snapshot, Workload},
 };
 
@@ -84,7 +83,7 @@ impl PodConfig {
             hash(&parts)
         };
         // A verdict lets connections past the agent, where nobody counts or routes them.
-        let (limits, routed) = (snapshot.counted_ports(workload), routed_by_name(snapshot, workload));
+        let (limits, routed) = (snapshot.counted_ports(workload), snapshot.ports_routed_by_name(workload));
         let policy = workload.policy_hash.to_string();
         let judged = match limits.is_empty() && routed.is_empty() {
             true => policy,

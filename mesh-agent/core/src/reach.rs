@@ -71,21 +71,14 @@ impl Reach {
 
     /// Whoever one of these includes.
     pub fn union<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
-        let mut first: Option<&Self> = None;
-        let mut more: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut union: BTreeSet<Arc<str>> = BTreeSet::new();
         for reach in all {
-            match (reach, first) {
-                (Self::Everyone, _) => return Self::Everyone,
-                (Self::Nodes(_), None) => first = Some(reach),
-                (Self::Nodes(_), Some(known)) if known == reach => {}
-                (Self::Nodes(nodes), Some(_)) => more.extend(nodes.iter().cloned()),
+            match reach {
+                Self::Everyone => return Self::Everyone,
+                Self::Nodes(nodes) => union.extend(nodes.iter().cloned()),
             }
         }
-        let first = first.and_then(Self::names).unwrap_or_default();
-        match more.is_empty() {
-            true => Self::Nodes(first.into()),
-            false => Self::nodes(more.into_iter().chain(first.iter().cloned())),
-        }
+        Self::nodes(union)
     }
 }
 

@@ -23,7 +23,6 @@ use crate::{
         cluster::ClusterKey,
         defaults::Distribution,
         protocol::AppProtocol,
-        scope::leads_to,
         sight::{Sight, sight_kind},
     },
     snapshot::{Endpoint, Protocol, Resolution, Service, ServicePort, Snapshot, Workload},
@@ -213,22 +212,6 @@ pub fn is_routed(snapshot: &Snapshot, service: &Service, port: u16) -> bool {
     }
     let host = snapshot.host_of(service);
     routes.http(&host, port).is_some() || routes.stream(&host, port).is_some()
-}
-
-/// Ports of a workload at which it is dialled for services that have no address of their own and are routed. Which service is meant only
-/// the request says, so that no connection to them may go past the agent.
-pub fn routed_by_name(snapshot: &Snapshot, server: &Workload) -> BTreeSet<u16> {
-    if snapshot.routes().is_empty() {
-        return BTreeSet::new();
-    }
-    // Services lead to pods of their own namespace only.
-    let headless = snapshot.services_in(&server.name.namespace).filter(|service| service.vips.is_empty());
-    let ports = headless.flat_map(|service| {
-        let is_watched =
-            |port: &&ServicePort| port.protocol == Protocol::Tcp && is_routed(snapshot, service, port.port);
-        service.ports.iter().filter(is_watched)
-    });
-    ports.flat_map(|port| leads_to(port, server)).collect()
 }
 
 /// Whether the agent has something to say to clients of a routed port that has no endpoint: a response where requests are looked at,

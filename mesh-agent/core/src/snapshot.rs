@@ -375,6 +375,8 @@ pub struct Snapshot {
     pub(crate) counts_requests_of_sidecars: bool,
     /// Services, with a port, that are told by name or network alone and that something is said about.
     unlisted: Arc<[(Name, u16)]>,
+    /// Services without an address of their own, with a port that something is said about.
+    routed_by_name: Arc<[(Name, u16)]>,
     mesh: Arc<Mesh>,
 }
 
@@ -437,6 +439,7 @@ impl Snapshot {
                 .values()
                 .any(|scope| scope.inbound.limits_requests()),
             unlisted: Arc::default(),
+            routed_by_name: Arc::default(),
             credentials: Arc::new(
                 credentials.into_iter().map(|c| ((Arc::clone(&c.node), c.name.clone()), c)).collect(),
             ),
@@ -444,6 +447,7 @@ impl Snapshot {
             mesh,
         };
         snapshot.unlisted = snapshot.find_unlisted().collect();
+        snapshot.routed_by_name = snapshot.find_routed_by_name().collect();
         snapshot
     }
 

@@ -16,9 +16,10 @@ use std::{
 };
 
 use mesh_core::{
+    identity::Identity,
     policy,
     route::cluster::{ClientTls, ClientTlsMode, ConnectTunnel, ProxyProtocol, TrafficPolicy},
-    snapshot::Workload,
+    snapshot::{Snapshot, Workload},
 };
 use mesh_identity::PeerError;
 use tokio::{
@@ -175,7 +176,7 @@ fn ready(worker: &Worker, live: &Live, tls: &ClientTls, inside: Inside) -> Resul
     let snapshot = worker.snapshot();
     if tls.mode == ClientTlsMode::IstioMutual {
         let unknown = || SetupError::NoOwnCertificate("the pod is not in the snapshot".to_owned());
-        let own = snapshot.workload(live.pod.workload).ok_or_else(unknown)?.identity();
+        let own = own_identity(&snapshot, live).ok_or_else(unknown)?;
         let config = worker.shared().certificates.client_of_workload(&own, &tls.subject_alt_names);
         let config = config.map_err(|error| SetupError::NoOwnCertificate(error.to_string()))?;
         // Counted ones are far below any address; one that is used again is of the same pod and policy.
@@ -185,9 +186,14 @@ fn ready(worker: &Worker, live: &Live, tls: &ClientTls, inside: Inside) -> Resul
     worker.shared().origination.ready(tls, inside, credential)
 }
 
+/// Who a connection's pod is.
+fn own_identity(snapshot: &Snapshot, live: &Live) -> Option<Identity> {
+    snapshot.workload(live.pod.workload).map(|own| own.identity())
+}
+
 /// Waits for the certificate of a connection's pod, if it is only being fetched.
 async fn own_certificate(worker: &Worker, live: &Live, deadline: Instant) {
-    let Some(own) = worker.snapshot().workload(live.pod.workload).map(|own| own.identity()) else { return };
+    let Some(own) = own_identity(&worker.snapshot(), live) else { return };
     // Whoever uses it says why there is none.
     worker.shared().certificates.wait_for(&own, deadline).await.ok();
 }

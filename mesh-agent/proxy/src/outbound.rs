@@ -17,7 +17,6 @@ use std::{net::SocketAddr, os::fd::AsFd, rc::Rc, sync::Arc, time::Duration};
 use mesh_core::{
     policy::{Peer, Verdict, transport},
     route::cluster::ConnectionPool,
-    slots::routed_by_name,
     snapshot::{Service, Snapshot, Workload},
 };
 use tokio::time::{Instant, timeout_at};
@@ -376,7 +375,7 @@ fn admit_local(
     // With a verdict connections would go past the agent, where nobody counts or routes them.
     let is_watched = || {
         pool.is_some_and(ConnectionPool::is_counted)
-            || routed_by_name(&snapshot, workload).contains(&choice.addr.port())
+            || snapshot.ports_routed_by_name(workload).contains(&choice.addr.port())
     };
     if !(verdict.is_allow() && is_watched()) {
         worker.kernel().put_verdict(

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::{route::Origin, snapshot::Snapshot};
+use mesh_core::{
+    route::{Origin, scope::Scoped},
+    snapshot::Snapshot,
+};
 use mesh_identity::Certificates;
 use socket2::SockRef;
 use tokio::{
@@ -343,11 +346,7 @@ impl Proxy {
     /// Policies whose settings for TLS were wanted by connections and cannot be used as their files are now, by where they are written.
     /// Reads files.
     pub fn unusable_tls(&self, snapshot: &Snapshot) -> Vec<UnusableTls> {
-        let clusters = snapshot.routes().clusters.values().flat_map(|scoped| {
-            let by_namespace = scoped.by_namespace.values();
-            let own = by_namespace.flat_map(|own| own.selected.iter().map(|(_, one)| one).chain(&own.all));
-            scoped.default.iter().chain(own)
-        });
+        let clusters = snapshot.routes().clusters.values().flat_map(Scoped::values);
         let wanted = clusters.filter_map(|cluster| {
             let tls = cluster.policy.tls.as_ref().filter(|tls| is_wanted(tls, None))?;
             Some((cluster.origin.clone()?, tls))

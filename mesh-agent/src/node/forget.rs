@@ -164,7 +164,7 @@ impl Plan {
         Some(self.rest_until.map_or(next, |rest| next.max(rest)))
     }
 
-    /// The pods to search for now; none: it is time for a look.
+    /// The pods whose search is due; none: a look is.
     fn take(&mut self, now: Instant) -> BTreeSet<u32> {
         let due = self.pods.iter_mut().filter(|(_, pod)| search_at(pod).is_some_and(|at| at <= now));
         due.map(|(pod, (_, searches))| {

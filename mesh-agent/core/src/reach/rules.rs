@@ -12,7 +12,7 @@ use std::{
 use crate::{
     route::{
         Routes,
-        http::{Action, Backend, WeightedBackend},
+        http::{Action, Backend},
         lookup::suffixes,
         scope::{Scoped, SidecarScope},
     },
@@ -154,29 +154,17 @@ impl Rules {
 
 /// Every service that a rule may lead somebody to.
 fn destinations(routes: &Routes) -> BTreeSet<Name> {
-    fn values<T>(scoped: &Scoped<T>) -> impl Iterator<Item = &Arc<T>> {
-        let own = scoped.by_namespace.values();
-        scoped.default.iter().chain(own.flat_map(|own| own.selected.iter().map(|(_, v)| v).chain(&own.all)))
-    }
-    fn forwards(action: &Action) -> &[WeightedBackend] {
-        match action {
-            Action::Forward(backends) => backends,
-            Action::Redirect(_) | Action::Respond { .. } | Action::Passthrough => &[],
-        }
-    }
     let mut services = BTreeSet::new();
     let mut add = |backend: &Backend| match backend {
         Backend::Cluster(key) => drop(services.insert(key.service.clone())),
         Backend::Broken { .. } => {}
     };
-    for table in routes.http.values().flat_map(values) {
-        forwards(&table.unmatched).iter().for_each(|weighted| add(&weighted.backend));
-        for rule in &table.rules {
-            forwards(&rule.action).iter().for_each(|weighted| add(&weighted.backend));
-            rule.mirrors.iter().for_each(|mirror| add(&mirror.backend));
-        }
+    for table in routes.http.values().flat_map(Scoped::values) {
+        let actions = table.rules.iter().map(|rule| &rule.action).chain([&table.unmatched]);
+        actions.filter_map(Action::backends).flatten().for_each(|weighted| add(&weighted.backend));
+        table.rules.iter().flat_map(|rule| &rule.mirrors).for_each(|mirror| add(&mirror.backend));
     }
-    for table in routes.streams.values().flat_map(values) {
+    for table in routes.streams.values().flat_map(Scoped::values) {
         for rule in table.tls.iter().chain(&table.tcp) {
             rule.backends.iter().for_each(|weighted| add(&weighted.backend));
         }

@@ -88,6 +88,16 @@ pub enum Action {
     Passthrough,
 }
 
+impl Action {
+    /// Where a request may be forwarded to, if it is.
+    pub fn backends(&self) -> Option<&[WeightedBackend]> {
+        match self {
+            Self::Forward(backends) => Some(backends),
+            Self::Redirect(_) | Self::Respond { .. } | Self::Passthrough => None,
+        }
+    }
+}
+
 /// One of several backends.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct WeightedBackend {

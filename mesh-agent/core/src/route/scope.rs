@@ -51,6 +51,13 @@ impl<T> Scoped<T> {
         let selected = own.selected.iter().find(|(selector, _)| selects(selector));
         selected.map(|(_, value)| value).or(own.all.as_ref())
     }
+
+    /// All that some client sees.
+    pub fn values(&self) -> impl Iterator<Item = &Arc<T>> {
+        let own = self.by_namespace.values();
+        let own = own.flat_map(|own| own.selected.iter().map(|(_, value)| value).chain(&own.all));
+        self.default.iter().chain(own)
+    }
 }
 
 /// The namespaces that see something (`exportTo`).
@@ -138,11 +145,8 @@ impl Counted {
 impl Routes {
     /// Destinations of which a DestinationRule limits the requests, for some client at least: their servers count them too.
     pub(crate) fn limited_by_request(&self) -> impl Iterator<Item = &ClusterKey> {
-        let limits = |scoped: &Scoped<Cluster>| {
-            let own = scoped.by_namespace.values();
-            let own = own.flat_map(|own| own.selected.iter().map(|(_, cluster)| cluster).chain(&own.all));
-            scoped.default.iter().chain(own).any(|cluster| cluster.policy.pool.limits_requests())
-        };
+        let limits =
+            |scoped: &Scoped<Cluster>| scoped.values().any(|cluster| cluster.policy.pool.limits_requests());
         self.clusters
             .iter()
             .filter(move |(key, scoped)| key.subset.is_none() && limits(scoped))

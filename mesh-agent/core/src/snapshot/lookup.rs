@@ -4,6 +4,7 @@ use std::{
     borrow::Borrow,
     borrow::Cow,
     cmp::Ordering,
+    collections::BTreeSet,
     net::IpAddr,
     ops::Bound::{Included, Unbounded},
     sync::Arc,
@@ -11,9 +12,9 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Name, Protocol, Resolution, Service, ServicePort, Snapshot};
+use super::{Name, Protocol, Resolution, Service, ServicePort, Snapshot, Workload};
 use crate::{
-    route::{lookup::suffixes, protocol::AppProtocol, sight::Sight},
+    route::{lookup::suffixes, protocol::AppProtocol, scope::leads_to, sight::Sight},
     slots::is_routed,
 };
 
@@ -120,6 +121,28 @@ impl Snapshot {
             service.ports.iter().filter(matters).map(named).collect::<Vec<_>>()
         };
         self.services().filter(without_address).flat_map(of_service)
+    }
+
+    /// Ports of a workload at which it is dialled for services that have no address of their own and are routed. Which service is meant
+    /// only the request says, so that no connection to them may go past the agent.
+    pub fn ports_routed_by_name(&self, server: &Workload) -> BTreeSet<u16> {
+        // Services lead to pods of their own namespace only.
+        let own = self.routed_by_name.iter().filter(|(name, _)| name.namespace == server.name.namespace);
+        let ports = own.flat_map(|(name, number)| {
+            let ports = self.service(name).into_iter().flat_map(|service| &service.ports);
+            ports.filter(move |port| port.port == *number && port.protocol == Protocol::Tcp)
+        });
+        ports.flat_map(|port| leads_to(port, server)).collect()
+    }
+
+    /// Services without an address of their own, with a port that is routed.
+    pub(super) fn find_routed_by_name(&self) -> impl Iterator<Item = (Name, u16)> {
+        let headless = self.services().filter(|service| service.vips.is_empty());
+        headless.flat_map(|service| {
+            let is_watched =
+                |port: &&ServicePort| port.protocol == Protocol::Tcp && is_routed(self, service, port.port);
+            service.ports.iter().filter(is_watched).map(|port| (service.name.clone(), port.port))
+        })
     }
 
     fn service_of_kubernetes(&self, host: &str) -> Option<&Arc<Service>> {

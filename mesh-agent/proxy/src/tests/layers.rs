@@ -22,7 +22,7 @@ use mesh_core::{
         cluster::{ClientTls, ClientTlsMode, Cluster, ClusterKey, TrafficPolicy},
         scope::Scoped,
     },
-    snapshot::{Name, Parts, Snapshot},
+    snapshot::{Name, Parts, Snapshot, Workload},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair,
@@ -233,11 +233,23 @@ fn cluster(shape: impl FnOnce(&mut TrafficPolicy)) -> Arc<Cluster> {
 
 /// Publishes `web` with one endpoint and a policy; connections are meant for it.
 fn publish(world: &World, port_name: &str, at: SocketAddr, shape: impl FnOnce(&mut TrafficPolicy)) {
-    let mut web = service("web", VIP.parse().unwrap(), vec![endpoint(at, None)]);
+    publish_with(world, port_name, at, None, shape);
+}
+
+/// The same where the endpoint is a pod's, if one is given.
+fn publish_with(
+    world: &World,
+    port_name: &str,
+    at: SocketAddr,
+    pod: Option<&Workload>,
+    shape: impl FnOnce(&mut TrafficPolicy),
+) {
+    let mut web = service("web", VIP.parse().unwrap(), vec![endpoint(at, pod.map(|pod| pod.id))]);
     web.ports[0].name = port_name.into();
     let clusters = BTreeMap::from([(cluster_key(), Scoped::everywhere(cluster(shape)))]);
+    let client = workload("client", "a", "127.0.0.1".parse().unwrap());
     let parts = Parts {
-        workloads: vec![Arc::new(workload("client", "a", "127.0.0.1".parse().unwrap()))],
+        workloads: [client].into_iter().chain(pod.cloned()).map(Arc::new).collect(),
         services: vec![Arc::new(web)],
         routes: Arc::new(Routes { clusters, ..Routes::default() }),
         ..Parts::default()

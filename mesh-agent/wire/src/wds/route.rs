@@ -123,26 +123,17 @@ impl Entry {
 
     /// Every value that a rule may forward to.
     fn forwards(&self) -> Vec<&[WeightedBackend]> {
-        fn forward(action: &Action) -> Option<&[WeightedBackend]> {
-            match action {
-                Action::Forward(backends) => Some(backends),
-                Action::Redirect(_) | Action::Respond { .. } | Action::Passthrough => None,
-            }
-        }
-        fn values<T>(scoped: &Scoped<T>) -> impl Iterator<Item = &Arc<T>> {
-            let own = scoped.by_namespace.values();
-            let own = own.flat_map(|own| own.selected.iter().map(|(_, v)| v).chain(&own.all));
-            scoped.default.iter().chain(own)
-        }
         // A value that several namespaces share is looked at once.
         let mut seen = HashSet::new();
         match self {
-            Self::Http(_, tables) => values(tables)
+            Self::Http(_, tables) => tables
+                .values()
                 .filter(|table| seen.insert(Arc::as_ptr(table)))
                 .flat_map(|table| table.rules.iter().map(|rule| &rule.action).chain([&table.unmatched]))
-                .filter_map(forward)
+                .filter_map(Action::backends)
                 .collect(),
-            Self::Stream(_, tables) => values(tables)
+            Self::Stream(_, tables) => tables
+                .values()
                 .flat_map(|table| table.tls.iter().chain(&table.tcp))
                 .map(|rule| &*rule.backends)
                 .collect(),

@@ -276,23 +276,10 @@ fn istio_mutual_leaves_pods_of_the_mesh_to_the_mesh_unless_it_names_others() {
         let addr = listener.local_addr().unwrap();
         let near = workload("near", "a", addr.ip());
         let own = near.identity().to_string();
-        let id = near.id;
-        world.kernel.local.lock().unwrap().insert(id, LocalPeer { incarnation: 5, policy_gen: 9 });
+        let peer = LocalPeer { incarnation: 5, policy_gen: 9 };
+        world.kernel.local.lock().unwrap().insert(near.id, peer);
         let publish = |names: &[&str]| {
-            let mut web = service("web", VIP.parse().unwrap(), vec![endpoint(addr, Some(id))]);
-            web.ports[0].name = "tcp".into();
-            let one = cluster(|policy| policy.tls = Some(istio_mutual(names)));
-            let clusters = BTreeMap::from([(cluster_key(), Scoped::everywhere(one))]);
-            let client = workload("client", "a", "127.0.0.1".parse().unwrap());
-            let parts = Parts {
-                workloads: vec![Arc::new(client), Arc::new(near.clone())],
-                services: vec![Arc::new(web)],
-                routes: Arc::new(Routes { clusters, ..Routes::default() }),
-                ..Parts::default()
-            };
-            let version = world.snapshots.borrow().version() + 1;
-            world.snapshots.send_replace(Arc::new(Snapshot::new(version, parts)));
-            world.dial(SocketAddr::new(VIP.parse().unwrap(), 80));
+            publish_with(&world, "tcp", addr, Some(&near), |policy| policy.tls = Some(istio_mutual(names)));
         };
         for names in [&[][..], &[&*own]] {
             publish(names);
