@@ -52,7 +52,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &DemoArguments) -> anyhow::R
     };
     setup::ensure(workspace, needs)?;
     let kubernetes = arguments.cluster.then(|| kubernetes::ensure(workspace)).transpose()?;
-    let built = suites::build_release(workspace, &["mesh-agent", "mesh-tests"])?;
+    let built = suites::build_demo(workspace, &["mesh-agent", "mesh-tests"])?;
     let program = built.programs.get("demo").context("package mesh-tests has no program `demo`")?;
     let mut demo = Command::new(program);
     match kubernetes {
