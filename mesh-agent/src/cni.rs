@@ -6,7 +6,7 @@
 //! Invariants:
 //! - The result of the plugin before is passed on as it came.
 //! - A pod outside the mesh starts whatever becomes of the agent. A pod of the mesh that is not enrolled does not start,
-//!   unless the plugin was told to allow it.
+//!   unless the plugin was told to allow it; then standard error, which runtimes put into their log, says so.
 //! - DEL and GC never fail for want of an agent: what it did not hear it finds out.
 //! - No runtime, no threads: it is started twice in the life of each pod.
 //!
@@ -127,7 +127,7 @@ fn add(settings: &Settings, pod: &PodRef, request: &Request) -> Result<(), Failu
         match ask(&settings.socket, request, ADD_MAX) {
             Ok(answer) => return judge(answer, settings, pod),
             Err(AskError::Away(error)) => {
-                if may_start_without(settings, pod)? {
+                if may_start_without(settings, pod) {
                     return Ok(());
                 }
                 if Instant::now() >= give_up {
@@ -143,7 +143,7 @@ fn add(settings: &Settings, pod: &PodRef, request: &Request) -> Result<(), Failu
                 sleep(TRY_EACH);
             }
             Err(error) => {
-                if may_start_without(settings, pod)? {
+                if may_start_without(settings, pod) {
                     return Ok(());
                 }
                 return unenrolled(
@@ -157,12 +157,12 @@ fn add(settings: &Settings, pod: &PodRef, request: &Request) -> Result<(), Failu
 }
 
 /// Whether a pod starts although the agent was not heard: it is outside the mesh, or there is no mesh any more.
-fn may_start_without(settings: &Settings, pod: &PodRef) -> Result<bool, Failure> {
+fn may_start_without(settings: &Settings, pod: &PodRef) -> bool {
     match KnownPods::read(&settings.known) {
-        Ok(known) => Ok(!known.is_meshed(pod)),
-        Err(LookError::Gone) => Ok(true),
+        Ok(known) => !known.is_meshed(pod),
+        Err(LookError::Gone) => true,
         // A file that cannot be read says nothing, and the agent says nothing either: as if the pod were meshed.
-        Err(LookError::Unreadable { .. }) => Ok(settings.unenrolled == Unenrolled::Allow),
+        Err(LookError::Unreadable { .. }) => false,
     }
 }
 
@@ -178,7 +178,14 @@ fn judge(answer: Answer, settings: &Settings, pod: &PodRef) -> Result<(), Failur
 
 fn unenrolled(settings: &Settings, code: Code, message: String) -> Result<(), Failure> {
     match settings.unenrolled {
-        Unenrolled::Allow => Ok(()),
+        Unenrolled::Allow => {
+            // Nobody may be listening, which is no reason to fail.
+            drop(writeln!(
+                io::stderr(),
+                "nodemesh: {message}; it starts outside the mesh (cni.unenrolled=allow)"
+            ));
+            Ok(())
+        }
         Unenrolled::Fail => Err(Failure::new(code, message)),
     }
 }

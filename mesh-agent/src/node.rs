@@ -334,6 +334,7 @@ async fn local_pods(
     // Said once and for all, if at all.
     let find_kubelet = args.kubernetes && args.prober_cgroup.is_none();
     let watch_pods = args.kubernetes;
+    let unenrolled = args.pods.cni_unenrolled;
     Ok(Box::pin(async move {
         let _socket_file = socket_file;
         tokio::join!(
@@ -347,7 +348,7 @@ async fn local_pods(
                     kubernetes::follow_kubelet(Arc::clone(&shared)).await;
                 }
             },
-            cni::serve(listener, Arc::clone(&shared), Arc::clone(&local)),
+            cni::serve(listener, Arc::clone(&shared), Arc::clone(&local), unenrolled),
             cni::leave_known(Arc::clone(&shared), Arc::clone(&local), known_file),
             local::follow_missing(Arc::clone(&shared), Arc::clone(&local)),
             local::follow_running(Arc::clone(&local), running),

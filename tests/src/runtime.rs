@@ -1,6 +1,6 @@
 //! A container runtime as far as the mesh sees one: it calls the real CNI plugin for pods of a world, as the last of a chain.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -51,6 +51,7 @@ pub struct Runtime {
     conf_dir: PathBuf,
     socket: PathBuf,
     state_dir: PathBuf,
+    log: PathBuf,
 }
 
 impl Runtime {
@@ -65,6 +66,7 @@ impl Runtime {
             conf_dir: own.join("cni-conf"),
             socket: own.join("cni.sock"),
             state_dir: own.join("state"),
+            log: own.join("runtime.log"),
         };
         let made = fs::create_dir_all(&runtime.conf_dir);
         made.map_err(|source| CniError::Io { doing: "make CNI folders", source })?;
@@ -129,8 +131,18 @@ impl Runtime {
     /// # Errors
     /// When it fails.
     pub fn manage(&self, command: &str) -> Result<String, CniError> {
+        self.manage_with(command, &[])
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Errors
+    /// As [`Runtime::manage`].
+    pub fn manage_with(&self, command: &str, arguments: &[&str]) -> Result<String, CniError> {
         let output = Command::new(programs::agent()?)
-            .args(["cni", command, "--cni-bin-dir"])
+            .args(["cni", command])
+            .args(arguments)
+            .arg("--cni-bin-dir")
             .arg(&self.bin_dir)
             .arg("--cni-conf-dir")
             .arg(&self.conf_dir)
@@ -181,6 +193,14 @@ impl Runtime {
         self.call("GC", None, &json!({"cni.dev/valid-attachments": valid})).map(drop)
     }
 
+    /// What the plugin said on standard error so far, which a runtime puts into its log.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn said(&self) -> Result<String, CniError> {
+        fs::read_to_string(&self.log).map_err(|source| CniError::Io { doing: "read the log", source })
+    }
+
     /// Any command without a pod. Returns what was printed, `null` for nothing.
     ///
     /// # Errors
@@ -214,9 +234,11 @@ impl Runtime {
                 .env("CNI_IFNAME", "eth0")
                 .env("CNI_ARGS", args);
         }
+        let log = OpenOptions::new().create(true).append(true).open(&self.log).map_err(io("open the log"))?;
         let mut child = plugin
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .map_err(io("start the CNI plugin"))?;
         if let Some(mut stdin) = child.stdin.take() {

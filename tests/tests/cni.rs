@@ -6,6 +6,7 @@ use std::time::Duration;
 use mesh_tests::manifests::PodManifest;
 use mesh_tests::runtime::{Runtime, previous};
 use mesh_tests::shop::{self, TARGET_PORT};
+use mesh_tests::tool::ServerOptions;
 use mesh_tests::{Agent, Failure, Node, Pod, Shop, TestResult, eventually, require_agent, test_name};
 use serde_json::{Value, json};
 
@@ -152,6 +153,63 @@ fn without_an_agent_only_pods_outside_the_mesh_start() -> TestResult {
     let _agent = scene.start_agent()?;
     scene.runtime.add(&inside)?;
     scene.runtime.check(&inside)?;
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_cannot_be_enrolled_starts_outside_the_mesh_only_where_that_is_allowed() -> TestResult {
+    require_agent!();
+    let scene = Scene::open(test_name!())?;
+    let allow = ["--cni-unenrolled", "allow"];
+    let agent = scene.start_agent()?;
+    let pod = scene.scheduled("pod")?;
+    // Somebody has the place of the mesh's listener.
+    let squatter = pod.tool()?.serve(pod.at4(15001), ServerOptions::named("squatter"))?;
+    let refused = scene.runtime.add(&pod).expect_err("it cannot be enrolled").to_string();
+    assert!(
+        refused.contains("shop/pod cannot be brought into the mesh") && refused.contains("15001"),
+        "{refused}"
+    );
+    scene.runtime.del(&pod)?;
+    let log = agent.log_text();
+    assert!(log.contains("a pod does not start: it cannot be enrolled"), "{log}");
+    assert_eq!(scene.runtime.said()?, "");
+
+    scene.runtime.manage_with("install", &allow)?;
+    assert_eq!(scene.runtime.add(&pod)?, previous(&pod));
+    let said = scene.runtime.said()?;
+    assert!(
+        said.contains("shop/pod") && said.contains("15001") && said.contains("starts outside the mesh"),
+        "{said}"
+    );
+    assert_ne!(agent.pod_status(&pod)?["state"], "enrolled");
+    drop(squatter);
+    wait_state(&agent, &pod, "enrolled")?;
+
+    // The same without an agent.
+    let known = scene.runtime.state_dir().join("cni-pods.json");
+    let meshed = |text: &String| text.contains("shop");
+    eventually(SOON, || std::fs::read_to_string(&known).unwrap_or_default(), meshed)?;
+    agent.kill9();
+    let late = scene.scheduled("late")?;
+    assert_eq!(scene.runtime.add(&late)?, previous(&late));
+    let said = scene.runtime.said()?;
+    assert!(
+        said.contains("pod shop/late is to be meshed, and the node's mesh agent does not answer"),
+        "{said}"
+    );
+
+    // The next agent finds it by its processes, and says of others what becomes of them.
+    let _running = late.tool()?;
+    scene.shop.world().manifests().apply(unlocated(&late))?;
+    let agent =
+        scene.start_with(&[scene.runtime.agent_args(), allow.map(str::to_owned).to_vec()].concat())?;
+    wait_state(&agent, &late, "enrolled")?;
+    let third = scene.scheduled("third")?;
+    let _squatter = third.tool()?.serve(third.at4(15001), ServerOptions::named("squatter"))?;
+    scene.runtime.add(&third)?;
+    let log = agent.log_text();
+    assert!(log.contains("a pod starts outside the mesh: it cannot be enrolled"), "{log}");
     Ok(())
 }
 

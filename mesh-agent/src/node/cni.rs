@@ -31,7 +31,10 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    cni::protocol::{Answer, Attachment, ContainerRef, LINE_MAX, Request},
+    cni::{
+        install::Unenrolled,
+        protocol::{Answer, Attachment, ContainerRef, LINE_MAX, Request},
+    },
     report::report,
     view::{PodState, PodView},
 };
@@ -52,7 +55,12 @@ const ATTEMPTS: u32 = 2;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves until it is dropped.
-pub(super) async fn serve(listener: UnixListener, shared: Arc<Shared>, local: Arc<LocalKnowledge>) {
+pub(super) async fn serve(
+    listener: UnixListener,
+    shared: Arc<Shared>,
+    local: Arc<LocalKnowledge>,
+    unenrolled: Unenrolled,
+) {
     let slots = Arc::new(Semaphore::new(REQUESTS_MAX));
     let mut requests = JoinSet::new();
     loop {
@@ -60,7 +68,7 @@ pub(super) async fn serve(listener: UnixListener, shared: Arc<Shared>, local: Ar
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let door = Door { shared: Arc::clone(&shared), local: Arc::clone(&local) };
+                let door = Door { shared: Arc::clone(&shared), local: Arc::clone(&local), unenrolled };
                 requests.spawn(async move {
                     let _slot = slot;
                     if let Err(error) = door.attend(stream).await {
@@ -110,6 +118,8 @@ pub(super) async fn leave_known(shared: Arc<Shared>, local: Arc<LocalKnowledge>,
 struct Door {
     shared: Arc<Shared>,
     local: Arc<LocalKnowledge>,
+    /// What the plugin makes of a refusal.
+    unenrolled: Unenrolled,
 }
 
 impl Door {
@@ -143,9 +153,14 @@ impl Door {
                 let answer = self.add(attachment).await;
                 let took = began.elapsed();
                 match &answer {
-                    Answer::Refused { reason, .. } => {
-                        tracing::warn!(%pod, %reason, ?took, "a pod does not start: it cannot be enrolled");
-                    }
+                    Answer::Refused { reason, .. } => match self.unenrolled {
+                        Unenrolled::Fail => {
+                            tracing::warn!(%pod, %reason, ?took, "a pod does not start: it cannot be enrolled");
+                        }
+                        Unenrolled::Allow => {
+                            tracing::warn!(%pod, %reason, ?took, "a pod starts outside the mesh: it cannot be enrolled");
+                        }
+                    },
                     other => tracing::debug!(%pod, answer = ?other, ?took, "CNI ADD"),
                 }
                 answer
