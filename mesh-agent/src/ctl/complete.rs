@@ -45,6 +45,8 @@ fn so_far() -> ClusterArgs {
     let value = |names: &[&str]| {
         let of = |(at, arg): (usize, &String)| {
             names.iter().find_map(|name| match arg.strip_prefix(name) {
+                // Bash has taken `--name=value` apart.
+                Some("") if args.get(at + 1).is_some_and(|next| next == "=") => args.get(at + 2).cloned(),
                 Some("") => args.get(at + 1).cloned(),
                 Some(rest) => rest.strip_prefix('=').map(ToOwned::to_owned),
                 None => None,
