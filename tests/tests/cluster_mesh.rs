@@ -15,25 +15,11 @@ use serde_json::Value;
 /// How long anything may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Makes the nodes forget closed connections after a second instead of two minutes.
-///
-/// A connection of before the mesh that kube-proxy translated keeps its client's port in the node's table for so long. A new one from
-/// that port to the same pod of the same node is given another port on its way, for which no ticket was written, and STRICT
-/// refuses it: one in some thousands, so that the zero below would be luck. A fault that is known: `docs/troubleshooting.md`.
-fn forget_closed_connections(cluster: &Cluster) -> TestResult {
-    let setting = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait";
-    for node in ["a", "b"] {
-        cluster.node(node)?.run(&["sh", "-c", &format!("echo 1 > {setting}")])?;
-    }
-    Ok(())
-}
-
 #[test]
 fn running_pods_join_and_what_is_applied_holds_and_nothing_is_left() -> TestResult {
     require_cluster!();
     let cluster = Cluster::start(test_name!(), &["a", "b"])?;
     let kubectl = cluster.kubectl();
-    forget_closed_connections(&cluster)?;
     shop::open(&cluster)?;
     let web = shop::address(&cluster, "web")?;
     let (client, outsider) = (cluster.pod("shop", "client"), cluster.pod("outside", "client"));
