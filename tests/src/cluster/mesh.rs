@@ -44,10 +44,22 @@ impl<'c> Mesh<'c> {
     /// As [`Mesh::install`].
     pub fn install_with(cluster: &'c Cluster, settings: &[&str]) -> anyhow::Result<Self> {
         let mesh = Self::to_be(cluster)?;
-        let mut arguments = vec!["install", "--profile=minimal"];
-        arguments.extend(SETTINGS.iter().chain(settings).flat_map(|setting| ["--set", setting]));
-        mesh.meshctl(&arguments)?;
+        mesh.put("install", settings)?;
         Ok(mesh)
+    }
+
+    /// `meshctl upgrade`; the settings are all those besides the ones of every installation here, which they may overrule.
+    ///
+    /// # Errors
+    /// As [`Mesh::install`].
+    pub fn upgrade_with(&self, settings: &[&str]) -> anyhow::Result<()> {
+        self.put("upgrade", settings)
+    }
+
+    fn put(&self, command: &str, settings: &[&str]) -> anyhow::Result<()> {
+        let mut arguments = vec![command, "--profile=minimal"];
+        arguments.extend(SETTINGS.iter().chain(settings).flat_map(|setting| ["--set", setting]));
+        self.meshctl(&arguments).map(drop)
     }
 
     /// A mesh that somebody else installs: its image is on the nodes.

@@ -129,22 +129,26 @@ impl ClusterNode {
     /// # Errors
     /// When it cannot be started or ends badly.
     pub fn run(&self, command: &[&str]) -> Result<String, ClusterError> {
-        let failed = |message: String| ClusterError::OnNode {
-            node: self.name.clone(),
-            command: command.join(" "),
-            message,
-        };
-        let init = self.init().ok_or_else(|| failed("the node does not run".to_owned()))?;
-        let mut enter = Command::new("nsenter");
-        enter.args(["--target", &init.to_string(), "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--"]);
-        enter.args(command).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = self.host.spawn(enter)?;
+        let child = self.start_program(command, Stdio::null())?;
         let Output { status, stdout, stderr } =
-            child.wait_with_output().map_err(|error| failed(error.to_string()))?;
+            child.wait_with_output().map_err(|error| self.failed(command, error.to_string()))?;
         if status.success() {
             return Ok(String::from_utf8_lossy(&stdout).into_owned());
         }
-        Err(failed(format!("{status}: {}", String::from_utf8_lossy(&stderr).trim())))
+        Err(self.failed(command, format!("{status}: {}", String::from_utf8_lossy(&stderr).trim())))
+    }
+
+    /// Start a program as [`ClusterNode::run`] does, with pipes for what it prints.
+    pub(super) fn start_program(&self, command: &[&str], stdin: Stdio) -> Result<Child, ClusterError> {
+        let init = self.init().ok_or_else(|| self.failed(command, "the node does not run".to_owned()))?;
+        let mut enter = Command::new("nsenter");
+        enter.args(["--target", &init.to_string(), "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--"]);
+        enter.args(command).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(self.host.spawn(enter)?)
+    }
+
+    fn failed(&self, command: &[&str], message: String) -> ClusterError {
+        ClusterError::OnNode { node: self.name.clone(), command: command.join(" "), message }
     }
 
     /// Run a program of the node in the network namespace of one of its pods, by the pod's `metadata.uid`.
@@ -157,6 +161,18 @@ impl ClusterNode {
         let process = self.run(&["sh", "-c", &find])?;
         let target = format!("--target={}", process.trim());
         self.run(&[&["nsenter", &target, "--net", "--"], command].concat())
+    }
+
+    /// SIGKILL to the processes of this name of one of its pods, by the pod's `metadata.uid`; the kubelet starts their container again.
+    ///
+    /// # Errors
+    /// When there are none, or as [`ClusterNode::run`].
+    pub fn kill_in_pod(&self, uid: &str, program: &str) -> Result<(), ClusterError> {
+        let kill = format!(
+            "found=1; for group in $(grep -l 'pod{uid}' /proc/[0-9]*/cgroup); do process=${{group%/cgroup}}; \
+             grep -qx {program} $process/comm && kill -9 ${{process#/proc/}} && found=0; done; exit $found"
+        );
+        self.run(&["sh", "-c", &kill]).map(drop)
     }
 
     /// Put the images of a docker or OCI archive into the node's containerd.

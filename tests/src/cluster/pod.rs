@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cluster, Kubectl, KubectlError};
+use super::{Cluster, ClusterNode, Kubectl, KubectlError};
 use crate::web::WebLoad;
 use crate::web::messages::{Ask, Mix, Script, Told};
 
@@ -74,6 +74,21 @@ impl ClusterPod {
         let mut command = self.kubectl.command(&exec);
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         Ok(WebLoad::of(child))
+    }
+
+    /// The same, started by the container runtime of the pod's node: it goes on while there is no API server.
+    ///
+    /// # Errors
+    /// When the pod has no container, or the node does not run.
+    pub fn load_by(&self, node: &ClusterNode, mix: &Mix) -> anyhow::Result<WebLoad> {
+        let path = "jsonpath={.status.containerStatuses[0].containerID}";
+        let id = self.kubectl.run(&["get", "pod", "-n", &self.namespace, &self.name, "-o", path])?;
+        let container =
+            id.trim().strip_prefix("containerd://").with_context(|| format!("container {id:?}"))?;
+        let exec = ["ctr", "--namespace=k8s.io", "tasks", "exec", "--exec-id", "load", container];
+        let mix = serde_json::to_string(mix)?;
+        let load = ["/pod-tool", "web-load", &mix];
+        Ok(WebLoad::of(node.start_program(&[&exec[..], &load].concat(), Stdio::piped())?))
     }
 
     fn task<T: DeserializeOwned>(&self, what: &str, task: &impl Serialize) -> anyhow::Result<T> {

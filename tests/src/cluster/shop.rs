@@ -83,19 +83,32 @@ spec:
 /// A pod on node a that tests run programs in.
 #[must_use]
 pub fn client(namespace: &str) -> String {
+    pod("client", namespace, "default")
+}
+
+/// The same in the shop under another name, as a service account of that name, which comes with it.
+#[must_use]
+pub fn newcomer(name: &str) -> String {
+    let account =
+        format!("{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: {name}, namespace: shop}}}}\n---");
+    account + &pod(name, "shop", name)
+}
+
+fn pod(name: &str, namespace: &str, account: &str) -> String {
     format!(
         r#"
 apiVersion: v1
 kind: Pod
-metadata: {{name: client, namespace: {namespace}, labels: {{app: client}}}}
+metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}
 spec:
   nodeName: a
+  serviceAccountName: {account}
   terminationGracePeriodSeconds: 0
   containers:
   - name: app
     image: localhost/apps:test
     imagePullPolicy: Never
-    command: [/pod-tool, web, '{{"name": "client", "failing": false}}']
+    command: [/pod-tool, web, '{{"name": "{name}", "failing": false}}']
 ---
 "#
     )
