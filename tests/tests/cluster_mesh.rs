@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use mesh_tests::cluster::shop::{self, STRICT};
@@ -171,9 +171,11 @@ fn pods_whose_first_act_is_to_connect_are_meshed_and_agents_come_and_go() -> Tes
 
     // A server that lets in nobody else answers each of them: not one first packet was plain. A job ends by itself.
     let crowd: usize =
-        std::env::var("MESH_TESTS_CROWD").ok().and_then(|crowd| crowd.parse().ok()).unwrap_or(24);
+        std::env::var("MESH_TESTS_CROWD").ok().and_then(|crowd| crowd.parse().ok()).unwrap_or(200);
+    let begun = Instant::now();
     kubectl.apply(&job(web, crowd)?)?;
-    kubectl.run(&["wait", "job/first", "-n", "shop", "--for=condition=Complete", "--timeout=400s"])?;
+    kubectl.run(&["wait", "job/first", "-n", "shop", "--for=condition=Complete", "--timeout=900s"])?;
+    println!("{crowd} pods have connected after {:?}", begun.elapsed());
     let logs = ["logs", "-n", "shop", "-l", "app=first", "--tail=-1", "--max-log-requests=300"];
     let logs = kubectl.run(&logs)?;
     let told: Vec<Told> = logs
