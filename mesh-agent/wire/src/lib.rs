@@ -4,6 +4,7 @@
 #![deny(missing_docs)]
 
 pub mod codec;
+pub mod encoded;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod hbone;

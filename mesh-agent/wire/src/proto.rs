@@ -17,6 +17,9 @@ pub mod ca;
 #[path = "generated/discovery.rs"]
 #[rustfmt::skip]
 pub mod discovery;
+#[path = "generated/discovery_server.rs"]
+#[rustfmt::skip]
+pub mod discovery_server;
 #[path = "generated/nodemesh.rs"]
 #[rustfmt::skip]
 pub mod nodemesh;

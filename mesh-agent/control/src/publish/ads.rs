@@ -14,15 +14,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_wire::proto::{
-    discovery::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-        Resource as WireResource, aggregated_discovery_service_server::AggregatedDiscoveryService,
+use mesh_wire::{
+    encoded::EncodedDeltaResponse,
+    proto::{
+        discovery::{DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse},
+        discovery_server::aggregated_discovery_service_server::AggregatedDiscoveryService,
+        node::ControlPlane,
     },
-    node::ControlPlane,
 };
 use prost::Message as _;
-use prost_types::Any;
 use tokio::{
     sync::{mpsc, watch},
     time::sleep,
@@ -105,7 +105,7 @@ impl ResourceView {
             kind: kind.as_str(),
             name: Arc::clone(&resource.name),
             version: resource.version_text(),
-            bytes: resource.body.len(),
+            bytes: resource.encoded.len(),
             nodes: resource.reach.names().map(<[_]>::to_vec),
         }
     }
@@ -254,7 +254,7 @@ pub(super) struct Ads {
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Ads {
     type StreamAggregatedResourcesStream = BoxStream<DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = BoxStream<DeltaDiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = BoxStream<EncodedDeltaResponse>;
 
     async fn stream_aggregated_resources(
         &self,
@@ -336,7 +336,7 @@ async fn serve(
     entry: &Entry,
     mut session: Session,
     mut inbound: Streaming<DeltaDiscoveryRequest>,
-    responses: &mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    responses: &mpsc::Sender<Result<EncodedDeltaResponse, Status>>,
 ) -> Ended {
     let mut generation = publication.0.generation.subscribe();
     let mut closing = publication.0.closing.subscribe();
@@ -433,24 +433,13 @@ fn take(
     Ok(())
 }
 
-fn encode(publication: &Publication, response: Response) -> DeltaDiscoveryResponse {
+fn encode(publication: &Publication, response: Response) -> EncodedDeltaResponse {
     let kind = response.kind;
     let system_version_info = response.system_version();
     let touched = response.resources.len() + response.removed.len();
-    let resources = response
-        .resources
-        .iter()
-        .map(|resource| WireResource {
-            name: resource.name.to_string(),
-            aliases: resource.aliases.iter().map(ToString::to_string).collect(),
-            version: resource.version_text(),
-            resource: Some(Any { type_url: kind.type_url().to_owned(), value: resource.body.to_vec() }),
-            ..WireResource::default()
-        })
-        .collect();
-    let message = DeltaDiscoveryResponse {
+    let message = EncodedDeltaResponse {
         system_version_info,
-        resources,
+        resources: response.resources.iter().map(|resource| resource.encoded.clone()).collect(),
         type_url: kind.type_url().to_owned(),
         removed_resources: response.removed,
         nonce: response.nonce,

@@ -37,7 +37,7 @@ impl Feed {
             let name: Arc<str> = SINGLE_NAMES[kind.index()].into();
             edits.insert(
                 (kind, Arc::clone(&name)),
-                Some(Resource::new(name, body, Vec::new(), Reach::Everyone)),
+                Some(Resource::new(kind, name, body, Vec::new(), Reach::Everyone)),
             );
         };
         single(Kind::Trust, trust_message(trust).encode_to_vec());
@@ -51,12 +51,12 @@ impl Feed {
         }
         self.last = Some(Arc::clone(snapshot));
         for ((kind, name), edit) in self.encoder.update(snapshot) {
-            let name: Arc<str> = name.into();
+            let (kind, name): (Kind, Arc<str>) = (kind.into(), name.into());
             let resource = edit.map(|Encoded { body, aliases, reach }| {
                 let aliases = aliases.into_iter().map(Arc::from).collect();
-                Resource::new(Arc::clone(&name), body, aliases, reach)
+                Resource::new(kind, Arc::clone(&name), body, aliases, reach)
             });
-            edits.insert((kind.into(), name), resource);
+            edits.insert((kind, name), resource);
         }
         edits
     }

@@ -24,7 +24,7 @@ use mesh_identity::{
 };
 use mesh_wire::proto::{
     ca::istio_certificate_service_server::IstioCertificateServiceServer,
-    discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+    discovery_server::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
 };
 use rustls::ServerConfig;
 use tokio::{

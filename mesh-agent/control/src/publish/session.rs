@@ -469,7 +469,7 @@ impl Batch {
     }
 
     fn push(&mut self, resource: &Arc<Resource>) {
-        self.bytes += resource.body.len() + resource.name.len();
+        self.bytes += resource.encoded.len();
         self.resources.push(Arc::clone(resource));
     }
 }

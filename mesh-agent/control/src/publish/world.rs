@@ -14,6 +14,9 @@ use std::{
 
 use bytes::Bytes;
 use mesh_core::reach::Reach;
+use mesh_wire::proto::discovery::Resource as WireResource;
+use prost::Message as _;
+use prost_types::Any;
 
 use crate::link::Kind;
 
@@ -27,8 +30,8 @@ pub struct Resource {
     pub name: Arc<str>,
     /// Hash of body and aliases.
     pub version: u64,
-    /// The encoded message.
-    pub body: Bytes,
+    /// The message with its name, version and aliases, as clients are told it.
+    pub encoded: Bytes,
     /// Other names it can be asked for, sorted.
     pub aliases: Vec<Arc<str>>,
     /// Who is told of it.
@@ -38,13 +41,14 @@ pub struct Resource {
 impl Resource {
     /// Makes a resource; the version follows from the contents.
     pub fn new(
+        kind: Kind,
         name: impl Into<Arc<str>>,
-        body: impl Into<Bytes>,
+        body: Vec<u8>,
         mut aliases: Vec<Arc<str>>,
         reach: Reach,
     ) -> Self {
         aliases.sort();
-        let body = body.into();
+        let name = name.into();
         let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
         digest.update(&body);
         for alias in &aliases {
@@ -52,7 +56,14 @@ impl Resource {
             digest.update(alias.as_bytes());
         }
         let version = digest.finish().as_ref().iter().take(8).fold(0, |v, b| v << 8 | u64::from(*b));
-        Self { name: name.into(), version, body, aliases, reach }
+        let message = WireResource {
+            name: name.to_string(),
+            aliases: aliases.iter().map(ToString::to_string).collect(),
+            version: version_text(version),
+            resource: Some(Any { type_url: kind.type_url().to_owned(), value: body }),
+            ..WireResource::default()
+        };
+        Self { name, version, encoded: message.encode_to_vec().into(), aliases, reach }
     }
 
     /// The version as it goes over the wire.
@@ -220,7 +231,7 @@ mod tests {
 
     fn resource(name: &str, body: &str, aliases: &[&str]) -> Resource {
         let aliases = aliases.iter().map(|a| Arc::from(*a)).collect();
-        Resource::new(name, body.as_bytes().to_vec(), aliases, Reach::Everyone)
+        Resource::new(Kind::Address, name, body.as_bytes().to_vec(), aliases, Reach::Everyone)
     }
 
     fn edits(list: Vec<(&str, Option<Resource>)>) -> Edits {

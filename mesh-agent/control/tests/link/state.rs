@@ -169,7 +169,7 @@ async fn a_bad_resource_is_refused_by_name_and_the_last_good_one_stays() {
     let before = synced(&mut agent).await;
     let name: Arc<str> = "shop/front.shop.svc.cluster.local".into();
     let bad = |name: &Arc<str>| {
-        Some(Resource::new(Arc::clone(name), &b"\xff\xff\xff"[..], Vec::new(), Reach::Everyone))
+        Some(Resource::new(Kind::Address, Arc::clone(name), vec![0xff; 3], Vec::new(), Reach::Everyone))
     };
     assert_eq!(controller.publication.count(Kind::Address), 3);
     controller.publication.apply(Edits::from([((Kind::Address, Arc::clone(&name)), bad(&name))]));

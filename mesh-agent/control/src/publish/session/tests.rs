@@ -53,7 +53,8 @@ impl Client {
 
 fn address(name: &str, body: &str) -> ((Kind, Arc<str>), Option<Resource>) {
     let alias = format!("/{name}");
-    let resource = Resource::new(name, body.as_bytes().to_vec(), vec![alias.into()], Reach::Everyone);
+    let resource =
+        Resource::new(Kind::Address, name, body.as_bytes().to_vec(), vec![alias.into()], Reach::Everyone);
     ((Kind::Address, name.into()), Some(resource))
 }
 
@@ -65,7 +66,8 @@ fn narrow(name: &str, nodes: &[&str], body: &str) -> ((Kind, Arc<str>), Option<R
 }
 
 fn pod(name: &str, node: &str, body: &str) -> ((Kind, Arc<str>), Option<Resource>) {
-    let resource = Resource::new(name, body.as_bytes().to_vec(), Vec::new(), Reach::node(node.into()));
+    let resource =
+        Resource::new(Kind::Address, name, body.as_bytes().to_vec(), Vec::new(), Reach::node(node.into()));
     ((Kind::NodePod, name.into()), Some(resource))
 }
 
