@@ -18,7 +18,7 @@ use crate::{
     compile::MeshSettings,
     index::{Index, Origin, located},
     problem::{Level, SourceError},
-    resource::{Key, Resource},
+    resource::{Key, Kind, Resource},
 };
 
 /// Looks at all resources of `index` together, and returns what is wrong, sorted. `has_unread` says whether an object of a kind that
@@ -61,6 +61,30 @@ pub fn analyze(
         }
     }
     istio::conflicts(&mut findings);
+    let mut found = findings.found;
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// What VirtualServices and DestinationRules refer to and is not there, sorted: what a controller tells their users, beside what it
+/// finds when it compiles. Workloads are left out: that a Deployment has no pods for a moment is no news.
+pub(crate) fn references(index: &Index, settings: &MeshSettings) -> Vec<SourceError> {
+    let rules = [Kind::VirtualService, Kind::DestinationRule];
+    if rules.iter().all(|kind| index.each(*kind).next().is_none()) {
+        return Vec::new();
+    }
+    let world = World::of(index, settings).without_workloads();
+    // Gateways are not read, and are for others to judge.
+    let mut findings = Findings { world: &world, has_unread: &|_, _| true, found: Vec::new() };
+    for (origin, resource) in rules.iter().flat_map(|kind| index.each(*kind)) {
+        let mut report = Report { key: resource.key(), origin, findings: &mut findings };
+        match resource {
+            Resource::VirtualService(service) => istio::virtual_service(service, &mut report),
+            Resource::DestinationRule(rule) => istio::destination_rule(rule, &mut report),
+            _ => {}
+        }
+    }
     let mut found = findings.found;
     found.sort();
     found.dedup();

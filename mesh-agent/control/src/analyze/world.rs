@@ -97,6 +97,12 @@ impl<'a> World<'a> {
         world
     }
 
+    /// The same, as if there were no workloads.
+    pub(super) fn without_workloads(mut self) -> Self {
+        self.workloads.clear();
+        self
+    }
+
     fn add(&mut self, origin: &'a Origin, resource: &'a Resource) {
         match resource {
             Resource::Service(service) => {

@@ -1,19 +1,19 @@
-//! Tells users what became of their resources: conditions in their status, and an Event for what cannot be used. For the leader alone.
+//! Tells users what became of their resources: conditions in their status, and an Event for each thing that is wrong. For the leader alone.
 //!
 //! Invariants:
 //! - A status is written only when it says something else than before; what others wrote into it stays.
 //! - Writing is bounded in rate, and a status that the API server does not keep as it was written is not written again and again.
 
+mod events;
 mod gateway_api;
 mod istio;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client,
     api::{DynamicObject, Patch, PatchParams},
-    runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::{Map, Value, json};
 use tokio::{
@@ -21,6 +21,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
+use self::events::Announcer;
 use super::names::{FIELD_MANAGER, is_absent, is_conflict};
 use crate::{
     problem::{Level, joined, said},
@@ -48,13 +49,7 @@ struct Written {
 
 /// Writes what is judged, for ever.
 pub async fn write(client: Client, mut judged: watch::Receiver<Arc<Judged>>) {
-    let reporter = Reporter { controller: "nodemesh.dev/controller".to_owned(), instance: None };
-    let mut writer = Writer {
-        recorder: Recorder::new(client.clone(), reporter),
-        client,
-        written: HashMap::new(),
-        events: HashMap::new(),
-    };
+    let mut writer = Writer { announcer: Announcer::new(client.clone()), client, written: HashMap::new() };
     loop {
         let now = Arc::clone(&judged.borrow_and_update());
         let failed = writer.pass(&now, &judged).await;
@@ -68,29 +63,28 @@ pub async fn write(client: Client, mut judged: watch::Receiver<Arc<Judged>>) {
 
 struct Writer {
     client: Client,
-    recorder: Recorder,
+    announcer: Announcer,
     /// By uid.
     written: HashMap<Arc<str>, Written>,
-    /// Generation that an Event was about, by uid.
-    events: HashMap<Arc<str>, i64>,
 }
 
 impl Writer {
     /// Writes what differs. Returns whether something is left to do; begins anew as soon as there is something newer.
     async fn pass(&mut self, judged: &Judged, newer: &watch::Receiver<Arc<Judged>>) -> bool {
         let mut failed = false;
-        if self.written.len() > 2 * judged.objects.len() + 100 {
+        if self.written.len().max(self.announcer.len()) > 2 * judged.objects.len() + 100 {
             let alive: std::collections::HashSet<&str> =
                 judged.objects.values().map(|(told, _)| &*told.uid).collect();
             self.written.retain(|uid, _| alive.contains(&**uid));
-            self.events.retain(|uid, _| alive.contains(&**uid));
+            self.announcer.keep_only(&alive);
         }
         for (key, (told, verdict)) in &judged.objects {
             if newer.has_changed().unwrap_or(false) {
                 return failed;
             }
-            failed |= !self.event(key, told, verdict).await;
-            let Some(status) = desired(key, told, verdict, Timestamp::now()) else { continue };
+            let status = desired(key, told, verdict, Timestamp::now());
+            failed |= !self.announcer.tell(key, told, verdict, status.is_none()).await;
+            let Some(status) = status else { continue };
             let is_again = self.written.get(&told.uid).is_some_and(|written| {
                 is_same(&written.status, &status) && Instant::now() < written.again_at
             });
@@ -123,40 +117,6 @@ impl Writer {
         let patch = json!({"metadata": {"resourceVersion": &*told.resource_version}, "status": status});
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         api.patch_status(&key.name.name, &params, &Patch::Merge(&patch)).await.map(|_| ())
-    }
-
-    /// Says once for each generation that it cannot be used. Returns whether that is done.
-    async fn event(&mut self, key: &Key, told: &Told, verdict: &Verdict) -> bool {
-        if !verdict.is_refused() || self.events.get(&told.uid) == Some(&told.generation) {
-            return true;
-        }
-        let object = ObjectReference {
-            api_version: Some(told.api_version.to_string()),
-            kind: Some(key.kind.as_str().to_owned()),
-            namespace: Some(key.name.namespace.to_string()),
-            name: Some(key.name.name.to_string()),
-            uid: Some(told.uid.to_string()),
-            resource_version: Some(told.resource_version.to_string()),
-            ..ObjectReference::default()
-        };
-        let event = Event {
-            type_: EventType::Warning,
-            reason: "Invalid".to_owned(),
-            note: Some(message(verdict, Level::Error)),
-            action: "Validate".to_owned(),
-            secondary: None,
-        };
-        match self.recorder.publish(&event, &object).await {
-            Ok(()) => {
-                self.events.insert(Arc::clone(&told.uid), told.generation);
-                sleep(PAUSE).await;
-                true
-            }
-            Err(error) => {
-                tracing::warn!(%key, %error, "make an event");
-                false
-            }
-        }
     }
 }
 

@@ -3,7 +3,11 @@
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{condition, message};
+use super::{
+    condition,
+    events::{INVALID, NO_EFFECT, NOT_FOUND},
+    message,
+};
 use crate::{
     problem::{Level, said},
     source::kubernetes::{Told, Verdict},
@@ -30,11 +34,12 @@ pub(super) fn status(told: &Told, verdict: &Verdict, now: Timestamp) -> Map<Stri
         (true, false) => ("Invalid", message(verdict, Level::Error)),
     };
     conditions.push(condition(before, RECONCILED, !refused, reason, &text, told.generation, now));
-    let messages = verdict.problems.iter().take(MESSAGES_MAX).map(|problem| {
-        let (level, name, code) = match problem.level {
-            Level::Error => ("ERROR", "Invalid", "NM0001"),
-            Level::Warning => ("WARNING", "NoEffect", "NM0002"),
-        };
+    let problems = verdict.problems.iter().map(|problem| match problem.level {
+        Level::Error => (("ERROR", INVALID, "NM0001"), problem),
+        Level::Warning => (("WARNING", NO_EFFECT, "NM0002"), problem),
+    });
+    let missing = verdict.missing.iter().map(|problem| (("WARNING", NOT_FOUND, "NM0003"), problem));
+    let messages = problems.chain(missing).take(MESSAGES_MAX).map(|((level, name, code), problem)| {
         json!({"type": {"name": name, "code": code}, "level": level, "message": said(&problem.field, &problem.message)})
     });
     let mut status = Map::from_iter([

@@ -162,6 +162,26 @@ fn istio_kinds_say_whether_they_are_in_force_and_every_problem() {
 }
 
 #[test]
+fn what_a_rule_refers_to_and_is_not_there_is_a_message_of_its_status() {
+    let missing = Problem {
+        level: Level::Warning,
+        field: "spec.host".into(),
+        message: "is a, which nobody has".into(),
+    };
+    let verdict = Verdict { missing: vec![missing], ..in_force(vec![]) };
+    let of = told(Value::Null, Value::Null);
+    let status = desired(&key(Kind::VirtualService), &of, &verdict, at(1)).unwrap();
+    assert_eq!(status["conditions"][0]["status"], json!("True"), "it is in force all the same");
+    let said = &status["validationMessages"][0];
+    assert_eq!(
+        (&said["type"]["name"], &said["level"]),
+        (&json!("ReferencedResourceNotFound"), &json!("WARNING"))
+    );
+    assert_eq!(said["message"], json!("spec.host: is a, which nobody has"));
+    assert_eq!(desired(&key(Kind::VirtualService), &told(status, Value::Null), &verdict, at(2)), None);
+}
+
+#[test]
 fn addresses_that_a_host_was_given_are_told() {
     let verdict = Verdict {
         addresses: vec![("api.example.com".into(), "240.240.0.1".parse().unwrap())],

@@ -133,6 +133,56 @@ fn a_status_that_somebody_writes_changes_nothing_that_is_published() {
 }
 
 #[test]
+fn a_node_that_is_no_longer_ready_takes_nothing_from_its_pods() {
+    let mut objects = shop();
+    let mut world = world_of(&objects);
+    let before = world.compile().snapshot;
+    for (ready, heartbeat) in [("True", "10:00:00"), ("True", "10:05:00"), ("Unknown", "10:06:00")] {
+        let at = format!("2026-11-22T{heartbeat}Z");
+        objects[1]["status"] =
+            json!({"conditions": [{"type": "Ready", "status": ready, "lastHeartbeatTime": at}]});
+        objects[1]["metadata"]["resourceVersion"] = json!(at);
+        world.apply(put(&objects[1]));
+        let after = world.compile();
+        assert!(Arc::ptr_eq(&before, &after.snapshot) && after.judged.is_none(), "{ready} {heartbeat}");
+    }
+    let pod = before.workloads().next().unwrap();
+    assert!(pod.meshed && pod.skipped.is_none());
+}
+
+#[test]
+fn s16_what_rules_refer_to_and_is_not_there_is_told_to_their_users_and_to_nobody_else() {
+    let mut objects = shop();
+    let rule = |kind: &str, spec: Value| {
+        json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "spec": spec,
+            "metadata": {"name": "web", "namespace": "shop", "uid": format!("uid-{kind}"), "generation": 1, "resourceVersion": "1"}})
+    };
+    let to = |host: &str| json!({"hosts": ["api.example.com"], "http": [{"route": [{"destination": {"host": host}}]}]});
+    objects.push(rule("VirtualService", to("gone")));
+    objects.push(rule("DestinationRule", json!({"host": "lost.example.com"})));
+    let mut world = world_of(&objects);
+    let state = world.compile();
+    let missing = |state: &super::world::State, kind: Kind| {
+        let key = Key { kind, name: mesh_core::snapshot::Name::new("shop", "web") };
+        let (_, verdict) = &state.judged.as_ref().unwrap().objects[&key];
+        assert!(!verdict.is_refused() && verdict.in_force);
+        verdict.missing.iter().map(|problem| problem.field.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(missing(&state, Kind::VirtualService), ["spec.http[0].route[0].destination.host"]);
+    assert_eq!(missing(&state, Kind::DestinationRule), ["spec.host"]);
+    assert_eq!(missing(&state, Kind::HttpRoute), Vec::<String>::new());
+    assert_eq!(state.status.errors, [], "agents are not told");
+    // It appears; pods that come and go are no news.
+    let mut gone = objects[4].clone();
+    gone["metadata"]["name"] = json!("gone");
+    gone["spec"]["clusterIP"] = json!("10.96.0.9");
+    world.apply(put(&gone));
+    assert_eq!(missing(&world.compile(), Kind::VirtualService), Vec::<String>::new());
+    world.apply(Change::Gone(Key { kind: Kind::Pod, name: mesh_core::snapshot::Name::new("shop", "web-1") }));
+    assert!(world.compile().judged.is_none());
+}
+
+#[test]
 fn s116_each_parent_has_the_reason_why_the_route_does_not_count_or_leads_nowhere() {
     let judged = |parent: Value, backend: Value| {
         let mut objects = shop();

@@ -17,6 +17,8 @@ use crate::{
 pub struct Verdict {
     /// What is wrong with it, by itself and beside others.
     pub problems: Vec<Problem>,
+    /// What rules of Istio's kinds refer to and is not there; for routes of the Gateway API their parents say it.
+    pub missing: Vec<Problem>,
     /// Something of it is in force: what it says now, or what it said when it could last be used.
     pub in_force: bool,
     /// One for each of a route's parents that were read, in order.
@@ -45,21 +47,32 @@ pub struct ParentVerdict {
     pub partial: Option<String>,
 }
 
-/// Judges a resource. `own` is what is wrong with it by itself, `between` what is wrong beside others.
-pub(super) fn judge<'a>(
+/// What is wrong with a resource beside others.
+#[derive(Debug, Default)]
+pub(super) struct Beside<'a> {
+    /// As the compiler found it.
+    pub(super) compiled: Vec<&'a SourceError>,
+    /// What it refers to and is not there.
+    pub(super) missing: Vec<&'a SourceError>,
+}
+
+/// Judges a resource. `own` is what is wrong with it by itself.
+pub(super) fn judge(
     key: &Key,
     own: &[Problem],
-    between: impl Iterator<Item = &'a SourceError>,
+    beside: Option<&Beside<'_>>,
     index: &Index,
     snapshot: &Snapshot,
 ) -> Verdict {
-    let mut problems = own.to_vec();
-    problems.extend(between.map(|error| Problem {
-        // What is wrong beside others takes nothing out of force.
+    // What is wrong beside others takes nothing out of force.
+    let warning = |error: &&SourceError| Problem {
         level: Level::Warning,
         field: error.field.clone(),
         message: error.message.clone(),
-    }));
+    };
+    let mut problems = own.to_vec();
+    problems.extend(beside.into_iter().flat_map(|beside| &beside.compiled).map(warning));
+    let missing = beside.into_iter().flat_map(|beside| &beside.missing).map(warning).collect();
     let resource = index.get(key);
     let (mut parents, mut addresses) = (Vec::new(), Vec::new());
     match resource {
@@ -71,7 +84,7 @@ pub(super) fn judge<'a>(
         }
         None => {}
     }
-    Verdict { problems, in_force: resource.is_some(), parents, addresses }
+    Verdict { problems, missing, in_force: resource.is_some(), parents, addresses }
 }
 
 /// The addresses that hosts were given because nobody wrote any down.

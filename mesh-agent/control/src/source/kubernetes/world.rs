@@ -11,9 +11,10 @@ use mesh_core::snapshot::{Name, Snapshot};
 use super::{
     Change,
     object::{Judged, Object, Told},
-    verdict::judge,
+    verdict::{Beside, judge},
 };
 use crate::{
+    analyze,
     compile::{Compiler, MeshSettings},
     index::{API_SERVER, Index},
     problem::{Level, SourceError},
@@ -21,8 +22,9 @@ use crate::{
     status::{SourceStatus, of_file},
 };
 
-/// Whether what becomes of routes may depend on resources of this kind.
+/// Whether what becomes of routes and rules may depend on resources of this kind.
 fn is_referred_to(kind: Kind) -> bool {
+    // Rules themselves are judged, and their changes seen by that.
     matches!(kind, Kind::Service | Kind::ServiceEntry | Kind::ReferenceGrant)
 }
 
@@ -38,6 +40,7 @@ pub(super) struct State {
 
 /// The cluster as it is known.
 pub(super) struct World {
+    settings: MeshSettings,
     index: Index,
     compiler: Compiler,
     unlisted: BTreeSet<Kind>,
@@ -53,6 +56,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(mesh: MeshSettings) -> Self {
         Self {
+            settings: mesh.clone(),
             index: Index::default(),
             compiler: Compiler::new(mesh),
             // Secrets are never listed as a whole.
@@ -141,15 +145,21 @@ impl World {
 
     /// What became of everything that users are told about.
     fn judged(&self, snapshot: &Snapshot) -> Judged {
-        let mut between: BTreeMap<[Option<&str>; 3], Vec<&SourceError>> = BTreeMap::new();
+        fn of(error: &SourceError) -> [Option<&str>; 3] {
+            [error.kind.as_deref(), error.namespace.as_deref(), error.name.as_deref()]
+        }
+        let references = analyze::references(&self.index, &self.settings);
+        let mut beside: BTreeMap<[Option<&str>; 3], Beside<'_>> = BTreeMap::new();
         for error in &*self.between {
-            let of = [error.kind.as_deref(), error.namespace.as_deref(), error.name.as_deref()];
-            between.entry(of).or_default().push(error);
+            beside.entry(of(error)).or_default().compiled.push(error);
+        }
+        for error in &references {
+            beside.entry(of(error)).or_default().missing.push(error);
         }
         let objects = self.told.iter().map(|(key, told)| {
-            let of = [Some(key.kind.as_str()), Some(&*key.name.namespace), Some(&*key.name.name)];
-            let beside = between.get(&of).into_iter().flatten().copied();
-            (key.clone(), (told.clone(), judge(key, &told.problems, beside, &self.index, snapshot)))
+            let name = [Some(key.kind.as_str()), Some(&*key.name.namespace), Some(&*key.name.name)];
+            let verdict = judge(key, &told.problems, beside.get(&name), &self.index, snapshot);
+            (key.clone(), (told.clone(), verdict))
         });
         Judged { objects: objects.collect() }
     }
