@@ -216,13 +216,21 @@ pub(super) fn defined(definition: &CustomResourceDefinition, version: &str) -> A
     ApiResource::from_gvk_with_plural(&gvk, &spec.names.plural)
 }
 
-/// A whole list, piece by piece.
+/// A whole list of what has these labels, piece by piece.
 pub(super) async fn list<K>(api: &Api<K>, labels: &str) -> Result<Vec<K>, kube::Error>
 where
     K: Clone + fmt::Debug + serde::de::DeserializeOwned,
 {
+    list_with(api, ListParams::default().labels(labels)).await
+}
+
+/// A whole list, piece by piece.
+pub(super) async fn list_with<K>(api: &Api<K>, params: ListParams) -> Result<Vec<K>, kube::Error>
+where
+    K: Clone + fmt::Debug + serde::de::DeserializeOwned,
+{
     let mut all = Vec::new();
-    let mut params = ListParams::default().labels(labels).limit(PAGE);
+    let mut params = params.limit(PAGE);
     for _ in 0..PAGES_MAX {
         let ObjectList { items, metadata, .. } = api.list(&params).await?;
         all.extend(items);

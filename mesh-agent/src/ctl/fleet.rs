@@ -2,9 +2,15 @@
 //!
 //! Invariants:
 //! - An agent that does not answer is a row of its own and hides no other; then the exit status is 1.
+//! - A node without an agent is one too, if it has pods that ask for the mesh.
 //! - With one node asked for, the answer has the same form as on that node itself.
 
-use std::time::Duration;
+mod silent;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{runtime::Runtime, task::JoinSet};
@@ -20,6 +26,7 @@ use crate::{
     report::report,
     view::{PodState, StatusView},
 };
+use silent::{SilentNode, WaitingPod};
 
 /// Agents asked at the same time.
 const AT_ONCE: usize = 16;
@@ -40,6 +47,9 @@ pub(super) struct OfNode<T> {
     pub(super) node: String,
     #[serde(flatten)]
     pub(super) answer: Answer<T>,
+    /// What can be said of its pods without an answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pods: Vec<WaitingPod>,
 }
 
 /// An answer, or why there is none.
@@ -118,7 +128,7 @@ impl Fleet {
                             (Some(reason), Err(_)) => Answer::Error(format!("{}: {reason}", agent.name)),
                             (None, Err(error)) => Answer::Error(report(&error)),
                         };
-                        OfNode { node: agent.node, answer }
+                        OfNode { node: agent.node, answer, pods: Vec::new() }
                     });
                 }
                 answers.extend(set.join_all().await);
@@ -160,8 +170,37 @@ impl Fleet {
     /// Asks every agent for its status and prints one table. Whether all answered.
     pub(super) fn status(&self, path: &'static str, within: Duration, out: Output) -> Result<bool, CtlError> {
         let all_pods = out == Output::Wide;
-        let answers = self.ask::<StatusView>(path, &[], within);
+        let mut answers = self.ask::<StatusView>(path, &[], within);
+        if !self.one {
+            self.add_silent(&mut answers);
+        }
         self.print(answers, out, |answers| statuses(answers, all_pods), super::status::render)
+    }
+
+    /// Adds what is known of nodes that did not answer, and of those that nobody can ask.
+    fn add_silent<T>(&self, answers: &mut Vec<OfNode<T>>) {
+        let answered: BTreeSet<&str> =
+            answers.iter().filter(|of| matches!(of.answer, Answer::Answer(_))).map(|of| &*of.node).collect();
+        let silent = self.runtime.block_on(silent::nodes(&self.cluster, &self.agents, &answered));
+        let silent = silent.unwrap_or_else(|error| {
+            // The answers are worth having without it.
+            eprintln!("pods of nodes that do not answer are not shown: {}", report(&error));
+            Vec::new()
+        });
+        let mut silent: BTreeMap<String, SilentNode> =
+            silent.into_iter().map(|node| (node.node.clone(), node)).collect();
+        for of in answers.iter_mut() {
+            if let Some(node) = silent.remove(&of.node) {
+                of.pods = node.pods;
+            }
+        }
+        let without = silent.into_values().filter(|node| !node.has_agent).map(|node| OfNode {
+            node: node.node,
+            answer: Answer::Error("the node has no agent".to_owned()),
+            pods: node.pods,
+        });
+        answers.extend(without);
+        answers.sort_by(|a, b| a.node.cmp(&b.node));
     }
 
     fn print<T: Serialize>(
@@ -211,7 +250,15 @@ fn statuses(answers: &[OfNode<StatusView>], all_pods: bool) -> String {
         ("STATE", Align::Left),
         ("REASON", Align::Left),
     ]);
-    for OfNode { node, answer } in answers {
+    for OfNode { node, answer, pods: waiting } in answers {
+        for pod in waiting {
+            pods.row([
+                format!("{}/{}", pod.namespace, pod.name),
+                node.clone(),
+                pod.state.to_owned(),
+                pod.reason.clone(),
+            ]);
+        }
         let view = match answer {
             Answer::Answer(view) => view,
             Answer::Error(error) => {

@@ -114,6 +114,31 @@ fn name_of(meta: &ObjectMeta) -> Name {
     Name::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
+/// What a pod asks of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Nothing: it did not ask, or has ended.
+    None,
+    /// To be in it.
+    Mesh,
+    /// To be in it, which it cannot be, for this reason.
+    Refused(Arc<str>),
+}
+
+/// What a pod asks of the mesh, by its labels and those of its namespace: decided as for the pods of a node.
+pub fn wish(object: &v1::Pod, namespace: &ObjectMeta) -> Wish {
+    let pod = read_pod(object).pod;
+    if pod.workload.terminated {
+        return Wish::None;
+    }
+    let opted_in = metadata::opt_in(namespace, &mut Problems::default()).unwrap_or(false);
+    match pod.membership(opted_in) {
+        (_, Some(why)) => Wish::Refused(why),
+        (true, None) => Wish::Mesh,
+        (false, None) => Wish::None,
+    }
+}
+
 fn read_pod(object: &v1::Pod) -> Seen {
     // What is wrong with it the controller reports.
     let pod = pod::read(object, &mut Problems::default());

@@ -64,7 +64,8 @@ pub(crate) fn is_judged(kind: Kind) -> bool {
         || (kind.group() == crate::resource::GATEWAY_GROUP && kind != Kind::ReferenceGrant)
 }
 
-/// Kinds of which the metadata say all that the mesh reads.
+/// Kinds of which the metadata say all that the mesh reads. Of nodes that is on purpose: a kubelet that is silent for a while must not
+/// take its pods out of the mesh, and one that says that it lives is no news.
 pub(super) fn is_metadata_enough(kind: Kind) -> bool {
     matches!(kind, Kind::Namespace | Kind::Node | Kind::ServiceAccount)
 }
