@@ -108,6 +108,7 @@ fn serve(args: &ControllerArgs) -> anyhow::Result<()> {
             proof: NodeProof::JoinSecret(Box::new(secret)),
             namespace: args.trust.root_namespace().to_owned(),
             cluster_domain: args.cluster_domain.clone(),
+            own_ttl: args.own_certificate_ttl,
             snapshots,
             sources,
             clock: Arc::new(SystemClock),

@@ -15,7 +15,7 @@ use mesh_control::{
     publish::{
         auth::NodeProof,
         metrics::PublishMetrics,
-        server::{Controller, ServerParts},
+        server::{Controller, OWN_TTL, ServerParts},
     },
     status::SourceStatus,
     subscribe::{self, SubscribeOptions, channel::ControllerUrl},
@@ -60,6 +60,7 @@ async fn run(services: u32, changes: usize, folder: &std::path::Path) -> Result<
         proof: NodeProof::JoinSecret(Box::new(secret)),
         namespace: "istio-system".to_owned(),
         cluster_domain: "cluster.local".to_owned(),
+        own_ttl: OWN_TTL,
         snapshots: snapshot,
         sources: source,
         clock: Arc::new(SystemClock),

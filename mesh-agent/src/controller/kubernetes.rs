@@ -146,6 +146,7 @@ impl Started {
             proof: NodeProof::ServiceAccount(Box::new(reviews)),
             namespace: namespace.clone(),
             cluster_domain: args.cluster_domain.clone(),
+            own_ttl: args.own_certificate_ttl,
             snapshots: source.snapshots.clone(),
             sources: source.sources.clone(),
             clock,

@@ -48,8 +48,8 @@ use crate::{
     status::SourceStatus,
 };
 
-/// Life of the controller's own certificate.
-const OWN_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Life of the controller's own certificate, unless told otherwise.
+pub const OWN_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Pause after the own certificate could not be renewed.
 const RENEW_PAUSE: Duration = Duration::from_secs(5);
 /// Calls at once on one connection.
@@ -72,6 +72,8 @@ pub struct ServerParts {
     pub namespace: String,
     /// DNS suffix of services.
     pub cluster_domain: String,
+    /// Life of the server's own certificate, which is renewed when half of it is over; [`OWN_TTL`] but for tests of that.
+    pub own_ttl: Duration,
     /// The world.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Where it comes from and what is wrong with it.
@@ -126,6 +128,7 @@ struct Own {
     tls: TlsContext,
     identity: Identity,
     names: Vec<String>,
+    ttl: Duration,
     config: watch::Sender<Arc<ServerConfig>>,
 }
 
@@ -150,8 +153,15 @@ impl Controller {
         let trust = Arc::new(Trust::new(domains, (*material).clone())?);
         let tls = TlsContext { trust, clock: Arc::clone(&parts.clock) };
         let names = names(&parts.namespace, &parts.cluster_domain);
-        let (config, renew_at) = certificate(&parts.ca, &tls, &identity, &names)?;
-        let own = Own { ca: Arc::clone(&parts.ca), tls, identity, names, config: watch::Sender::new(config) };
+        let (config, renew_at) = certificate(&parts.ca, &tls, &identity, &names, parts.own_ttl)?;
+        let own = Own {
+            ca: Arc::clone(&parts.ca),
+            tls,
+            identity,
+            names,
+            ttl: parts.own_ttl,
+            config: watch::Sender::new(config),
+        };
         Ok(Self { parts, addr, publication, own, renew_at, feed })
     }
 
@@ -291,7 +301,7 @@ async fn renew(own: &Own, mut renew_at: SystemTime) {
                 return std::future::pending().await;
             },
         }
-        match certificate(&own.ca, &own.tls, &own.identity, &own.names) {
+        match certificate(&own.ca, &own.tls, &own.identity, &own.names, own.ttl) {
             Ok((config, at)) => {
                 own.config.send_replace(config);
                 renew_at = at;
@@ -311,9 +321,10 @@ fn certificate(
     tls: &TlsContext,
     identity: &Identity,
     names: &[String],
+    ttl: Duration,
 ) -> Result<(Arc<ServerConfig>, SystemTime), ServeError> {
     let key = PrivateKey::generate(KeyAlgorithm::default())?;
-    let issued = ca.issue_own(&key, identity, names, OWN_TTL)?;
+    let issued = ca.issue_own(&key, identity, names, ttl)?;
     let now = tls.clock.now();
     let svid = Svid::new(Principal::Workload(identity.clone()), &key, &issued, now)?;
     let config = tls.server_or_anonymous(&svid, Expect::WorkloadOrNode)?;
