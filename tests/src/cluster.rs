@@ -7,6 +7,7 @@ mod api_server;
 mod binaries;
 mod bookinfo;
 mod daemon;
+mod etcd;
 pub mod init;
 mod kubectl;
 mod mesh;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::binaries::{Binaries, BinariesMissing};
 use super::daemon::{Daemon, DaemonError, Seat, log_end};
+use super::etcd;
 use super::kubectl::{Kubectl, KubectlError};
 use super::papers::{ADMIN, Identity, Papers, Ways};
 use crate::cgroup::{Cgroup, CgroupError};
@@ -68,6 +69,9 @@ pub enum ApiServerError {
         /// What it said last.
         source: NeverHappened,
     },
+    /// etcd keeps its history.
+    #[error("etcd does not forget")]
+    Compact(#[source] io::Error),
     /// A question to it failed.
     #[error(transparent)]
     Kubectl(#[from] KubectlError),
@@ -149,6 +153,14 @@ impl ApiServer {
     /// As [`ApiServer::start`].
     pub fn start_again(&self) -> Result<(), ApiServerError> {
         self.control.start_server()
+    }
+
+    /// Have etcd forget every state but the newest.
+    ///
+    /// # Errors
+    /// When etcd does not.
+    pub fn compact(&self) -> Result<(), ApiServerError> {
+        etcd::compact(self.control.site.ports.etcd).map_err(ApiServerError::Compact)
     }
 
     /// Its private folder, for files of the test; removed with it.

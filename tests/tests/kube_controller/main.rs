@@ -1,14 +1,20 @@
 //! A controller of a cluster, against a real API server without nodes: what it reads, writes, refuses and issues.
 
+mod alike;
+mod events;
 mod objects;
+mod partition;
+mod relay;
 mod scene;
+mod unready;
+mod webhook;
 
 use std::time::Duration;
 
 use mesh_tests::authority::{Authority, Leaf, request_for, spiffe};
 use mesh_tests::hbone::request_certificate_here;
 use mesh_tests::{TestResult, eventually, require_agent, require_api_server, test_name};
-use scene::{ControllerProcess, NAMESPACE, Scene, ServiceAddress};
+use scene::{NAMESPACE, Scene, ServiceAddress};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -17,40 +23,6 @@ const SOON: Duration = Duration::from_secs(30);
 fn condition(conditions: &Value, kind: &str) -> Option<String> {
     let found = conditions.as_array()?.iter().find(|condition| condition["type"] == kind)?;
     Some(format!("{} {}", found["status"].as_str()?, found["reason"].as_str()?))
-}
-
-#[test]
-fn the_same_manifests_by_file_and_by_api_server_are_published_alike() -> TestResult {
-    require_api_server!();
-    require_agent!();
-    let scene = Scene::open(test_name!())?;
-    scene.kubectl().apply(&objects::crds())?;
-    scene.kubectl().apply(&objects::shop())?;
-    scene.set_running("shop", "till-0", "10.1.0.1")?;
-    let by_api = scene.controller("a", &[])?;
-    let wanted = |found: &Vec<(String, String, String)>| {
-        let has = |kind: &str| found.iter().any(|(of, ..)| of == kind);
-        has("address") && has("authorization") && has("route")
-    };
-    eventually(SOON, || by_api.resources().unwrap_or_default(), wanted)?;
-    // The same objects as the API server has them, in a directory.
-    let folder =
-        scene.dump(&["namespaces", "nodes", "serviceaccounts", "pods", "services", "endpointslices"])?;
-    let crds = ["virtualservices", "authorizationpolicies", "serviceentries", "httproutes"];
-    scene.dump_into(&folder, &crds)?;
-    let by_file = scene.controller_of(&folder, "b")?;
-    // Places of rules are a file's line in one and an object's generation in the other.
-    let alike = |of: &ControllerProcess| {
-        let mut found = of.resources().unwrap_or_default();
-        found.retain(|(kind, ..)| kind != "source" && kind != "trust");
-        for (_, _, version) in found.iter_mut().filter(|(kind, ..)| kind == "route") {
-            version.clear();
-        }
-        found
-    };
-    let files = alike(&by_file);
-    eventually(SOON, || alike(&by_api), |found| *found == files)?;
-    Ok(())
 }
 
 #[test]

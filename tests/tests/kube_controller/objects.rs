@@ -37,8 +37,15 @@ pub(crate) fn crds() -> String {
         crd("networking.istio.io", "v1", "VirtualService", "virtualservices"),
         crd("networking.istio.io", "v1", "ServiceEntry", "serviceentries"),
         crd("networking.istio.io", "v1", "DestinationRule", "destinationrules"),
+        crd("networking.istio.io", "v1", "Sidecar", "sidecars"),
+        crd("networking.istio.io", "v1", "WorkloadEntry", "workloadentries"),
         crd("security.istio.io", "v1", "AuthorizationPolicy", "authorizationpolicies"),
+        crd("security.istio.io", "v1", "PeerAuthentication", "peerauthentications"),
         crd("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes"),
+        crd("gateway.networking.k8s.io", "v1", "GRPCRoute", "grpcroutes"),
+        crd("gateway.networking.k8s.io", "v1alpha3", "TLSRoute", "tlsroutes"),
+        crd("gateway.networking.k8s.io", "v1alpha2", "TCPRoute", "tcproutes"),
+        crd("gateway.networking.k8s.io", "v1beta1", "ReferenceGrant", "referencegrants"),
     ])
 }
 
@@ -121,7 +128,12 @@ pub(crate) fn till_only() -> String {
     documents(till())
 }
 
-/// The till with a resource of each kind of [`crds`].
+/// More pods of the till's namespace and account, which no kubelet has started, by name and node; with their nodes.
+pub(crate) fn pods_on(pods: &[(&str, &str)]) -> String {
+    documents(pods.iter().flat_map(|(name, on)| [node(on), pod("shop", name, "till", on)]))
+}
+
+/// The till with a few rules.
 pub(crate) fn shop() -> String {
     let rules = [
         json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "till", "namespace": "shop"},
@@ -135,9 +147,100 @@ pub(crate) fn shop() -> String {
     documents(till().into_iter().chain(rules))
 }
 
+/// The till with something of every kind that the mesh reads, each of which counts: no two are about the same service where only one
+/// of them could.
+pub(crate) fn every_kind() -> String {
+    let of = |api_version: &str, kind: &str, name: &str, spec: Value| json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": "shop"}, "spec": spec});
+    let (istio, gateway) = ("networking.istio.io/v1", "gateway.networking.k8s.io");
+    let service = |namespace: &str, name: &str, port: &str, number: u16| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"ports": [{"name": port, "port": number}]}})
+    };
+    let parent = |name: &str| json!([{"group": "", "kind": "Service", "name": name}]);
+    let to_till = json!([{"name": "till", "port": 80}]);
+    let rules = [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "data"}}),
+        service("shop", "desk", "http", 80),
+        service("shop", "calls", "grpc", 90),
+        service("shop", "sealed", "tls", 443),
+        service("shop", "bytes", "tcp", 9000),
+        service("shop", "borrowed", "http", 80),
+        service("data", "ledger", "http", 80),
+        service("shop", "sliced", "http", 80),
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "sliced", "namespace": "shop", "labels": {"kubernetes.io/service-name": "sliced"}},
+            "endpoints": [{"addresses": ["192.0.2.7"], "conditions": {"ready": true}}],
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]}),
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "nodemesh", "namespace": NAMESPACE},
+            "data": {"mesh": "outboundTrafficPolicy: {mode: REGISTRY_ONLY}"}}),
+        of("security.istio.io/v1", "PeerAuthentication", "till", json!({"mtls": {"mode": "STRICT"}})),
+        of(
+            "security.istio.io/v1",
+            "AuthorizationPolicy",
+            "till",
+            json!({"action": "ALLOW", "rules": [{"from": [{"source": {"namespaces": ["shop"]}}]}]}),
+        ),
+        json!({"apiVersion": istio, "kind": "VirtualService", "metadata": {"name": "till", "namespace": "shop"},
+            "spec": {"hosts": ["desk"], "http": [{"route": [{"destination": {"host": "till"}}]}]}}),
+        of(
+            istio,
+            "DestinationRule",
+            "till",
+            json!({"host": "desk", "trafficPolicy": {"connectionPool": {"tcp": {"maxConnections": 7}}}}),
+        ),
+        of(istio, "Sidecar", "shop", json!({"egress": [{"hosts": ["./*", "data/*"]}]})),
+        of(
+            istio,
+            "ServiceEntry",
+            "api",
+            json!({"hosts": ["api.example.com"], "resolution": "STATIC",
+                "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}], "endpoints": [{"address": "192.0.2.1"}]}),
+        ),
+        of(istio, "WorkloadEntry", "old", json!({"address": "192.0.2.9", "labels": {"app": "till"}})),
+        route_object("till", to_till.clone()),
+        of(
+            &format!("{gateway}/v1"),
+            "HTTPRoute",
+            "borrowed",
+            json!({"parentRefs": parent("borrowed"),
+                "rules": [{"backendRefs": [{"name": "ledger", "namespace": "data", "port": 80}]}]}),
+        ),
+        json!({"apiVersion": format!("{gateway}/v1beta1"), "kind": "ReferenceGrant",
+            "metadata": {"name": "shop", "namespace": "data"},
+            "spec": {"from": [{"group": gateway, "kind": "HTTPRoute", "namespace": "shop"}],
+                "to": [{"group": "", "kind": "Service"}]}}),
+        of(
+            &format!("{gateway}/v1"),
+            "GRPCRoute",
+            "calls",
+            json!({"parentRefs": parent("calls"),
+                "rules": [{"matches": [{"method": {"service": "shop.Till"}}], "backendRefs": to_till}]}),
+        ),
+        of(
+            &format!("{gateway}/v1alpha3"),
+            "TLSRoute",
+            "sealed",
+            json!({"parentRefs": parent("sealed"), "hostnames": ["a.example.com"],
+                "rules": [{"backendRefs": to_till}]}),
+        ),
+        of(
+            &format!("{gateway}/v1alpha2"),
+            "TCPRoute",
+            "bytes",
+            json!({"parentRefs": parent("bytes"), "rules": [{"backendRefs": to_till}]}),
+        ),
+    ];
+    let with_secret = outside("bank") + &secret("shop", "bank", "roots");
+    documents(till().into_iter().chain(rules)) + &with_secret
+}
+
 /// The agents of some nodes.
 pub(crate) fn agents(nodes: &[&str]) -> String {
-    let agent = |name: &&str| [node(name), pod(NAMESPACE, &format!("agent-{name}"), "nodemesh-agent", name)];
+    let agent = |name: &&str| {
+        let mut pod = pod(NAMESPACE, &format!("agent-{name}"), "nodemesh-agent", name);
+        pod["metadata"]["labels"]["app.kubernetes.io/name"] = "nodemesh-agent".into();
+        [node(name), pod]
+    };
     documents([account(NAMESPACE, "nodemesh-agent")].into_iter().chain(nodes.iter().flat_map(agent)))
 }
 

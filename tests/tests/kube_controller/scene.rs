@@ -15,6 +15,10 @@ use mesh_tests::{Credentials, Failure, TestResult, limit, programs};
 use serde_json::Value;
 
 use crate::objects;
+use crate::relay::Relay;
+
+/// What a controller publishes: kind, name and version of each resource.
+pub(crate) type Published = Vec<(String, String, String)>;
 
 /// The mesh's own namespace.
 pub(crate) const NAMESPACE: &str = "nodemesh-system";
@@ -43,8 +47,44 @@ impl Scene {
         Ok(())
     }
 
+    /// Has etcd forget all that was, and the API server begin without a memory of changes of its own: whoever asks for what
+    /// came after some time ago is told that this is too long ago.
+    pub(crate) fn forget_history(&self) -> TestResult {
+        self.api.stop();
+        self.api.compact()?;
+        self.api.start_again()?;
+        Ok(())
+    }
+
+    /// Where the API server listens.
+    pub(crate) fn api_server(&self) -> Result<SocketAddr, Failure> {
+        Ok(self.api.url().trim_start_matches("https://").parse()?)
+    }
+
     /// A controller of the cluster.
     pub(crate) fn controller(&self, name: &str, args: &[&str]) -> Result<ControllerProcess, Failure> {
+        self.controller_with(name, args, &self.api.kubeconfig())
+    }
+
+    /// A controller that comes to the API server by a relay.
+    pub(crate) fn controller_by(
+        &self,
+        relay: &Relay,
+        name: &str,
+        args: &[&str],
+    ) -> Result<ControllerProcess, Failure> {
+        let direct = fs::read_to_string(self.api.kubeconfig())?;
+        let kubeconfig = self.api.directory().join(format!("{name}.kubeconfig"));
+        fs::write(&kubeconfig, direct.replace(self.api.url(), &format!("https://{}", relay.addr())))?;
+        self.controller_with(name, args, &kubeconfig)
+    }
+
+    fn controller_with(
+        &self,
+        name: &str,
+        args: &[&str],
+        kubeconfig: &Path,
+    ) -> Result<ControllerProcess, Failure> {
         let ports = Ports::free()?;
         let mut command = self.command(name, &ports)?;
         command
@@ -52,8 +92,8 @@ impl Scene {
             // Also at the address of a service, see `ServiceAddress`.
             .args(["--webhook-listen", &format!("0.0.0.0:{}", ports.webhook)])
             .args(args)
-            .env("KUBECONFIG", self.api.kubeconfig());
-        ControllerProcess::start(command, ports)
+            .env("KUBECONFIG", kubeconfig);
+        ControllerProcess::start(command, ports, self.log_of(name))
     }
 
     /// A controller of a directory.
@@ -62,13 +102,17 @@ impl Scene {
         let mut command = self.command(name, &ports)?;
         command.arg("--config").arg(folder).args(["--root-namespace", NAMESPACE]);
         command.arg("--run-dir").arg(self.api.directory().join("run"));
-        ControllerProcess::start(command, ports)
+        ControllerProcess::start(command, ports, self.log_of(name))
+    }
+
+    fn log_of(&self, name: &str) -> PathBuf {
+        self.api.directory().join(format!("controller-{name}")).join("log")
     }
 
     fn command(&self, name: &str, ports: &Ports) -> Result<Command, Failure> {
         let state = self.api.directory().join(format!("controller-{name}"));
         fs::create_dir_all(&state)?;
-        let log = fs::File::create(state.join("log"))?;
+        let log = fs::File::create(self.log_of(name))?;
         let mut command = Command::new(programs::agent()?);
         command
             .arg("controller")
@@ -87,20 +131,24 @@ impl Scene {
         Ok(command)
     }
 
-    /// A folder with all objects of these kinds.
+    /// A folder with all objects of these kinds, a file for each.
     pub(crate) fn dump(&self, kinds: &[&str]) -> Result<PathBuf, Failure> {
         let folder = self.api.directory().join("manifests");
         fs::create_dir_all(&folder)?;
-        self.dump_into(&folder, kinds)?;
-        Ok(folder)
-    }
-
-    pub(crate) fn dump_into(&self, folder: &Path, kinds: &[&str]) -> TestResult {
         for kind in kinds {
-            let text = self.kubectl().run(&["get", kind, "-A", "-o", "json"])?;
-            fs::write(folder.join(format!("{kind}.json")), text)?;
+            let mut list = self.kubectl().json(&["get", kind, "-A"])?;
+            let of_mesh = |item: &&mut Value| {
+                item["kind"] == "ConfigMap"
+                    && item["metadata"]["namespace"] == NAMESPACE
+                    && item["metadata"]["name"] == "nodemesh"
+            };
+            // In files the settings of the mesh are where Istio has them.
+            for settings in list["items"].as_array_mut().into_iter().flatten().filter(of_mesh) {
+                settings["metadata"]["name"] = "istio".into();
+            }
+            fs::write(folder.join(format!("{kind}.json")), list.to_string())?;
         }
-        Ok(())
+        Ok(folder)
     }
 
     /// Says what a kubelet would: that a pod runs and has an address.
@@ -225,13 +273,14 @@ impl Ports {
 pub(crate) struct ControllerProcess {
     child: Mutex<Child>,
     ports: Ports,
+    log: PathBuf,
 }
 
 impl ControllerProcess {
-    fn start(mut command: Command, ports: Ports) -> Result<Self, Failure> {
+    fn start(mut command: Command, ports: Ports, log: PathBuf) -> Result<Self, Failure> {
         let mut child = command.spawn()?;
         let stdout = child.stdout.take();
-        let process = Self { child: Mutex::new(child), ports };
+        let process = Self { child: Mutex::new(child), ports, log };
         let (said, ready) = mpsc::channel();
         std::thread::spawn(move || {
             let lines = stdout.into_iter().flat_map(|out| BufReader::new(out).lines().map_while(Result::ok));
@@ -270,12 +319,17 @@ impl ControllerProcess {
         }
     }
 
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
         self.get("/readyz").is_ok()
     }
 
     /// What it publishes: kind, name and version.
-    pub(crate) fn resources(&self) -> Result<Vec<(String, String, String)>, Failure> {
+    pub(crate) fn resources(&self) -> Result<Published, Failure> {
         let list: Vec<Value> = serde_json::from_str(&self.get("/resources")?)?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let of = |entry: &Value| (text(&entry["kind"]), text(&entry["name"]), text(&entry["version"]));
