@@ -77,8 +77,12 @@ pub enum Command {
     /// Detach and unpin everything an agent left in the kernel for a node. The agent must not be running.
     #[command(after_help = "Examples:\n  \
         mesh-agent cleanup --node n1\n  \
-        mesh-agent cleanup --node n1 --cgroup-root /sys/fs/cgroup/n1")]
+        mesh-agent cleanup --node n1 --cgroup-root /sys/fs/cgroup/n1\n  \
+        mesh-agent cleanup --node n1 --purge")]
     Cleanup(CleanupArgs),
+    /// Do nothing until told to end: what stays of a pod whose work is done.
+    #[command(hide = true)]
+    Pause,
     /// Act on the certificate authority in a folder, beside the agents that use it.
     #[command(subcommand)]
     Ca(CaCommand),
@@ -434,6 +438,9 @@ pub struct CleanupArgs {
     /// Which node to clean up after.
     #[command(flatten)]
     pub identity: NodeIdentity,
+    /// Also empty the state folder, whatever is in it: no agent of this host is to start from it again.
+    #[arg(long)]
+    pub purge: bool,
 }
 
 /// Form of the log.

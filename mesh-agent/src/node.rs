@@ -37,6 +37,7 @@ mod plugin;
 mod pods;
 mod profile;
 mod proxy_config;
+mod purge;
 mod readiness;
 mod reconcile;
 mod resolve;
@@ -55,6 +56,7 @@ use anyhow::Context as _;
 use mesh_control::compile::MeshSettings;
 use mesh_proxy::{Dependencies, Proxy, Settings};
 use mesh_redirect::{Heartbeat, InheritedSockets, Node, NodeOptions, RunningPods, Stats};
+use nix::sys::signal::{SigSet, Signal};
 use prometheus_client::registry::Registry;
 
 use self::{
@@ -362,15 +364,33 @@ async fn local_pods(
     }))
 }
 
-/// Detaches and unpins everything of a node.
+/// Detaches and unpins everything of a node; if asked to, empties the state folder.
 ///
 /// # Errors
-/// An agent of the node is running, or the lock cannot be had.
+/// An agent of the node is running, the lock cannot be had, or the state folder is not to be emptied.
 pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
-    let node = node_name(&args.identity)?;
-    let _lock = NodeLock::acquire(&args.identity.state_dir, &node, Duration::ZERO, Predecessor::Wait)?;
+    let (node, state_dir) = (node_name(&args.identity)?, &args.identity.state_dir);
+    let lock = NodeLock::acquire(state_dir, &node, Duration::ZERO, Predecessor::Wait)?;
     let found = mesh_redirect::cleanup(&args.identity.bpffs, &node);
     println!("{}", if found { "cleaned up" } else { "nothing to clean up" });
+    if args.purge {
+        for left in purge::purge(state_dir, &lock)? {
+            println!("left alone: {}", left.display());
+        }
+    }
+    Ok(())
+}
+
+/// Does nothing until told to end.
+///
+/// # Errors
+/// Signals cannot be waited for.
+pub fn pause() -> anyhow::Result<()> {
+    let mut ends = SigSet::empty();
+    ends.add(Signal::SIGTERM);
+    ends.add(Signal::SIGINT);
+    ends.thread_block().context("hold signals back")?;
+    ends.wait().context("wait for a signal")?;
     Ok(())
 }
 

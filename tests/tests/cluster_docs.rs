@@ -155,8 +155,8 @@ const STEPS: &[Step] = &[
     Check(|desk| desk.nothing_is_left()),
     Run("meshctl uninstall --skip-nodes"),
     OnNode("mesh-agent cni uninstall"),
-    OnNode("mesh-agent cleanup --node \"$(hostname)\""),
-    OnNode("mesh-agent cleanup"),
+    OnNode("mesh-agent cleanup --node \"$(hostname)\" --purge"),
+    OnNode("mesh-agent cleanup --purge"),
     Check(|desk| desk.nothing_is_left()),
 ];
 

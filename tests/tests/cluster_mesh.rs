@@ -69,12 +69,30 @@ fn running_pods_join_and_what_is_applied_holds_and_nothing_is_left() -> TestResu
     // All of it goes again.
     kubectl.run(&["delete", "peerauthentication", "-n", "shop", "--all"])?;
     kubectl.run(&["delete", "virtualservice", "-n", "shop", "--all"])?;
+    uninstall_is_killed(&cluster, &mesh)?;
+    assert!(mesh.remains()?.iter().any(|left| left.starts_with("node ")), "it was killed too late");
     mesh.meshctl(&["uninstall", "--purge"])?;
     assert_eq!(mesh.remains()?, Vec::<String>::new());
     let told = stranger()?;
     assert_eq!(told.status, 200, "{told:?}");
     kubectl.run(&["rollout", "restart", "-n", "shop", "deployment/web-v1"])?;
     Ok(cluster.rolled_out("shop", "deployment/web-v1")?)
+}
+
+/// Begins to take the mesh out, and is killed when the DaemonSet of agents is gone: who comes next cannot ask it what the nodes need.
+fn uninstall_is_killed(cluster: &Cluster, mesh: &Mesh<'_>) -> TestResult {
+    let mut run = mesh.command(&["uninstall"])?.spawn()?;
+    let agents =
+        ["get", "daemonset", "-n", "nodemesh-system", "nodemesh-agent", "-o", "name", "--ignore-not-found"];
+    let gone = eventually(
+        LIMIT,
+        || cluster.kubectl().run(&agents),
+        |found| found.as_ref().is_ok_and(|found| found.trim().is_empty()),
+    );
+    run.kill()?;
+    run.wait()?;
+    gone??;
+    Ok(())
 }
 
 /// A split, a policy and a broken resource.

@@ -15,9 +15,14 @@ mod uninstall;
 mod values;
 mod verify;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::Subcommand;
+use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::ResourceExt;
 use serde::Serialize;
 
@@ -202,6 +207,14 @@ async fn installed(
     let (webhook, rest): (Vec<_>, Vec<_>) =
         wanted.iter().partition(|manifest| manifest.kind.kind == "ValidatingWebhookConfiguration");
     let mut ours = Vec::new();
+    // Somebody has begun to take the mesh out. What cleans nodes would undo what the agents do.
+    if !args.dry_run
+        && uninstall::cleaner::delete(cluster, Instant::now() + Duration::from_secs(args.timeout.into()))
+            .await?
+    {
+        let kind = ObjectKind::of::<DaemonSet>();
+        note(Done::new(kind, Some(&cluster.mesh), uninstall::cleaner::CLEANUP, Action::Deleted))?;
+    }
     for manifest in &definitions {
         let done = apply::apply_definition(cluster, manifest, args.dry_run).await?;
         if done.action != Action::Kept {

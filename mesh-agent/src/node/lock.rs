@@ -8,6 +8,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -117,6 +118,11 @@ impl NodeLock {
         }
     }
 
+    /// The file that is locked.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Lets a successor have it.
     pub(super) fn release(&mut self) {
         self.held = None;
@@ -136,6 +142,8 @@ impl NodeLock {
             .open(&self.path)
             .map_err(failed)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            // Somebody has taken the node out between opening and locking: nobody else would find this lock.
+            Ok(held) if !is_still_at(&held, &self.path) => Ok(false),
             Ok(mut held) => {
                 // Only for the message of whoever finds it held.
                 if let Err(error) = write_pid(&mut held) {
@@ -148,6 +156,12 @@ impl NodeLock {
             Err((_, errno)) => Err(failed(errno.into())),
         }
     }
+}
+
+fn is_still_at(file: &File, path: &Path) -> bool {
+    let inode = |meta: io::Result<fs::Metadata>| meta.ok().map(|meta| (meta.dev(), meta.ino()));
+    let held = inode(file.metadata());
+    held.is_some() && held == inode(fs::metadata(path))
 }
 
 fn write_pid(file: &mut File) -> io::Result<()> {
@@ -182,6 +196,14 @@ mod tests {
         assert!(!first.try_again().unwrap());
         drop(second);
         assert!(first.try_again().unwrap());
+
+        // A lock whose file was removed keeps nobody out, so it is none: whoever opens it just then tries again.
+        let file = File::open(&first.path).unwrap();
+        assert!(is_still_at(&file, &first.path));
+        fs::remove_file(&first.path).unwrap();
+        assert!(!is_still_at(&file, &first.path));
+        fs::write(&first.path, "another").unwrap();
+        assert!(!is_still_at(&file, &first.path));
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -76,13 +76,22 @@ impl<'c> Mesh<'c> {
     /// # Errors
     /// When it cannot be run or ends badly.
     pub fn meshctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let mut command = Command::new(programs::meshctl()?);
-        let output = command.args(arguments).env("KUBECONFIG", self.cluster.kubeconfig()).output()?;
+        let output = self.command(arguments)?.output()?;
         if !output.status.success() {
             let said = [&output.stdout, &output.stderr].map(|stream| String::from_utf8_lossy(stream));
             bail!("meshctl {}: {}{}", arguments.join(" "), said[0], said[1]);
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The same, for a caller who wants to watch it run.
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+        let mut command = Command::new(programs::meshctl()?);
+        command.args(arguments).env("KUBECONFIG", self.cluster.kubeconfig());
+        Ok(command)
     }
 
     /// Its answer as JSON.
@@ -129,7 +138,8 @@ impl<'c> Mesh<'c> {
         let of_ours = ["get", kinds, "-A", "-l", "app.kubernetes.io/part-of=nodemesh", "-o", "name"];
         let mut found: Vec<String> =
             self.cluster.kubectl().run(&of_ours)?.lines().map(ToOwned::to_owned).collect();
-        let look = "grep -l nodemesh /etc/cni/net.d/*; ls -d /opt/cni/bin/*nodemesh* /sys/fs/bpf/*nodemesh* /run/nodemesh/*sock*; true";
+        let look = "grep -l nodemesh /etc/cni/net.d/*; ls -d /opt/cni/bin/*nodemesh* /sys/fs/bpf/*nodemesh* /run/nodemesh/*sock*; \
+                    find /var/lib/nodemesh -mindepth 1; true";
         for node in self.cluster.nodes() {
             let left = node.run(&["sh", "-c", look])?;
             found.extend(left.lines().map(|line| format!("node {}: {line}", node.name())));
