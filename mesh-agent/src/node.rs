@@ -55,7 +55,7 @@ use std::{
 use anyhow::Context as _;
 use mesh_control::compile::MeshSettings;
 use mesh_proxy::{Dependencies, Proxy, Settings};
-use mesh_redirect::{Heartbeat, InheritedSockets, Node, NodeOptions, RunningPods, Stats};
+use mesh_redirect::{Heartbeat, InheritedSockets, Node, NodeOptions, RunningPods, Stats, host};
 use nix::sys::signal::{SigSet, Signal};
 use prometheus_client::registry::Registry;
 
@@ -94,6 +94,9 @@ const BLOCKING_THREADS_MAX: usize = 8;
 /// Kernel work under way at the end is given this long.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(2);
 
+/// Folder of the state folder on which the cgroup2 tree is mounted for an agent that sees none.
+const CGROUP2: &str = "cgroup2";
+
 /// Runs a node agent until it is told to stop.
 ///
 /// # Errors
@@ -104,6 +107,7 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let prepared = if args.kubernetes { Some(kubernetes::prepare(args)?) } else { None };
     let args = prepared.as_ref().unwrap_or(args);
+    host::cgroup2_file_system(&args.identity.state_dir.join(CGROUP2))?;
     let node = node_name(&args.identity)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %node, source = %args.source, "starting");
     let mesh = MeshSettings {
@@ -372,6 +376,7 @@ pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
     let (node, state_dir) = (node_name(&args.identity)?, &args.identity.state_dir);
     let lock = NodeLock::acquire(state_dir, &node, Duration::ZERO, Predecessor::Wait)?;
     let found = mesh_redirect::cleanup(&args.identity.bpffs, &node);
+    host::leave_cgroup2(&state_dir.join(CGROUP2))?;
     println!("{}", if found { "cleaned up" } else { "nothing to clean up" });
     if args.purge {
         for left in purge::purge(state_dir, &lock)? {

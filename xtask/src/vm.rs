@@ -100,10 +100,11 @@ impl GuestTier {
 /// Programs left out of a guest unless asked for: each costs minutes under emulation. What they find does not depend on the kernel, or
 /// is found by those that stay, which load every program and redirect, hand over and refuse connections: for a release, or
 /// after a change of a hook, all of them are run (`--all`).
-const LEFT_OUT: [(&str, &str); 11] = [
+const LEFT_OUT: [(&str, &str); 12] = [
     ("tests/plain", "tests the harness"),
     ("tests/config", "reads manifests"),
     ("tests/scale", "is about volume"),
+    ("tests/bare_host", "is about mounts, and needs programs that guests lack"),
     ("tests/addresses_shown", "its hooks are loaded and called by redirect/kernel"),
     ("tests/adversary", "its refusals are decided by code that is the same on all kernels"),
     ("tests/crash", "takes four minutes"),

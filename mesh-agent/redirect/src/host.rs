@@ -2,7 +2,7 @@
 //! container.
 //!
 //! Needs the host's process namespace (`hostPID`), so that process 1 is the host's. Where it is not, or where the agent runs on the
-//! host itself, everything here does nothing.
+//! host itself, nothing is borrowed; a file system that the host itself lacks is mounted all the same.
 //!
 //! Invariants:
 //! - Called before there are threads, which inherit what the first one is in.
@@ -16,7 +16,7 @@ use std::{
 };
 
 use nix::{
-    mount::MsFlags,
+    mount::{MntFlags, MsFlags},
     sched::{CloneFlags, setns, unshare},
 };
 
@@ -32,10 +32,20 @@ pub enum HostError {
     #[error("take the host's view of cgroups; the agent needs hostPID, CAP_SYS_ADMIN and CAP_SYS_PTRACE")]
     Cgroups(#[source] io::Error),
     /// A file system it lacks.
-    #[error("mount {kind} on the host at {path}; the agent needs hostPID, CAP_SYS_ADMIN and CAP_SYS_PTRACE")]
+    #[error(
+        "mount {kind} at {path}; the agent needs CAP_SYS_ADMIN, in a container also hostPID and CAP_SYS_PTRACE"
+    )]
     Mount {
         /// Which file system.
         kind: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// A mount of the agent's own that does not go.
+    #[error("unmount {path}; what still uses it?")]
+    Unmount {
         /// Where.
         path: PathBuf,
         /// Cause.
@@ -88,6 +98,19 @@ pub fn cgroup2_file_system(path: &Path) -> Result<(), HostError> {
             Ok(nix::mount::mount(Some("cgroup2"), path, Some("cgroup2"), MsFlags::empty(), none)?)
         })
         .map_err(|source| HostError::Mount { kind: "cgroup2", path: path.to_owned(), source })
+}
+
+/// Ends what [`cgroup2_file_system`] mounted at `path`, if that was on the host itself and is still there.
+///
+/// # Errors
+/// [`HostError::Unmount`].
+pub fn leave_cgroup2(path: &Path) -> Result<(), HostError> {
+    let kind = nix::sys::statfs::statfs(path).map(|stat| stat.filesystem_type());
+    if kind != Ok(nix::sys::statfs::CGROUP2_SUPER_MAGIC) {
+        return Ok(());
+    }
+    nix::mount::umount2(path, MntFlags::UMOUNT_NOFOLLOW)
+        .map_err(|errno| HostError::Unmount { path: path.to_owned(), source: errno.into() })
 }
 
 /// Whether this process has the namespace of the host's first one. Where there is no telling, there is nothing to borrow.

@@ -30,8 +30,6 @@ use crate::{
 const CONTROLLER: &str = "https://nodemesh-controller.nodemesh-system.svc:15012";
 /// Where the kubelet puts the agent's token.
 const TOKEN: &str = "/var/run/secrets/tokens/nodemesh-token";
-/// Folder of the state folder on which the cgroup2 tree is mounted for an agent that sees none.
-const CGROUP2: &str = "cgroup2";
 /// How often the kubelet is looked for: it may be started again elsewhere.
 const LOOK_EACH: Duration = Duration::from_secs(10);
 /// Pause before the API server is tried again with files that could not be used.
@@ -42,7 +40,6 @@ pub(super) fn prepare(args: &NodeArgs) -> anyhow::Result<NodeArgs> {
     let mut args = args.clone();
     let identity = &mut args.identity;
     host::enter_cgroup_namespace()?;
-    host::cgroup2_file_system(&identity.state_dir.join(CGROUP2))?;
     identity.bpffs = host::bpf_file_system(&identity.bpffs)?;
     // Unlike the host's name, this is what the API server calls the node.
     identity.node = identity.node.take().or_else(|| std::env::var("NODE_NAME").ok());
