@@ -397,7 +397,7 @@ pub struct ControllerArgs {
     )]
     pub metrics: SocketAddr,
     /// Life of the controller's own certificate, the admission webhook's too. For tests of its renewal.
-    #[arg(long, hide = true, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    #[arg(long, env = "MESH_OWN_CERTIFICATE_TTL", hide = true, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     pub own_certificate_ttl: Duration,
     /// DNS suffix of services.
     #[arg(long, env = "MESH_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]

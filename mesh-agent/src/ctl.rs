@@ -155,11 +155,11 @@ fn on_host(args: &Args, client: &Client) -> Result<(), CtlError> {
         }
         Command::Certificates => {
             let view: CertificatesView = client.ask(paths::CERTIFICATES, &[], ANSWER_WITHIN)?;
-            print(out, &view, certificates::render)
+            print(out, &view, |view| certificates::render(view, out.is_wide()))
         }
         Command::Connections => {
             let view: ConnectionsView = client.ask(paths::CONNECTIONS, &[], ANSWER_WITHIN)?;
-            print(out, &view, connections::render)
+            print(out, &view, |view| connections::render(view, out.is_wide()))
         }
         Command::Top(top_args) => {
             top::run(|| Ok(vec![client.ask(paths::EDGES, &[], ANSWER_WITHIN)?]), top_args, out)
@@ -182,10 +182,12 @@ fn in_cluster(args: &Args, fleet: Fleet) -> Result<bool, CtlError> {
     match &args.command {
         Command::Status => fleet.status(paths::STATUS, ANSWER_WITHIN, out),
         Command::Certificates => {
-            fleet.show::<CertificatesView>(paths::CERTIFICATES, &[], ANSWER_WITHIN, out, certificates::render)
+            let text = |view: &_| certificates::render(view, out.is_wide());
+            fleet.show::<CertificatesView>(paths::CERTIFICATES, &[], ANSWER_WITHIN, out, text)
         }
         Command::Connections => {
-            fleet.show::<ConnectionsView>(paths::CONNECTIONS, &[], ANSWER_WITHIN, out, connections::render)
+            let text = |view: &_| connections::render(view, out.is_wide());
+            fleet.show::<ConnectionsView>(paths::CONNECTIONS, &[], ANSWER_WITHIN, out, text)
         }
         Command::Top(top_args) => {
             let read = || Ok(fleet.all(paths::EDGES, &[], ANSWER_WITHIN));

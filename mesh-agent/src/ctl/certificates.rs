@@ -11,14 +11,15 @@ use crate::view::CertificatesView;
 /// Hex digits of a fingerprint that tell certificates apart at a glance; `-o json` has them all.
 const FINGERPRINT_SHOWN: usize = 16;
 
-/// The whole answer as text.
-pub(super) fn render(view: &CertificatesView) -> String {
+/// The whole answer as text; `wide` has whole serial numbers and fingerprints, of chains too.
+pub(super) fn render(view: &CertificatesView, wide: bool) -> String {
+    let short = |text: &str| if wide { text } else { short(text) }.to_owned();
     let mut out = String::new();
     let aliases = match view.trust_domain_aliases.is_empty() {
         true => String::new(),
         false => format!(", also {}", view.trust_domain_aliases.join(", ")),
     };
-    let roots: Vec<&str> = view.roots.iter().map(|root| short(root)).collect();
+    let roots: Vec<String> = view.roots.iter().map(|root| short(root)).collect();
     let trusted = match roots.is_empty() {
         true => "none yet".to_owned(),
         false => format!("{}: {}", figures::counted(roots.len(), "root"), roots.join(", ")),
@@ -41,13 +42,14 @@ pub(super) fn render(view: &CertificatesView) -> String {
         ("RENEW AT", Align::Left),
         ("CHAIN", Align::Right),
         ("LAST ERROR", Align::Left),
-    ]);
+    ])
+    .widened(wide, &[("FINGERPRINTS", Align::Left)]);
     for certificate in &view.certificates {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         table.row([
             certificate.identity.clone(),
             certificate.state.clone(),
-            certificate.serial.as_deref().map(short).unwrap_or_default().to_owned(),
+            certificate.serial.as_deref().map(short).unwrap_or_default(),
             text(&certificate.key),
             text(&certificate.not_before),
             text(&certificate.not_after),
@@ -55,6 +57,7 @@ pub(super) fn render(view: &CertificatesView) -> String {
             certificate.chain_depth.to_string(),
             text(&certificate.last_error),
         ]);
+        table.more([certificate.chain.join(",")]);
     }
     if !view.certificates.is_empty() {
         out.push('\n');
@@ -93,11 +96,19 @@ mod tests {
                 last_error: Some("the CA refused: not hosted".into()),
             }],
         };
-        let text = render(&view);
+        let text = render(&view, false);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "domain    cluster.local, also old.example");
         assert_eq!(lines[2], "trusted   1 root: 0123456789abcdef");
         assert!(lines[5].starts_with("spiffe://cluster.local/ns/shop/sa/cart  failed"), "{text}");
         assert!(lines[5].ends_with("the CA refused: not hosted"), "{text}");
+
+        let mut view = view;
+        view.certificates[0].serial = Some("00112233445566778899".into());
+        view.certificates[0].chain = vec!["aa".into(), "bb".into()];
+        let wide = render(&view, true);
+        assert!(wide.contains("trusted   1 root: 0123456789abcdef0123\n"), "{wide}");
+        assert!(wide.contains("  00112233445566778899  ") && wide.ends_with("  aa,bb\n"), "{wide}");
+        assert!(!render(&view, false).contains("00112233445566778899"));
     }
 }

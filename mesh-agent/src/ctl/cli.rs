@@ -66,6 +66,11 @@ impl Output {
     pub(super) fn is_text(self) -> bool {
         matches!(self, Self::Text | Self::Wide)
     }
+
+    /// Whether there is room for more columns.
+    pub(super) fn is_wide(self) -> bool {
+        self == Self::Wide
+    }
 }
 
 /// Questions.

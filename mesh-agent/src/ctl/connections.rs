@@ -6,8 +6,8 @@ use super::{
 };
 use crate::view::{ConnectionView, ConnectionsView};
 
-/// The whole answer as text.
-pub(super) fn render(view: &ConnectionsView) -> String {
+/// The whole answer as text; `wide` also has what the client dialled.
+pub(super) fn render(view: &ConnectionsView, wide: bool) -> String {
     let mut table = Table::new(&[
         ("PATH", Align::Left),
         ("DIR", Align::Left),
@@ -19,9 +19,11 @@ pub(super) fn render(view: &ConnectionsView) -> String {
         ("AGE", Align::Right),
         ("SENT", Align::Right),
         ("RECEIVED", Align::Right),
-    ]);
+    ])
+    .widened(wide, &[("DIALLED", Align::Left)]);
     for connection in &view.connections {
         table.row(row(connection));
+        table.more([connection.dialled.map(|addr| addr.to_string()).unwrap_or_default()]);
     }
     let mut out = table.render();
     if view.left_off > 0 {
@@ -84,7 +86,12 @@ mod tests {
             bytes_rx: Some(0),
             ..direct.clone()
         };
-        let text = render(&ConnectionsView { connections: vec![direct, stranger], left_off: 5 });
+        let view = ConnectionsView { connections: vec![direct, stranger], left_off: 5 };
+        let wide = render(&view, true);
+        assert!(wide.lines().next().is_some_and(|line| line.ends_with("  DIALLED")), "{wide}");
+        assert!(wide.lines().nth(1).is_some_and(|line| line.ends_with("  10.96.0.1:80")), "{wide}");
+        let text = render(&view, false);
+        assert!(!text.contains("10.96.0.1"), "{text}");
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].contains("shop/cart (10.1.0.2:40000)"), "{text}");
         assert!(lines[1].contains("kernel    spiffe://cluster.local/ns/shop/sa/web"), "{text}");

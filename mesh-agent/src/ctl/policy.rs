@@ -71,7 +71,7 @@ fn answer(args: &PolicyTestArgs, out: Output) -> Result<bool, PolicyError> {
         }
         return Err(PolicyError::Invalid { count: loaded.errors.len() });
     }
-    if out == Output::Text {
+    if out.is_text() {
         for warning in policy_warnings(&loaded) {
             eprintln!("warning: {warning}");
         }

@@ -128,11 +128,11 @@ pub(super) fn run(
     match command {
         ProxyConfigCommand::Routes(RoutesArgs { seen: of }) => {
             let view: RoutesView = ask(client, paths::ROUTES, &query(&seen(of), None, None))?;
-            print(out, &view, text::routes)
+            print(out, &view, |view| text::routes(view, out.is_wide()))
         }
         ProxyConfigCommand::Clusters(ClustersArgs { seen: of, subset }) => {
             let view: ClustersView = ask(client, paths::CLUSTERS, &query(&seen(of), subset.as_ref(), None))?;
-            print(out, &view, text::clusters)
+            print(out, &view, |view| text::clusters(view, out.is_wide()))
         }
         ProxyConfigCommand::Endpoints(EndpointsArgs { seen: of, subset, address }) => {
             let query = query(&seen(of), subset.as_ref(), *address);

@@ -13,24 +13,38 @@ pub(super) enum Align {
 #[derive(Debug)]
 pub(super) struct Table {
     columns: Vec<(&'static str, Align)>,
+    /// How many of the columns, the last ones, have cells added by [`Table::more`].
+    wide: usize,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// Starts a table with a heading for each column.
     pub(super) fn new(columns: &[(&'static str, Align)]) -> Self {
-        Self { columns: columns.to_vec(), rows: Vec::new() }
+        Self { columns: columns.to_vec(), wide: 0, rows: Vec::new() }
+    }
+
+    /// Has more columns at the end, if there is room for them (`-o wide`).
+    pub(super) fn widened(mut self, wide: bool, columns: &[(&'static str, Align)]) -> Self {
+        if wide {
+            self.columns.extend_from_slice(columns);
+            self.wide += columns.len();
+        }
+        self
     }
 
     /// Adds a row. An empty cell is printed as `-`, so that the columns can be counted.
     pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        debug_assert_eq!(N, self.columns.len(), "a cell for each column");
-        self.rows.push(
-            cells
-                .into_iter()
-                .map(|cell| if cell.is_empty() { "-".to_owned() } else { cell.replace(['\n', '\t'], " ") })
-                .collect(),
-        );
+        debug_assert_eq!(N, self.columns.len() - self.wide, "a cell for each column");
+        self.rows.push(cells.into_iter().map(printed).collect());
+    }
+
+    /// Adds the cells of the columns that only a wide table has to the last row.
+    pub(super) fn more<const N: usize>(&mut self, cells: [String; N]) {
+        if let Some(row) = self.rows.last_mut().filter(|_| self.wide > 0) {
+            debug_assert_eq!(N, self.wide, "a cell for each column");
+            row.extend(cells.into_iter().map(printed));
+        }
     }
 
     /// Whether no row was added.
@@ -65,9 +79,26 @@ impl Table {
     }
 }
 
+fn printed(cell: String) -> String {
+    if cell.is_empty() { "-".to_owned() } else { cell.replace(['\n', '\t'], " ") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_for_which_there_is_room_come_last() {
+        let of = |wide| {
+            let mut table =
+                Table::new(&[("A", Align::Left)]).widened(wide, &[("B", Align::Left), ("C", Align::Right)]);
+            table.row(["1".into()]);
+            table.more(["2".into(), String::new()]);
+            table.render()
+        };
+        assert_eq!(of(false), "A\n1\n");
+        assert_eq!(of(true), "A  B  C\n1  2  -\n");
+    }
 
     #[test]
     fn columns_line_up_and_numbers_stand_right() {

@@ -33,8 +33,11 @@ pub(super) fn run(
                 write_out(&format!("{json}\n"))?;
             }
             (Output::Yaml, _) => write_out(&format!("---\n{}", yaml(&view)?))?,
-            (Output::Text | Output::Wide, true) => write_out(&render(&view, usize::MAX))?,
-            (Output::Text | Output::Wide, false) => write_out(&redraw(&render(&view, args.rows as usize)))?,
+            (Output::Text | Output::Wide, once) => {
+                let rows_max = if once { usize::MAX } else { args.rows as usize };
+                let text = render(&view, rows_max, out.is_wide());
+                write_out(&if once { text } else { redraw(&text) })?;
+            }
         }
         if args.once {
             return Ok(());
@@ -73,8 +76,8 @@ fn redraw(text: &str) -> String {
     out
 }
 
-/// The table with a heading line.
-fn render(view: &TopView, rows_max: usize) -> String {
+/// The table with a heading line; `wide` also has how many connections there were in all.
+fn render(view: &TopView, rows_max: usize, wide: bool) -> String {
     let total = |value: fn(&TopRow) -> f64| view.rows.iter().map(value).sum::<f64>();
     let mut out = format!(
         "node {}   {}   {} conns/s   {} fails/s   {}/s sent   {}/s received   (over {:.1} s)\n\n",
@@ -99,7 +102,8 @@ fn render(view: &TopView, rows_max: usize) -> String {
         ("CONNECT", Align::Right),
         ("SRTT", Align::Right),
         ("OPEN", Align::Right),
-    ]);
+    ])
+    .widened(wide, &[("OPENED", Align::Right), ("FAILED", Align::Right)]);
     for row in view.rows.iter().take(rows_max) {
         let micros = |us: Option<f64>| us.map(|us| figures::nanos(us * 1e3)).unwrap_or_default();
         table.row([
@@ -116,6 +120,7 @@ fn render(view: &TopView, rows_max: usize) -> String {
             micros(row.srtt_us),
             row.active.to_string(),
         ]);
+        table.more([row.opened.to_string(), row.failed.to_string()]);
     }
     out.push_str(&table.render());
     if view.rows.len() > rows_max {
@@ -154,12 +159,15 @@ mod tests {
 
     #[test]
     fn a_row_shows_rates_latency_and_what_is_unknown() {
-        let text = render(&view(1), 10);
+        let text = render(&view(1), 10, false);
         let row = text.lines().last().unwrap();
         let cells: Vec<&str> = row.split_whitespace().collect();
         assert_eq!(&cells[..6], ["shop/cart", "shop/web-0:8080", "shop/web", "outbound", "direct", "120"]);
         assert_eq!(&cells[6..], ["0", "2.00", "KiB", "0", "B", "53.1", "µs", "-", "4"]);
         assert!(text.starts_with("node n1   1 edge   120 conns/s"), "{text}");
+        let wide = render(&view(1), 10, true);
+        assert!(wide.lines().nth(2).is_some_and(|line| line.ends_with("OPEN  OPENED  FAILED")), "{wide}");
+        assert!(wide.ends_with("   4     500       0\n"), "{wide}");
     }
 
     #[test]
@@ -173,7 +181,7 @@ mod tests {
 
     #[test]
     fn the_live_table_is_cut_and_says_so() {
-        let text = render(&view(5), 3);
+        let text = render(&view(5), 3, false);
         assert!(text.ends_with("… and 2 more (--rows N)\n"), "{text}");
     }
 

@@ -20,7 +20,9 @@ pub(crate) struct Progress {
     pub(crate) wanted: i32,
     /// Pods that run the newest form of the object.
     pub(crate) updated: i32,
-    /// Pods that are available.
+    /// Pods that run an older one.
+    pub(crate) old: i32,
+    /// Pods that are available, of whatever form.
     pub(crate) available: i32,
     /// Whether these numbers are about the newest form.
     pub(crate) seen: bool,
@@ -29,15 +31,17 @@ pub(crate) struct Progress {
 impl Progress {
     /// Whether all that is wanted is there, in the newest form.
     pub(crate) const fn done(self) -> bool {
-        self.seen && self.updated >= self.wanted && self.available >= self.wanted
+        self.seen && self.updated >= self.wanted && self.old == 0 && self.available >= self.wanted
     }
 }
 
 pub(crate) fn of_deployment(deployment: &Deployment) -> Progress {
     let status = deployment.status.clone().unwrap_or_default();
+    let updated = status.updated_replicas.unwrap_or_default();
     Progress {
         wanted: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
-        updated: status.updated_replicas.unwrap_or_default(),
+        updated,
+        old: status.replicas.unwrap_or_default() - updated,
         available: status.available_replicas.unwrap_or_default(),
         seen: status.observed_generation >= deployment.metadata.generation,
     }
@@ -48,6 +52,8 @@ pub(crate) fn of_daemon_set(set: &DaemonSet) -> Progress {
     Progress {
         wanted: status.desired_number_scheduled,
         updated: status.updated_number_scheduled.unwrap_or_default(),
+        // Its numbers are of nodes.
+        old: 0,
         available: status.number_available.unwrap_or_default(),
         seen: set.status.is_some() && status.observed_generation >= set.metadata.generation,
     }
@@ -111,11 +117,13 @@ mod tests {
 
     #[test]
     fn old_numbers_are_not_taken_for_new_ones() {
-        let all = Progress { wanted: 2, updated: 2, available: 2, seen: true };
+        let all = Progress { wanted: 2, updated: 2, old: 0, available: 2, seen: true };
         assert!(all.done());
         for not in [
             Progress { seen: false, ..all },
             Progress { updated: 1, ..all },
+            // Which of the three is not available?
+            Progress { old: 1, ..all },
             Progress { available: 1, ..all },
         ] {
             assert!(!not.done(), "{not:?}");

@@ -34,7 +34,8 @@ pub(in super::super) fn retries(rule: &RouteRuleView) -> String {
     )
 }
 
-pub(super) fn routes(view: &RoutesView) -> String {
+/// The rules; `wide` also has what they change, and when tries are repeated.
+pub(super) fn routes(view: &RoutesView, wide: bool) -> String {
     let mut table = Table::new(&[
         ("PORT", Align::Right),
         ("VHOST NAME", LEFT),
@@ -46,7 +47,8 @@ pub(super) fn routes(view: &RoutesView) -> String {
         ("RETRIES", LEFT),
         ("RESOURCE", LEFT),
         ("PLACE", LEFT),
-    ]);
+    ])
+    .widened(wide, &[("CHANGES", LEFT), ("CORS", LEFT), ("RETRIED ON", LEFT)]);
     for host in &view.tables {
         let start = || {
             let protocol =
@@ -71,6 +73,11 @@ pub(super) fn routes(view: &RoutesView) -> String {
                 resource(&rule.origin),
                 place(Some(&rule.origin)),
             ]);
+            table.more([
+                rule.changes.join("; "),
+                if rule.cors { "yes".to_owned() } else { String::new() },
+                rule.retries.as_ref().map(|retries| retries.on.join(",")).unwrap_or_default(),
+            ]);
         }
         let matches_all = host.rules.iter().any(|rule| rule.matches.is_empty());
         if !matches_all && host.protocol == "http" {
@@ -88,6 +95,7 @@ pub(super) fn routes(view: &RoutesView) -> String {
                 none(),
                 none(),
             ]);
+            table.more([none(), none(), none()]);
         }
     }
     if table.is_empty() {
@@ -96,7 +104,8 @@ pub(super) fn routes(view: &RoutesView) -> String {
     table.render()
 }
 
-pub(super) fn clusters(view: &ClustersView) -> String {
+/// The destinations; `wide` also has their names, as endpoints and rules have them, and retries under way.
+pub(super) fn clusters(view: &ClustersView, wide: bool) -> String {
     let mut table = Table::new(&[
         ("SERVICE FQDN", LEFT),
         ("PORT", Align::Right),
@@ -110,7 +119,8 @@ pub(super) fn clusters(view: &ClustersView) -> String {
         ("IN USE", LEFT),
         ("DESTINATION RULE", LEFT),
         ("PLACE", LEFT),
-    ]);
+    ])
+    .widened(wide, &[("RETRYING", Align::Right), ("NAME", LEFT)]);
     for cluster in &view.clusters {
         let in_use = cluster.in_use.map(|used| {
             format!("{} conns, {} requests, {} pending", used.connections, used.requests, used.pending)
@@ -136,6 +146,8 @@ pub(super) fn clusters(view: &ClustersView) -> String {
                 .unwrap_or_default(),
             place(cluster.origin.as_ref()),
         ]);
+        let retrying = cluster.in_use.map(|used| used.retries.to_string());
+        table.more([retrying.unwrap_or_default(), cluster.name.clone()]);
     }
     if table.is_empty() { "no services\n".to_owned() } else { table.render() }
 }
@@ -216,7 +228,7 @@ pub(super) fn listeners(view: &ListenersView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::{EndpointView, RetriesView, RouteTableView, ShareView};
+    use crate::view::{ClusterView, EndpointView, InUseView, RetriesView, RouteTableView, ShareView};
 
     fn rule(matches: &[&str]) -> RouteRuleView {
         RouteRuleView {
@@ -253,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_rule_is_a_row_with_its_line_and_what_nothing_matches_is_one_too() {
-        let text = routes(&view(vec![rule(&["header end-user=jason", "path=/x*"])]));
+        let text = routes(&view(vec![rule(&["header end-user=jason", "path=/x*"])]), false);
         let rows: Vec<&str> = text.lines().collect();
         assert_eq!(rows.len(), 3, "{text}");
         for part in [
@@ -267,8 +279,41 @@ mod tests {
             assert!(rows[1].contains(part), "{part}: {text}");
         }
         assert!(rows[2].contains("respond 404 (no_route)"), "{text}");
-        let all = routes(&view(vec![rule(&[])]));
+        let all = routes(&view(vec![rule(&[])]), false);
         assert_eq!(all.lines().count(), 2, "a rule for everything leaves nothing over: {all}");
+    }
+
+    #[test]
+    fn a_wide_table_has_what_rules_change_and_clusters_are_called() {
+        let mut changing = rule(&["path=/x*"]);
+        changing.changes = vec!["host a.b".into(), "set x-a".into()];
+        changing.retries =
+            Some(RetriesView { attempts: 1, on: vec!["5xx".into()], per_try_timeout_ms: None });
+        let routed = view(vec![changing]);
+        let rows: Vec<String> = routes(&routed, true).lines().map(ToOwned::to_owned).collect();
+        assert!(rows[0].ends_with("CHANGES            CORS  RETRIED ON"), "{rows:#?}");
+        assert!(rows[1].ends_with("host a.b; set x-a  -     5xx"), "{rows:#?}");
+        assert!(rows[2].ends_with("-     -"), "the row of what matches nothing: {rows:#?}");
+        assert!(!routes(&routed, false).contains("set x-a"));
+
+        let cluster = ClusterView {
+            name: "outbound|80||web".into(),
+            host: "web".into(),
+            port: 80,
+            subset: None,
+            clients: None,
+            protocol: "http".into(),
+            balancing: "LEAST_REQUEST".into(),
+            limits: Vec::new(),
+            outlier: None,
+            tls: "mesh".into(),
+            tls_problem: None,
+            origin: None,
+            in_use: Some(InUseView { retries: 3, ..InUseView::default() }),
+        };
+        let of = ClustersView { pod: None, clusters: vec![cluster] };
+        assert!(clusters(&of, true).ends_with("       3  outbound|80||web\n"), "{}", clusters(&of, true));
+        assert!(!clusters(&of, false).contains("outbound|80||web"));
     }
 
     #[test]
