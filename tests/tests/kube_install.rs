@@ -202,7 +202,7 @@ fn an_installation_is_accepted_repeated_changed_and_taken_out_again() -> TestRes
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: nodemesh-ca-root-cert, namespace: default, \
          labels: {app.kubernetes.io/part-of: nodemesh}}}",
     )?;
-    let gone = meshctl(Some(&config), &["uninstall", "--skip-nodes", "--timeout", "1"])?;
+    let gone = meshctl(Some(&config), &["uninstall", "--skip-nodes", "--timeout", "15"])?;
     let said = String::from_utf8_lossy(&gone.stderr).into_owned();
     assert!(said.contains("namespace nodemesh-system is still terminating"), "nobody ends it here: {said}");
     finalize(&api, NAMESPACE)?;
@@ -357,7 +357,7 @@ fn definitions_of_others_and_resources_of_users_are_left_alone() -> TestResult {
     api.kubectl().apply(
         "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a, namespace: default}, spec: {mtls: {mode: STRICT}}}",
     )?;
-    let out = meshctl(Some(&config), &["uninstall", "--skip-nodes", "--timeout", "1"])?;
+    let out = meshctl(Some(&config), &["uninstall", "--skip-nodes", "--timeout", "15"])?;
     let done = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(
         done.contains("peerauthentications.security.istio.io kept (there are still peerauthentications"),
