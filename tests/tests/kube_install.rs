@@ -163,12 +163,9 @@ fn actions(report: &Value) -> BTreeMap<String, usize> {
 
 /// Ends a namespace as its controller would.
 fn finalize(api: &ApiServer, name: &str) -> TestResult {
-    let mut namespace = api.kubectl().json(&["get", "namespace", name])?;
+    let namespace = api.kubectl().json(&["get", "namespace", name])?;
     assert!(namespace["metadata"]["deletionTimestamp"].is_string(), "{namespace}");
-    namespace["spec"]["finalizers"] = json!([]);
-    let path = format!("/api/v1/namespaces/{name}/finalize");
-    api.kubectl().feed(&["replace", "--raw", &path, "-f", "-"], &namespace.to_string())?;
-    Ok(())
+    Ok(api.kubectl().finalize(namespace)?)
 }
 
 #[test]
@@ -306,11 +303,7 @@ fn the_rights_are_small(api: &ApiServer) -> TestResult {
 }
 
 fn nothing_is_left(api: &ApiServer) -> TestResult {
-    let kinds = "crd,clusterrole,clusterrolebinding,validatingwebhookconfiguration,namespace,configmap,secret,serviceaccount,role,\
-        rolebinding,service,deployment,daemonset,poddisruptionbudget,lease";
-    let left =
-        api.kubectl().run(&["get", kinds, "-A", "-l", "app.kubernetes.io/part-of=nodemesh", "-o", "name"])?;
-    assert_eq!(left.trim(), "");
+    assert_eq!(api.kubectl().objects_of_the_mesh()?, Vec::<String>::new());
     Ok(())
 }
 

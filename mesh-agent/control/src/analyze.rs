@@ -74,7 +74,7 @@ pub(crate) fn references(index: &Index, settings: &MeshSettings) -> Vec<SourceEr
     if rules.iter().all(|kind| index.each(*kind).next().is_none()) {
         return Vec::new();
     }
-    let world = World::of(index, settings).without_workloads();
+    let world = World::without_workloads(index, settings);
     // Gateways are not read, and are for others to judge.
     let mut findings = Findings { world: &world, has_unread: &|_, _| true, found: Vec::new() };
     for (origin, resource) in rules.iter().flat_map(|kind| index.each(*kind)) {

@@ -61,6 +61,29 @@ impl Kubectl {
         self.feed(args, "")
     }
 
+    /// Names of all that the mesh or its installation made, as their label says: nothing after it was taken out.
+    ///
+    /// # Errors
+    /// When it cannot be run or ends badly.
+    pub fn objects_of_the_mesh(&self) -> Result<Vec<String>, KubectlError> {
+        let kinds = "crd,clusterrole,clusterrolebinding,validatingwebhookconfiguration,namespace,configmap,secret,serviceaccount,role,\
+            rolebinding,service,deployment,daemonset,poddisruptionbudget,lease";
+        let found =
+            self.run(&["get", kinds, "-A", "-l", "app.kubernetes.io/part-of=nodemesh", "-o", "name"])?;
+        Ok(found.lines().map(ToOwned::to_owned).collect())
+    }
+
+    /// Ends a namespace that is being deleted, as its controller would where there is one.
+    ///
+    /// # Errors
+    /// When it cannot be run or ends badly.
+    pub fn finalize(&self, mut namespace: Value) -> Result<(), KubectlError> {
+        let path = namespace["metadata"]["name"].as_str().unwrap_or_default();
+        let path = format!("/api/v1/namespaces/{path}/finalize");
+        namespace["spec"]["finalizers"] = Value::Array(Vec::new());
+        self.feed(&["replace", "--raw", &path, "-f", "-"], &namespace.to_string()).map(drop)
+    }
+
     /// As [`Kubectl::run`], with something on standard input.
     ///
     /// # Errors

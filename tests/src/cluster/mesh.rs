@@ -134,10 +134,7 @@ impl<'c> Mesh<'c> {
     /// # Errors
     /// When somebody cannot be asked.
     pub fn remains(&self) -> anyhow::Result<Vec<String>> {
-        let kinds = "crd,clusterrole,clusterrolebinding,validatingwebhookconfiguration,namespace,configmap";
-        let of_ours = ["get", kinds, "-A", "-l", "app.kubernetes.io/part-of=nodemesh", "-o", "name"];
-        let mut found: Vec<String> =
-            self.cluster.kubectl().run(&of_ours)?.lines().map(ToOwned::to_owned).collect();
+        let mut found = self.cluster.kubectl().objects_of_the_mesh()?;
         let look = "grep -l nodemesh /etc/cni/net.d/*; ls -d /opt/cni/bin/*nodemesh* /sys/fs/bpf/*nodemesh* /run/nodemesh/*sock*; \
                     find /var/lib/nodemesh -mindepth 1; true";
         for node in self.cluster.nodes() {

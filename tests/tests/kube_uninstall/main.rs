@@ -14,7 +14,7 @@ use gate::Gate;
 use mesh_tests::cluster::{ApiServer, Kubectl};
 use mesh_tests::{TestResult, eventually, programs, require_api_server, test_name};
 use nodes::Nodes;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const NAMESPACE: &str = "nodemesh-system";
 /// What cleans nodes.
@@ -109,11 +109,7 @@ fn end_namespace(kubectl: &Kubectl) -> anyhow::Result<()> {
     let Some(namespace) = ours.filter(|it| it["metadata"]["deletionTimestamp"].is_string()) else {
         return Ok(());
     };
-    let mut namespace = namespace.clone();
-    namespace["spec"]["finalizers"] = json!([]);
-    let path = format!("/api/v1/namespaces/{NAMESPACE}/finalize");
-    kubectl.feed(&["replace", "--raw", &path, "-f", "-"], &namespace.to_string())?;
-    Ok(())
+    Ok(kubectl.finalize(namespace.clone())?)
 }
 
 #[test]
@@ -192,10 +188,7 @@ fn an_uninstallation_that_is_killed_after_each_write_is_gone_on_with_until_nothi
 }
 
 fn nothing_is_left(api: &ApiServer) -> TestResult {
-    let kinds = "crd,clusterrole,clusterrolebinding,validatingwebhookconfiguration,namespace,configmap,secret,serviceaccount,role,\
-        rolebinding,service,deployment,daemonset,poddisruptionbudget,lease";
-    let ours = ["get", kinds, "-A", "-l", "app.kubernetes.io/part-of=nodemesh", "-o", "name"];
-    assert_eq!(api.kubectl().run(&ours)?.trim(), "");
+    assert_eq!(api.kubectl().objects_of_the_mesh()?, Vec::<String>::new());
     Ok(())
 }
 

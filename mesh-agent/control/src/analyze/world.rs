@@ -11,7 +11,7 @@ use crate::{
     compile::MeshSettings,
     index::{Index, Origin},
     resource::{
-        DestinationRule, Labels, Pod, ReferenceGrant, Resource, Service, ServiceEntry, Sidecar,
+        DestinationRule, Kind, Labels, Pod, ReferenceGrant, Resource, Service, ServiceEntry, Sidecar,
         VirtualService, WorkloadEntry, is_within,
     },
 };
@@ -75,6 +75,13 @@ impl Known<'_> {
 impl<'a> World<'a> {
     /// Collects everything once.
     pub(super) fn of(index: &'a Index, settings: &'a MeshSettings) -> Self {
+        let mut world = Self::without_workloads(index, settings);
+        world.add_each(index, &[Kind::Pod, Kind::WorkloadEntry]);
+        world
+    }
+
+    /// The same, as if there were no workloads: of most of what a cluster has nothing is looked at.
+    pub(super) fn without_workloads(index: &'a Index, settings: &'a MeshSettings) -> Self {
         let mut world = Self {
             root_namespace: &settings.root_namespace,
             domain: settings.cluster_domain.to_ascii_lowercase(),
@@ -88,19 +95,20 @@ impl<'a> World<'a> {
             routed: BTreeMap::new(),
             workloads: BTreeMap::new(),
         };
-        for (origin, resource) in index.all() {
-            world.add(origin, resource);
-        }
-        for (_, resource) in index.all() {
+        // Of a service and an entry with one host the service is known.
+        world.add_each(index, &[Kind::Service, Kind::ServiceEntry, Kind::DestinationRule]);
+        world.add_each(index, &[Kind::VirtualService, Kind::Sidecar, Kind::ReferenceGrant]);
+        for (_, resource) in [Kind::HttpRoute, Kind::GrpcRoute].into_iter().flat_map(|kind| index.each(kind))
+        {
             world.add_route(resource);
         }
         world
     }
 
-    /// The same, as if there were no workloads.
-    pub(super) fn without_workloads(mut self) -> Self {
-        self.workloads.clear();
-        self
+    fn add_each(&mut self, index: &'a Index, kinds: &[Kind]) {
+        for (origin, resource) in kinds.iter().flat_map(|kind| index.each(*kind)) {
+            self.add(origin, resource);
+        }
     }
 
     fn add(&mut self, origin: &'a Origin, resource: &'a Resource) {
