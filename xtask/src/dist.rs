@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     cluster::images,
-    image::{Content, libraries_of},
+    image::{Content, Image, libraries_of},
     process,
     setup::{self, Need},
     suites::{self, Built},
@@ -98,13 +98,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &DistArguments) -> anyhow::R
         fs::copy(from, &to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
         programs.push((name, to));
     }
-    let mut image = images::of_programs(&arguments.name, &programs)?;
-    // Both are called by name: neither is what an image of the other would be for.
-    image.entrypoint = vec!["/mesh-agent".to_owned()];
-    image.user = USER.to_owned();
-    image.labels = labels(workspace);
-    image.time = time(workspace)?;
-    image.files.insert(SBOM.to_owned(), Content::Text(sbom.clone()));
+    let image = image(workspace, &arguments.name, &programs, &sbom)?;
     let archive = out.join("nodemesh.tar");
     let sbom_path = out.join(SBOM);
     fs::write(&sbom_path, sbom).with_context(|| format!("write {}", sbom_path.display()))?;
@@ -127,6 +121,23 @@ pub(crate) fn run(workspace: &Workspace, arguments: &DistArguments) -> anyhow::R
         }
     }
     Ok(())
+}
+
+/// The image of these programs, with the list of what they are made of.
+fn image(
+    workspace: &Workspace,
+    name: &str,
+    programs: &[(&str, PathBuf)],
+    sbom: &str,
+) -> anyhow::Result<Image> {
+    let mut image = images::of_programs(name, programs)?;
+    // Both are called by name: neither is what an image of the other would be for.
+    image.entrypoint = vec!["/mesh-agent".to_owned()];
+    image.user = USER.to_owned();
+    image.labels = labels(workspace);
+    image.time = time(workspace)?;
+    image.files.insert(SBOM.to_owned(), Content::Text(sbom.to_owned()));
+    Ok(image)
 }
 
 /// Release programs that need no library, without a trace of where they were built.
@@ -195,18 +206,4 @@ fn git(workspace: &Workspace, arguments: &[impl AsRef<OsStr>]) -> Option<String>
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    #[test]
-    fn what_stands_for_a_folder_is_the_same_wherever_it_is() -> anyhow::Result<()> {
-        let at = |root: &str| Workspace { root: root.into(), target: Path::new(root).join("target") };
-        let names = |root: &str| -> anyhow::Result<Vec<&'static str>> {
-            Ok(moved(&at(root))?.into_iter().map(|(_, name)| name).collect())
-        };
-        assert_eq!(names("/a")?, names("/b/c")?);
-        Ok(())
-    }
-}
+mod tests;
