@@ -54,6 +54,8 @@ END";
 /// All commands of all documents, in an order that makes sense.
 const STEPS: &[Step] = &[
     Run("meshctl precheck"),
+    Run("meshctl precheck --nodes"),
+    Check(|desk| desk.nodes_are_looked_at()),
     OnNode("meshctl precheck --host"),
     // Helm.
     Run("kubectl create namespace nodemesh-system"),
@@ -361,6 +363,22 @@ impl<'c> Desk<'c> {
             said.as_ref().is_ok_and(|said| said.contains("0 errors, 0 warnings"))
         };
         eventually(LIMIT, || self.sh("meshctl verify"), clean)??;
+        Ok(())
+    }
+
+    fn nodes_are_looked_at(&self) -> anyhow::Result<()> {
+        let said = self.sh("meshctl precheck --nodes -o json")?;
+        for node in ["worker-1", "worker-2"] {
+            let good = format!("host {node}");
+            let rows: Vec<serde_json::Value> = serde_json::from_str(&said)?;
+            let row =
+                rows.iter().find(|row| row["subject"] == good.as_str()).with_context(|| said.clone())?;
+            let all = ["kernel", "BTF", "cgroup v2", "bpffs"];
+            let told = row["message"].as_str().unwrap_or_default();
+            ensure!(row["grade"] == "good" && all.iter().all(|what| told.contains(what)), "{row}");
+        }
+        let left = self.sh("kubectl get pods -o name")?;
+        ensure!(left.is_empty(), "{left}");
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Owns what checks find: one row each, with what to do about it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::ctl::{
     CtlError, Output, print,
@@ -8,7 +8,7 @@ use crate::ctl::{
 };
 
 /// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Grade {
     /// As it should be.
@@ -20,7 +20,7 @@ pub(crate) enum Grade {
 }
 
 /// One answer of a check.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Finding {
     /// What was looked at.
     pub(crate) subject: String,

@@ -1,9 +1,14 @@
 //! Owns `meshctl precheck`: whether the mesh can work in a cluster, or on this host, before anything is installed.
+//!
+//! Nodes say of themselves which kernel they run. What it was built with only a program on them sees, so that is asked for (`--nodes`).
 
-use std::{fs, path::Path};
+mod nodes;
+
+use std::{fs, path::Path, time::Duration};
 
 use k8s_openapi::{
     api::{
+        admissionregistration::v1::MutatingWebhookConfiguration,
         apps::v1::DaemonSet,
         authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
         core::v1::{ConfigMap, Node},
@@ -17,7 +22,9 @@ use mesh_redirect::{KERNEL_MIN, cgroup2_mount, kernel_version};
 use super::{
     InstallError, ObjectKind,
     finding::{self, Finding},
-    made_kinds, verify,
+    made_kinds,
+    values::{Values, Wishes},
+    verify,
 };
 use crate::ctl::{
     Output,
@@ -33,20 +40,43 @@ pub struct PrecheckArgs {
     /// Check this host instead of a cluster: kernel, BTF, cgroup v2, bpffs.
     #[arg(long)]
     pub host: bool,
+    /// Also look at every node from inside, by a pod without any rights in the namespace of --namespace that ends at once: BTF, cgroup
+    /// v2, bpffs.
+    #[arg(long, conflicts_with = "host")]
+    pub nodes: bool,
+    /// The mesh's image, of which those pods are. [default: that of `meshctl install`]
+    #[arg(long, value_name = "IMAGE", requires = "nodes")]
+    pub image: Option<String>,
+    /// Seconds to wait for those pods.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub timeout: u32,
 }
 
 pub(super) fn precheck(args: &PrecheckArgs, of: &ClusterArgs, out: Output) -> Result<bool, InstallError> {
     let findings = if args.host {
         host(Path::new("/"))
     } else {
-        cluster::run(of, async |cluster| in_cluster(&cluster).await)?
+        cluster::run(of, async |cluster| in_cluster(&cluster, args).await)?
     };
     Ok(finding::show(&findings, out)?)
 }
 
-async fn in_cluster(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
+async fn in_cluster(cluster: &Cluster, args: &PrecheckArgs) -> Result<Vec<Finding>, InstallError> {
     let mut findings = vec![server(cluster).await?];
     findings.extend(kernels(cluster).await?);
+    if args.nodes {
+        let image = match &args.image {
+            Some(image) => image.clone(),
+            None => Values::read(&Wishes::default())?.image,
+        };
+        findings.extend(nodes::look(cluster, &image, Duration::from_secs(args.timeout.into())).await?);
+    } else {
+        findings.push(Finding::warning(
+            "BTF, cgroup v2",
+            "were not looked at: nodes do not tell",
+            "--nodes looks, by a pod on each; `meshctl precheck --host` does on one",
+        ));
+    }
     findings.extend(definitions(&cluster.definitions().await?));
     findings.extend(other_meshes(cluster).await?);
     findings.extend(rights(cluster).await?);
@@ -127,6 +157,8 @@ async fn other_meshes(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
             "istio-cni-node" | "ztunnel" => "Istio",
             "linkerd-cni" => "Linkerd",
             "kuma-cni-node" => "Kuma",
+            "kmesh" => "Kmesh",
+            "consul-cni" => "Consul",
             _ => continue,
         };
         findings.push(Finding::warning(
@@ -135,6 +167,9 @@ async fn other_meshes(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
             "a pod can be in one mesh only: take namespaces out of one before they go into the other",
         ));
     }
+    let webhooks: Api<MutatingWebhookConfiguration> = Api::all(cluster.client.clone());
+    let webhooks = list(&webhooks, "").await.doing(|| "list MutatingWebhookConfigurations".to_owned())?;
+    findings.extend(webhooks.iter().filter_map(|webhook| injector(&webhook.name_any())));
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "kube-system");
     let cilium =
         maps.get_opt("cilium-config").await.doing(|| "get ConfigMap kube-system/cilium-config".to_owned())?;
@@ -151,6 +186,24 @@ async fn other_meshes(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
         findings.push(Finding::good("other meshes", "none found"));
     }
     Ok(findings)
+}
+
+/// A mesh that puts sidecars into pods, by the name of its webhook.
+fn injector(name: &str) -> Option<Finding> {
+    let names = [
+        ("istio-sidecar-injector", "Istio"),
+        ("istio-revision-tag", "Istio"),
+        ("linkerd-proxy-injector", "Linkerd"),
+        ("kuma-admission-mutating", "Kuma"),
+        ("consul-connect-injector", "Consul"),
+        ("osm-webhook", "Open Service Mesh"),
+    ];
+    let (_, mesh) = names.iter().find(|(begin, _)| name.starts_with(begin))?;
+    Some(Finding::warning(
+        *mesh,
+        format!("MutatingWebhookConfiguration {name} puts sidecars into pods"),
+        "pods with a sidecar are left out of the mesh: take the label for injection off their namespaces, and restart them",
+    ))
 }
 
 /// Whether this user may do what an installation does.
@@ -203,20 +256,26 @@ fn host(root: &Path) -> Vec<Finding> {
             "use a kernel with CONFIG_DEBUG_INFO_BTF=y",
         ),
     });
-    let mounts = read("proc/mounts");
+    let (mounts, kinds) = (read("proc/mounts"), read("proc/filesystems"));
+    let knows = |kind: &str| kinds.lines().any(|line| line.split_whitespace().last() == Some(kind));
+    let to_be_mounted = "is not mounted; the agent mounts it";
     findings.push(match cgroup2_mount(&mounts) {
         Some(path) => Finding::good("cgroup v2", format!("at {}", path.display())),
+        None if knows("cgroup2") => Finding::good("cgroup v2", to_be_mounted),
         None => Finding::error(
             "cgroup v2",
-            "is not mounted",
-            "mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1",
+            "the kernel does not have it",
+            "use a kernel with CONFIG_CGROUPS=y and CONFIG_CGROUP_BPF=y",
         ),
     });
-    let bpffs = mounts.lines().any(|line| line.split(' ').nth(2) == Some("bpf"));
-    findings.push(Finding::good(
-        "bpffs",
-        if bpffs { "is mounted" } else { "is not mounted; the agent mounts it" },
-    ));
+    let is_mounted = mounts.lines().any(|line| line.split(' ').nth(2) == Some("bpf"));
+    findings.push(match (is_mounted, knows("bpf")) {
+        (true, _) => Finding::good("bpffs", "is mounted"),
+        (false, true) => Finding::good("bpffs", to_be_mounted),
+        (false, false) => {
+            Finding::error("bpffs", "the kernel does not have it", "use a kernel with CONFIG_BPF_SYSCALL=y")
+        }
+    });
     findings
 }
 
@@ -246,6 +305,33 @@ mod tests {
             .filter(|finding| finding.grade == Grade::Error)
             .map(|finding| finding.subject.as_str())
             .collect();
-        assert_eq!(wrong, ["BTF", "cgroup v2"]);
+        assert_eq!(wrong, ["BTF", "cgroup v2", "bpffs"]);
+    }
+
+    #[test]
+    fn what_is_not_mounted_is_no_error_where_the_kernel_has_it() -> std::io::Result<()> {
+        let root = std::env::temp_dir().join(format!("meshctl-precheck-{}", std::process::id()));
+        fs::create_dir_all(root.join("proc/sys/kernel"))?;
+        fs::create_dir_all(root.join("sys/kernel/btf"))?;
+        fs::write(root.join("proc/sys/kernel/osrelease"), "6.12.1\n")?;
+        fs::write(root.join("sys/kernel/btf/vmlinux"), "")?;
+        fs::write(root.join("proc/filesystems"), "nodev\tcgroup\nnodev\tcgroup2\nnodev\tbpf\n\text4\n")?;
+        fs::write(root.join("proc/mounts"), "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\n")?;
+        let bare = host(&root);
+        assert!(bare.iter().all(|finding| finding.grade == Grade::Good), "{bare:?}");
+        assert!(bare[2].message.contains("the agent mounts it"), "{bare:?}");
+        let mounts = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\nbpf /sys/fs/bpf bpf rw 0 0\n";
+        fs::write(root.join("proc/mounts"), mounts)?;
+        let messages: Vec<String> = host(&root).into_iter().map(|finding| finding.message).collect();
+        assert_eq!(messages[2..], ["at /sys/fs/cgroup/unified", "is mounted"]);
+        fs::remove_dir_all(&root)
+    }
+
+    #[test]
+    fn injectors_are_known_by_the_names_of_their_webhooks() {
+        let of = |name| injector(name).map(|finding| finding.subject);
+        assert_eq!(of("istio-sidecar-injector-1-24"), Some("Istio".to_owned()));
+        assert_eq!(of("linkerd-proxy-injector-webhook-config"), Some("Linkerd".to_owned()));
+        assert_eq!(of("cert-manager-webhook"), None);
     }
 }
