@@ -124,4 +124,6 @@ impl Definition {
 }
 
 #[cfg(test)]
+mod readers;
+#[cfg(test)]
 mod tests;

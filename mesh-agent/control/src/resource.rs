@@ -32,6 +32,8 @@ use mesh_core::snapshot::Name;
 
 #[cfg(test)]
 pub(crate) use self::any_document::good as good_documents;
+#[cfg(test)]
+pub(crate) use self::fields::asked;
 pub use self::{
     authorization_policy::{Applied, AuthorizationPolicy},
     destination_rule::DestinationRule,

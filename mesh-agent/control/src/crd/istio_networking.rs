@@ -237,11 +237,11 @@ fn stream_rule(names: &'static str) -> Schema {
         ("port", port()),
         ("sourceLabels", labels()),
         ("sourceNamespace", text()),
-        ("sourceSubnet", text()),
         ("gateways", texts()),
     ];
     let routed = object([("destination", destination()), ("weight", count())]).required(&["destination"]);
     if names.is_empty() {
+        fields.push(("sourceSubnet", text()));
         return object([("match", list(object(fields))), ("route", list(routed))]);
     }
     fields.push((names, texts()));

@@ -158,6 +158,8 @@ impl<'a> Object<'a> {
     /// A field by its name in camelCase, unless it is `null`. The path is as it is written.
     pub(crate) fn get(&mut self, name: &'static str) -> Option<Node<'a>> {
         self.known.push(name);
+        #[cfg(test)]
+        asked::note(&self.at(name));
         let map = self.map?;
         let found = match map.get_key_value(name) {
             Some(found) => Some(found),
@@ -448,5 +450,26 @@ fn is_nothing(value: &Value) -> bool {
         Value::Array(items) => items.is_empty(),
         Value::Object(fields) => fields.is_empty(),
         Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
+/// Which fields readers ask for, so that tests can hold definitions against them.
+#[cfg(test)]
+pub(crate) mod asked {
+    use std::{cell::RefCell, collections::BTreeSet};
+
+    thread_local! {
+        static ASKED: RefCell<Option<BTreeSet<String>>> = const { RefCell::new(None) };
+    }
+
+    /// The paths that are asked for while `read` runs, on this thread.
+    pub(crate) fn during(read: impl FnOnce()) -> BTreeSet<String> {
+        ASKED.set(Some(BTreeSet::new()));
+        read();
+        ASKED.take().unwrap_or_default()
+    }
+
+    pub(super) fn note(path: &str) {
+        ASKED.with_borrow_mut(|asked| asked.as_mut().map(|asked| asked.insert(path.to_owned())));
     }
 }
