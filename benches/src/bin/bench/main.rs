@@ -21,6 +21,10 @@ use mesh_benches::load;
 
 use crate::paths::Traffic;
 
+/// The agents' one: what hundreds of them do in `scale` must not be dearer here than on their nodes.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Benchmarks of Nodemesh: every figure comes with its baseline of the same run.
 #[derive(Debug, Parser)]
 #[command(name = "bench", version)]

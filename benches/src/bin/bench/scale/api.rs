@@ -9,6 +9,7 @@ use http::{Method, Request};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::Value;
+use tokio::time::timeout;
 
 /// Writes under way at once while the cluster is laid out.
 const PARALLEL: usize = 24;
@@ -26,8 +27,9 @@ impl Api {
     pub(super) async fn connect(kubeconfig: &Path) -> anyhow::Result<Self> {
         let file = Kubeconfig::read_from(kubeconfig).context("read the administrator's kubeconfig")?;
         let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
-        config.read_timeout = Some(ANSWER_LIMIT);
-        config.write_timeout = Some(ANSWER_LIMIT);
+        // These count while a connection rests, too, and would end one that a write is about to use.
+        config.read_timeout = None;
+        config.write_timeout = None;
         Ok(Self { client: Client::try_from(config)? })
     }
 
@@ -79,6 +81,7 @@ impl Api {
         let body = body.map(Value::to_string).unwrap_or_default().into_bytes();
         let request =
             Request::builder().method(method).uri(path).header("content-type", content).body(body)?;
-        self.client.request::<Value>(request).await.with_context(|| what)
+        let answer = timeout(ANSWER_LIMIT, self.client.request::<Value>(request)).await;
+        answer.with_context(|| format!("{what}: no answer"))?.with_context(|| what)
     }
 }
