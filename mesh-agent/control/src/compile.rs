@@ -106,6 +106,36 @@ impl CompiledNamespace {
     }
 }
 
+/// Which pods of a namespace may become other workloads than before.
+#[derive(Debug)]
+enum StalePods {
+    /// Those with these names.
+    Some(BTreeSet<Arc<str>>),
+    /// Something changed that all depend on.
+    All,
+}
+
+impl Default for StalePods {
+    fn default() -> Self {
+        Self::Some(BTreeSet::new())
+    }
+}
+
+impl StalePods {
+    fn insert(&mut self, name: Arc<str>) {
+        if let Self::Some(names) = self {
+            names.insert(name);
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Some(names) => names.contains(name),
+            Self::All => true,
+        }
+    }
+}
+
 /// A service with what decides who gets a contested address.
 #[derive(Debug)]
 struct Placed {
@@ -156,15 +186,19 @@ impl Compiler {
         if mesh_changed || audience != self.service_audience {
             self.service_audience = audience;
             self.mesh = Arc::new(mesh);
-            stale.extend(self.namespaces.keys().cloned());
+            for namespace in self.namespaces.keys() {
+                stale.insert(Arc::clone(namespace), StalePods::All);
+            }
         }
         if hosts_changed || mesh_changed {
             let entries = Entries::of(index, &self.mesh);
-            stale.extend(entries.differing(&self.entries));
+            for namespace in entries.differing(&self.entries) {
+                stale.entry(namespace).or_default();
+            }
             self.entries = entries;
         }
         let mesh_wide = modes::widest(index, &self.mesh.root_namespace, &mut problems);
-        for namespace in stale {
+        for (namespace, pods) in stale {
             let before = self.namespaces.remove(&namespace).unwrap_or_default();
             let cx = World {
                 index,
@@ -173,7 +207,7 @@ impl Compiler {
                 audience: &self.service_audience,
                 entries: &self.entries,
             };
-            let now = compile_namespace(&cx, &namespace, &before);
+            let now = compile_namespace(&cx, &namespace, &before, &pods);
             if !now.is_empty() {
                 self.namespaces.insert(namespace, now);
             }
@@ -206,8 +240,8 @@ impl Compiler {
     }
 
     /// The namespaces that changes reach.
-    fn stale(&self, index: &Index, changes: &BTreeSet<Key>) -> BTreeSet<Arc<str>> {
-        let mut stale = BTreeSet::new();
+    fn stale(&self, index: &Index, changes: &BTreeSet<Key>) -> BTreeMap<Arc<str>, StalePods> {
+        let mut stale: BTreeMap<Arc<str>, StalePods> = BTreeMap::new();
         for key in changes {
             match key.kind {
                 // No part of a namespace: routes are compiled by host.
@@ -219,23 +253,31 @@ impl Compiler {
                 | Kind::TcpRoute
                 | Kind::ReferenceGrant
                 | Kind::Secret => {}
+                Kind::Pod => {
+                    let pods = stale.entry(Arc::clone(&key.name.namespace)).or_default();
+                    pods.insert(Arc::clone(&key.name.name));
+                }
+                // What becomes of a pod does not depend on who serves by it.
+                Kind::Service | Kind::EndpointSlice | Kind::ServiceEntry | Kind::WorkloadEntry => {
+                    stale.entry(Arc::clone(&key.name.namespace)).or_default();
+                }
                 Kind::Namespace => {
-                    stale.insert(Arc::clone(&key.name.name));
+                    stale.insert(Arc::clone(&key.name.name), StalePods::All);
                 }
                 Kind::Node => {
                     let has_pod =
                         |of: &CompiledNamespace| of.workloads.iter().any(|w| w.node == key.name.name);
                     let of = self.namespaces.iter().filter(|(_, of)| has_pod(of));
-                    stale.extend(of.map(|(namespace, _)| Arc::clone(namespace)));
+                    stale.extend(of.map(|(namespace, _)| (Arc::clone(namespace), StalePods::All)));
                 }
                 Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::Sidecar
                     if key.name.namespace == self.mesh.root_namespace =>
                 {
-                    stale.extend(index.namespaces());
-                    stale.extend(self.namespaces.keys().cloned());
+                    let all = index.namespaces().into_iter().chain(self.namespaces.keys().cloned());
+                    stale.extend(all.map(|namespace| (namespace, StalePods::All)));
                 }
                 _ => {
-                    stale.insert(Arc::clone(&key.name.namespace));
+                    stale.insert(Arc::clone(&key.name.namespace), StalePods::All);
                 }
             }
         }
@@ -332,7 +374,12 @@ fn audience(export_to: &ExportTo, own: &str) -> Audience {
     Audience::Only(export_to.namespaces.iter().cloned().chain(own).collect())
 }
 
-fn compile_namespace(cx: &World<'_>, namespace: &str, before: &CompiledNamespace) -> CompiledNamespace {
+fn compile_namespace(
+    cx: &World<'_>,
+    namespace: &str,
+    before: &CompiledNamespace,
+    stale: &StalePods,
+) -> CompiledNamespace {
     let World { index, mesh, mesh_wide, entries, .. } = *cx;
     let mut problems = Vec::new();
     let opt_in = index.namespace(namespace).and_then(|n| n.opt_in).unwrap_or(false);
@@ -344,6 +391,12 @@ fn compile_namespace(cx: &World<'_>, namespace: &str, before: &CompiledNamespace
 
     let mut workloads = Vec::with_capacity(pods.len());
     for pod in &pods {
+        let known = before.workloads.binary_search_by(|w| w.name.cmp(&pod.workload.name)).ok();
+        let known = known.map(|at| &before.workloads[at]);
+        if let Some(known) = known.filter(|_| !stale.has(&pod.workload.name.name)) {
+            workloads.push(Arc::clone(known));
+            continue;
+        }
         let (modes, mode_sources) = modes_of.modes(&pod.workload.labels);
         let (policies, policy_hash) = rules.of_workload(&pod.workload.labels, &modes);
         let (meshed, skipped) = pod.membership(opt_in);
@@ -360,8 +413,7 @@ fn compile_namespace(cx: &World<'_>, namespace: &str, before: &CompiledNamespace
             mode_sources,
             ..pod.workload.clone()
         };
-        let known = before.workloads.binary_search_by(|w| w.name.cmp(&workload.name)).ok();
-        workloads.push(reuse(known.map(|at| &before.workloads[at]), workload));
+        workloads.push(reuse(known, workload));
     }
 
     let sources = endpoints::Sources::of(index, namespace, &pods);

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
 use ipnet::IpNet;
 
 pub use self::{
@@ -342,8 +343,11 @@ pub struct Parts {
     pub mesh: Arc<Mesh>,
 }
 
+/// What is looked up for connections and filled anew for each state of a large cluster.
+type Map<K, V> = HashMap<K, V, RandomState>;
+
 /// Services and places of their ports, by what is dialled.
-type Frontends = HashMap<(IpAddr, u16, Protocol), (Name, usize)>;
+type Frontends = Map<(IpAddr, u16, Protocol), (Name, usize)>;
 
 /// Secrets by node and name.
 type Credentials = BTreeMap<(Arc<str>, Name), Arc<Credential>>;
@@ -352,10 +356,10 @@ type Credentials = BTreeMap<(Arc<str>, Name), Arc<Credential>>;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     version: u64,
-    workloads: Arc<HashMap<WorkloadId, Arc<Workload>>>,
+    workloads: Arc<Map<WorkloadId, Arc<Workload>>>,
     services: BTreeMap<Name, Arc<Service>>,
     policies: Arc<BTreeMap<Name, Arc<AuthorizationPolicy>>>,
-    by_addr: Arc<HashMap<IpAddr, WorkloadId>>,
+    by_addr: Arc<Map<IpAddr, WorkloadId>>,
     by_vip: Arc<Frontends>,
     /// Services by the hosts that Kubernetes does not know, those of precedence first.
     by_host: Arc<HashMap<Arc<str>, Vec<Name>>>,
@@ -381,17 +385,18 @@ pub struct Snapshot {
 }
 
 /// Who owns each address.
-fn owners(workloads: &HashMap<WorkloadId, Arc<Workload>>) -> HashMap<IpAddr, WorkloadId> {
-    let mut owners: HashMap<IpAddr, &Workload> = HashMap::with_capacity(workloads.len());
+fn owners(workloads: &Map<WorkloadId, Arc<Workload>>) -> Map<IpAddr, WorkloadId> {
+    let mut owners = Map::with_capacity_and_hasher(workloads.len(), RandomState::default());
+    let rank = |id: WorkloadId| workloads.get(&id).map(|workload| (&workload.name, id));
     for workload in workloads.values().filter(|workload| !workload.terminated) {
         for addr in &workload.addrs {
-            let owner = owners.entry(*addr).or_insert(workload);
-            if (&owner.name, owner.id) < (&workload.name, workload.id) {
-                *owner = workload;
+            let owner = owners.entry(*addr).or_insert(workload.id);
+            if *owner != workload.id && rank(*owner) < rank(workload.id) {
+                *owner = workload.id;
             }
         }
     }
-    owners.into_iter().map(|(addr, owner)| (addr, owner.id)).collect()
+    owners
 }
 
 impl Snapshot {
@@ -402,10 +407,10 @@ impl Snapshot {
     /// `services` has it. Two with one host: the earlier comes first there too.
     pub fn new(version: u64, parts: Parts) -> Self {
         let Parts { workloads, services, policies, routes, credentials, mesh } = parts;
-        let by_id: HashMap<WorkloadId, Arc<Workload>> =
+        let by_id: Map<WorkloadId, Arc<Workload>> =
             workloads.into_iter().map(|workload| (workload.id, workload)).collect();
         let by_addr = owners(&by_id);
-        let mut by_vip = HashMap::new();
+        let mut by_vip = Frontends::default();
         let mut by_host: HashMap<Arc<str>, Vec<Name>> = HashMap::new();
         let mut by_network = Vec::new();
         for service in &services {
@@ -464,7 +469,7 @@ impl Snapshot {
 
     /// The same world with these workloads, in place of those with their ids or in addition. What is not theirs is shared.
     pub fn with_workloads(&self, version: u64, changed: impl IntoIterator<Item = Arc<Workload>>) -> Self {
-        let mut workloads = HashMap::clone(&self.workloads);
+        let mut workloads = Map::clone(&self.workloads);
         workloads.extend(changed.into_iter().map(|workload| (workload.id, workload)));
         let by_addr = Arc::new(owners(&workloads));
         Self { version, workloads: Arc::new(workloads), by_addr, ..self.clone() }

@@ -2,6 +2,7 @@
 //! selects.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, HashMap},
     net::IpAddr,
     sync::Arc,
@@ -21,8 +22,10 @@ use crate::{
 /// Where the endpoints of one namespace's services come from.
 pub(super) struct Sources<'a> {
     slices: HashMap<&'a str, Vec<&'a EndpointSlice>>,
-    /// Pods that can serve, by each of their labels.
-    by_label: HashMap<(&'a str, &'a str), Vec<&'a Pod>>,
+    /// Pods that can serve.
+    serving: Vec<&'a Pod>,
+    /// The same by each of their labels, once somebody selects.
+    by_label: OnceCell<HashMap<(&'a str, &'a str), Vec<&'a Pod>>>,
     by_name: HashMap<&'a str, &'a Pod>,
     by_addr: HashMap<IpAddr, WorkloadId>,
     workload_entries: Vec<&'a WorkloadEntry>,
@@ -32,7 +35,8 @@ impl<'a> Sources<'a> {
     pub(super) fn of(index: &'a Index, namespace: &str, pods: &[&'a Pod]) -> Self {
         let mut sources = Self {
             slices: HashMap::new(),
-            by_label: HashMap::new(),
+            serving: pods.iter().filter(|pod| !pod.workload.terminated).copied().collect(),
+            by_label: OnceCell::new(),
             by_name: HashMap::new(),
             by_addr: HashMap::new(),
             workload_entries: index.workload_entries(namespace).collect(),
@@ -42,10 +46,7 @@ impl<'a> Sources<'a> {
                 sources.slices.entry(service).or_default().push(slice);
             }
         }
-        for pod in pods.iter().filter(|pod| !pod.workload.terminated) {
-            for (key, value) in &pod.workload.labels {
-                sources.by_label.entry((key, value)).or_default().push(pod);
-            }
+        for pod in &sources.serving {
             sources.by_name.insert(&pod.workload.name.name, pod);
             for addr in &pod.workload.addrs {
                 sources.by_addr.insert(*addr, pod.workload.id);
@@ -96,10 +97,19 @@ impl<'a> Sources<'a> {
 
     /// The pods with all of these labels.
     fn select(&self, selector: &Labels) -> Vec<&'a Pod> {
+        let by_label = self.by_label.get_or_init(|| {
+            let mut by_label: HashMap<_, Vec<_>> = HashMap::new();
+            for pod in &self.serving {
+                for (key, value) in &pod.workload.labels {
+                    by_label.entry((&**key, &**value)).or_default().push(*pod);
+                }
+            }
+            by_label
+        });
         // The rarest label first: the others are only compared on what it leaves.
         let rarest = selector
             .iter()
-            .map(|(key, value)| self.by_label.get(&(&**key, &**value)).map_or(&[][..], Vec::as_slice))
+            .map(|(key, value)| by_label.get(&(&**key, &**value)).map_or(&[][..], Vec::as_slice))
             .min_by_key(|pods| pods.len());
         let matches =
             |pod: &&Pod| selector.iter().all(|(key, value)| pod.workload.labels.get(key) == Some(value));

@@ -410,6 +410,46 @@ fn a_change_reuses_everything_it_does_not_touch() {
     assert!(Arc::ptr_eq(service(&first, "default", "db"), service(&third, "default", "db")));
 }
 
+/// Of each kind one that changes what becomes of pods or services of [`WORLD`].
+const SAYINGS: [&str; 14] = [
+    "{apiVersion: v1, kind: Namespace, metadata: {name: far, labels: {istio.io/dataplane-mode: ambient}}}",
+    "{apiVersion: v1, kind: Node, metadata: {name: n1, labels: {topology.kubernetes.io/region: r1}}}",
+    "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: own}, spec: {mtls: {mode: PERMISSIVE}}}",
+    "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a, namespace: istio-system}, spec: {mtls: {mode: DISABLE}}}",
+    "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: own}, spec: {}}",
+    "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: all, namespace: istio-system}, spec: {}}",
+    "{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {name: own}, spec: {egress: [{hosts: ['./*']}]}}",
+    "{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {name: all, namespace: istio-system}, spec: {egress: [{hosts: ['./*']}]}}",
+    "{apiVersion: v1, kind: ConfigMap, metadata: {name: istio, namespace: istio-system}, data: {mesh: 'trustDomain: other.example'}}",
+    "{apiVersion: v1, kind: Service, metadata: {name: new}, spec: {clusterIP: 10.96.9.9, selector: {app: web}, ports: [{port: 80}]}}",
+    "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: web-x, labels: {kubernetes.io/service-name: web}}, addressType: IPv4, ports: [{port: 80}], endpoints: [{addresses: [10.0.9.9]}]}",
+    "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: new}, spec: {hosts: [new.example], ports: [{number: 80, name: http}], resolution: STATIC, workloadSelector: {labels: {app: web}}}}",
+    "{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: vm}, spec: {address: 10.0.8.8, labels: {app: web}}}",
+    "{apiVersion: v1, kind: Pod, metadata: {name: web-9, labels: {app: web}}, spec: {nodeName: n1}, status: {podIP: 10.0.0.99}}",
+];
+
+#[test]
+fn whatever_a_pod_depends_on_reaches_it_when_it_comes_and_when_it_goes() {
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: on-n1, labels: {app: web}}, spec: {nodeName: n1}, status: {podIP: 10.0.0.77}}";
+    let files = [("a.yaml", WORLD), ("b.yaml", pod)];
+    let at_once = |more: &[(&str, &str)]| {
+        let files: Vec<_> = files.iter().chain(more).copied().collect();
+        Compiler::new(MeshSettings::default()).compile(&mut index_of(&files)).snapshot
+    };
+    let plain = at_once(&[]);
+    let mut index = index_of(&files);
+    let mut compiler = Compiler::new(MeshSettings::default());
+    compiler.compile(&mut index);
+    for saying in SAYINGS {
+        let wanted = at_once(&[("c.yaml", saying)]);
+        assert!(!wanted.same_world(&plain), "has no effect, so this shows nothing: {saying}");
+        put(&mut index, "c.yaml", saying);
+        assert!(compiler.compile(&mut index).snapshot.same_world(&wanted), "came: {saying}");
+        index.replace(Path::new("c.yaml"), Vec::new());
+        assert!(compiler.compile(&mut index).snapshot.same_world(&plain), "went: {saying}");
+    }
+}
+
 #[test]
 fn a_namespace_that_goes_takes_its_parts_with_it() {
     let mut index = index_of(&[("a.yaml", WORLD)]);

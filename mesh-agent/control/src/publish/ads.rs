@@ -55,7 +55,7 @@ pub struct Publication(Arc<Shared>);
 struct Shared {
     world: RwLock<World>,
     generation: watch::Sender<u64>,
-    sessions: Mutex<BTreeMap<u64, SessionView>>,
+    sessions: Mutex<BTreeMap<u64, Seat>>,
     next_session: AtomicU64,
     closing: watch::Sender<bool>,
     metrics: PublishMetrics,
@@ -78,10 +78,33 @@ pub struct SessionView {
     pub behind: u64,
     /// State by kind of resource.
     pub kinds: BTreeMap<&'static str, KindStatus>,
-    #[serde(skip)]
-    since: Option<Instant>,
-    #[serde(skip)]
+}
+
+/// What is known of a connected client. It is written at each message of each of them, and read when an operator asks.
+#[derive(Debug)]
+struct Seat {
+    node: Arc<str>,
+    remote: String,
+    client: Client,
+    id: String,
+    since: Instant,
     seen: u64,
+    kinds: [Option<KindStatus>; Kind::ALL.len()],
+}
+
+impl Seat {
+    fn view(&self, generation: u64) -> SessionView {
+        let kinds = Kind::ALL.iter().zip(&self.kinds);
+        SessionView {
+            node: Arc::clone(&self.node),
+            remote: self.remote.clone(),
+            client: self.client,
+            id: self.id.clone(),
+            age_s: self.since.elapsed().as_secs_f64(),
+            behind: generation.saturating_sub(self.seen),
+            kinds: kinds.filter_map(|(kind, status)| Some((kind.as_str(), status.clone()?))).collect(),
+        }
+    }
 }
 
 /// A published resource, for operators.
@@ -165,40 +188,33 @@ impl Publication {
     /// The clients connected now, oldest first.
     pub fn sessions(&self) -> Vec<SessionView> {
         let generation = self.generation();
-        let mut views: Vec<SessionView> = self.sessions_lock().values().cloned().collect();
-        for view in &mut views {
-            view.age_s = view.since.map_or(0.0, |since| since.elapsed().as_secs_f64());
-            view.behind = generation.saturating_sub(view.seen);
-        }
-        views
+        self.sessions_lock().values().map(|seat| seat.view(generation)).collect()
     }
 
-    fn sessions_lock(&self) -> MutexGuard<'_, BTreeMap<u64, SessionView>> {
+    fn sessions_lock(&self) -> MutexGuard<'_, BTreeMap<u64, Seat>> {
         self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Enters a stream in the list, if there is room.
     fn enter(&self, node: &Arc<str>, remote: String) -> Result<Entry, Status> {
         let mut sessions = self.sessions_lock();
-        let of_node = sessions.values().filter(|view| view.node == *node).count();
+        let of_node = sessions.values().filter(|seat| seat.node == *node).count();
         if sessions.len() >= SESSIONS_MAX || of_node >= SESSIONS_PER_NODE_MAX {
             self.0.metrics.refuse("too_many_sessions");
             return Err(Status::resource_exhausted("too_many_sessions: come again later"));
         }
         let id = self.0.next_session.fetch_add(1, Ordering::Relaxed);
-        let view = SessionView {
+        let seat = Seat {
             node: Arc::clone(node),
             remote,
             client: Client::Foreign,
             id: String::new(),
-            age_s: 0.0,
-            behind: 0,
-            kinds: BTreeMap::new(),
-            since: Some(Instant::now()),
+            since: Instant::now(),
             seen: 0,
+            kinds: Default::default(),
         };
-        self.0.metrics.sessions.get_or_create(&ClientLabels { client: view.client }).inc();
-        sessions.insert(id, view);
+        self.0.metrics.sessions.get_or_create(&ClientLabels { client: seat.client }).inc();
+        sessions.insert(id, seat);
         Ok(Entry { publication: self.clone(), id })
     }
 }
@@ -214,32 +230,29 @@ impl Entry {
     fn update(&self, session: &Session) {
         let metrics = &self.publication.0.metrics;
         let mut sessions = self.publication.sessions_lock();
-        let Some(view) = sessions.get_mut(&self.id) else { return };
+        let Some(seat) = sessions.get_mut(&self.id) else { return };
         let client = if session.is_agent() { Client::Agent } else { Client::Foreign };
-        if client != view.client {
-            metrics.sessions.get_or_create(&ClientLabels { client: view.client }).dec();
+        if client != seat.client {
+            metrics.sessions.get_or_create(&ClientLabels { client: seat.client }).dec();
             metrics.sessions.get_or_create(&ClientLabels { client }).inc();
-            view.client = client;
+            seat.client = client;
         }
-        view.seen = session.seen();
-        view.kinds = Kind::ALL
-            .into_iter()
-            .filter_map(|kind| Some((kind.as_str(), session.status(kind)?.clone())))
-            .collect();
+        seat.seen = session.seen();
+        seat.kinds = Kind::ALL.map(|kind| session.status(kind).cloned());
     }
 
     fn name(&self, id: String) {
-        if let Some(view) = self.publication.sessions_lock().get_mut(&self.id) {
-            view.id = id.chars().take(256).collect();
+        if let Some(seat) = self.publication.sessions_lock().get_mut(&self.id) {
+            seat.id = id.chars().take(256).collect();
         }
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if let Some(view) = self.publication.sessions_lock().remove(&self.id) {
+        if let Some(seat) = self.publication.sessions_lock().remove(&self.id) {
             let metrics = &self.publication.0.metrics;
-            metrics.sessions.get_or_create(&ClientLabels { client: view.client }).dec();
+            metrics.sessions.get_or_create(&ClientLabels { client: seat.client }).dec();
         }
     }
 }

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use super::world::{Change, Resource, World, version_text};
+use super::world::{Change, Resource, World};
 use crate::link::{Kind, WILDCARD, commit_text};
 
 /// Responses sent and not yet acknowledged.
@@ -390,7 +390,7 @@ impl Subscription {
                 Some(resource) => {
                     let has = self.known.remove(&*resource.name);
                     self.shown.insert(Arc::clone(&resource.name));
-                    if has.as_deref() != Some(&*resource.version_text()) {
+                    if !is_same(has, resource) {
                         batch.push(resource);
                     }
                 }
@@ -449,11 +449,16 @@ impl Subscription {
             let has = self.known.remove(&*resource.name);
             // It is sent as it is now, so a change that the log also has need not be sent again.
             self.pending.remove(&resource.name);
-            if has.as_deref() != Some(&*version_text(resource.version)) {
+            if !is_same(has, resource) {
                 batch.push(resource);
             }
         }
     }
+}
+
+/// Whether a version that a client says it has is the one that there is.
+fn is_same(has: Option<String>, resource: &Resource) -> bool {
+    has.is_some_and(|version| version == resource.version_text())
 }
 
 /// Resources of one response.

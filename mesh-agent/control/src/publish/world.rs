@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use mesh_core::reach::Reach;
 use mesh_wire::proto::discovery::Resource as WireResource;
 use prost::Message as _;
@@ -107,9 +108,12 @@ pub struct World {
 
 #[derive(Debug, Default)]
 struct Table {
-    resources: BTreeMap<Arc<str>, Arc<Resource>>,
+    /// In the order in which a client of all of them is told.
+    in_order: BTreeMap<Arc<str>, Arc<Resource>>,
+    /// The same: for each client each change is looked up.
+    by_name: HashMap<Arc<str>, Arc<Resource>, RandomState>,
     /// Alias to name.
-    aliases: HashMap<Arc<str>, Arc<str>>,
+    aliases: HashMap<Arc<str>, Arc<str>, RandomState>,
 }
 
 impl Default for World {
@@ -158,24 +162,24 @@ impl World {
 
     /// A resource by its name.
     pub fn get(&self, kind: Kind, name: &str) -> Option<&Arc<Resource>> {
-        self.tables[kind.index()].resources.get(name)
+        self.tables[kind.index()].by_name.get(name)
     }
 
     /// A resource by its name or one of its aliases.
     pub fn find(&self, kind: Kind, name: &str) -> Option<&Arc<Resource>> {
         let table = &self.tables[kind.index()];
-        table.resources.get(name).or_else(|| table.resources.get(table.aliases.get(name)?))
+        table.by_name.get(name).or_else(|| table.by_name.get(table.aliases.get(name)?))
     }
 
     /// Resources of a kind after `name`, in order of name.
     pub fn after<'a>(&'a self, kind: Kind, name: Option<&str>) -> impl Iterator<Item = &'a Arc<Resource>> {
         let from = name.map_or(Bound::Unbounded, Bound::Excluded);
-        self.tables[kind.index()].resources.range::<str, _>((from, Bound::Unbounded)).map(|(_, r)| r)
+        self.tables[kind.index()].in_order.range::<str, _>((from, Bound::Unbounded)).map(|(_, r)| r)
     }
 
     /// How many resources of a kind there are.
     pub fn count(&self, kind: Kind) -> usize {
-        self.tables[kind.index()].resources.len()
+        self.tables[kind.index()].by_name.len()
     }
 
     /// Changes after a generation that is not below [`Self::floor`], oldest first.
@@ -195,17 +199,19 @@ impl Table {
     /// `None`: nothing changed.
     fn set(&mut self, name: &Arc<str>, edit: Option<Resource>) -> Option<Edited> {
         let Some(resource) = edit else {
-            let before = self.resources.remove(name)?;
+            self.in_order.remove(name);
+            let before = self.by_name.remove(name)?;
             self.forget_aliases(name, &before);
             return Some(Edited { before: Some(before.reach.clone()), contents: true });
         };
-        let old = self.resources.get(name);
+        let old = self.by_name.get(name);
         if old.is_some_and(|old| **old == resource) {
             return None;
         }
         let contents = old.is_none_or(|old| old.version != resource.version);
         let resource = Arc::new(resource);
-        let before = self.resources.insert(Arc::clone(name), Arc::clone(&resource));
+        self.in_order.insert(Arc::clone(name), Arc::clone(&resource));
+        let before = self.by_name.insert(Arc::clone(name), Arc::clone(&resource));
         if let Some(before) = &before {
             self.forget_aliases(name, before);
         }

@@ -130,7 +130,10 @@ pub fn parse(file: &Path, text: &str, rules: &Rules, known: &Known) -> Parsed {
         match value {
             // A document of comments, or one that a template left empty.
             Ok(Value::Null) => {}
-            Ok(value) => Reader { file, number, rules, parsed: &mut parsed }.object(value, ""),
+            Ok(value) => {
+                let unknown = UnknownFields::Warn;
+                Reader { file, number, rules, unknown, parsed: &mut parsed }.object(value, "");
+            }
             Err(message) => parsed.problems.push(SourceError {
                 file: file.to_owned(),
                 document: Some(number),
@@ -155,10 +158,19 @@ pub fn parse(file: &Path, text: &str, rules: &Rules, known: &Known) -> Parsed {
     parsed
 }
 
+/// Whether fields that a kind does not have are looked for: that takes as long as everything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UnknownFields {
+    /// Each is warned of.
+    Warn,
+    /// They are none of our business.
+    Ignore,
+}
+
 /// Reads one object that an API server holds. `file` is what problems are said to be in.
-pub(crate) fn read_object(file: &Path, object: Value, rules: &Rules) -> Parsed {
+pub(crate) fn read_object(file: &Path, object: Value, rules: &Rules, unknown: UnknownFields) -> Parsed {
     let mut parsed = Parsed::default();
-    Reader { file, number: 1, rules, parsed: &mut parsed }.object(object, "");
+    Reader { file, number: 1, rules, unknown, parsed: &mut parsed }.object(object, "");
     parsed
 }
 
@@ -243,6 +255,7 @@ struct Reader<'a> {
     file: &'a Path,
     number: usize,
     rules: &'a Rules,
+    unknown: UnknownFields,
     parsed: &'a mut Parsed,
 }
 
@@ -316,37 +329,38 @@ impl Reader<'_> {
 
     fn known(&mut self, kind: Kind, object: Map<String, Value>, path: &str) {
         let root = &self.rules.root_namespace;
+        let unknown = self.unknown;
         let value = Value::Object(object);
         let mut problems = Problems::default();
         let p = &mut problems;
         let read = match kind {
-            Kind::Namespace => {
-                typed(&value, p).map(|o: v1::Namespace| Resource::Namespace(resource::namespace(&o, p)))
-            }
-            Kind::ServiceAccount => typed(&value, p)
+            Kind::Namespace => typed(&value, unknown, p)
+                .map(|o: v1::Namespace| Resource::Namespace(resource::namespace(&o, p))),
+            Kind::ServiceAccount => typed(&value, unknown, p)
                 .map(|o: v1::ServiceAccount| Resource::ServiceAccount(resource::service_account(&o, p))),
-            Kind::Pod => typed(&value, p).map(|o: v1::Pod| Resource::Pod(Box::new(resource::pod(&o, p)))),
-            Kind::Service => {
-                typed(&value, p).map(|o: v1::Service| Resource::Service(Box::new(resource::service(&o, p))))
+            Kind::Pod => {
+                typed(&value, unknown, p).map(|o: v1::Pod| Resource::Pod(Box::new(resource::pod(&o, p))))
             }
-            Kind::EndpointSlice => typed(&value, p).map(|o: discovery::v1::EndpointSlice| {
+            Kind::Service => typed(&value, unknown, p)
+                .map(|o: v1::Service| Resource::Service(Box::new(resource::service(&o, p)))),
+            Kind::EndpointSlice => typed(&value, unknown, p).map(|o: discovery::v1::EndpointSlice| {
                 Resource::EndpointSlice(resource::endpoint_slice(&o, p))
             }),
-            Kind::PeerAuthentication => typed(&value, p).map(|o: resource::wire::PeerAuthentication| {
-                Resource::PeerAuthentication(resource::peer_authentication(&o, root, p))
-            }),
+            Kind::PeerAuthentication => {
+                typed(&value, unknown, p).map(|o: resource::wire::PeerAuthentication| {
+                    Resource::PeerAuthentication(resource::peer_authentication(&o, root, p))
+                })
+            }
             Kind::AuthorizationPolicy => {
-                typed(&value, p).map(|o: resource::authorization_wire::AuthorizationPolicy| {
+                typed(&value, unknown, p).map(|o: resource::authorization_wire::AuthorizationPolicy| {
                     Resource::AuthorizationPolicy(resource::authorization_policy(&o, root, p))
                 })
             }
-            Kind::Secret => {
-                typed(&value, p).map(|o: v1::Secret| Resource::Secret(Box::new(resource::secret(&o, p))))
-            }
-            Kind::Node => typed(&value, p).map(|o: v1::Node| Resource::Node(resource::node(&o, p))),
-            Kind::ConfigMap => {
-                typed(&value, p).map(|o: v1::ConfigMap| Resource::MeshConfig(resource::mesh_config(&o, p)))
-            }
+            Kind::Secret => typed(&value, unknown, p)
+                .map(|o: v1::Secret| Resource::Secret(Box::new(resource::secret(&o, p)))),
+            Kind::Node => typed(&value, unknown, p).map(|o: v1::Node| Resource::Node(resource::node(&o, p))),
+            Kind::ConfigMap => typed(&value, unknown, p)
+                .map(|o: v1::ConfigMap| Resource::MeshConfig(resource::mesh_config(&o, p))),
             Kind::VirtualService => {
                 Some(Resource::VirtualService(Box::new(resource::virtual_service_of(&value, p))))
             }
@@ -358,15 +372,15 @@ impl Reader<'_> {
             Kind::WorkloadEntry => {
                 Some(Resource::WorkloadEntry(Box::new(resource::workload_entry(&value, p))))
             }
-            Kind::HttpRoute => typed(&value, p)
+            Kind::HttpRoute => typed(&value, unknown, p)
                 .map(|o: gateway_wire::HttpRoute| Resource::HttpRoute(Box::new(resource::http_route(&o, p)))),
-            Kind::GrpcRoute => typed(&value, p)
+            Kind::GrpcRoute => typed(&value, unknown, p)
                 .map(|o: gateway_wire::GrpcRoute| Resource::GrpcRoute(Box::new(resource::grpc_route(&o, p)))),
-            Kind::TlsRoute => typed(&value, p)
+            Kind::TlsRoute => typed(&value, unknown, p)
                 .map(|o: gateway_wire::TlsRoute| Resource::TlsRoute(Box::new(resource::tls_route(&o, p)))),
-            Kind::TcpRoute => typed(&value, p)
+            Kind::TcpRoute => typed(&value, unknown, p)
                 .map(|o: gateway_wire::TcpRoute| Resource::TcpRoute(Box::new(resource::tcp_route(&o, p)))),
-            Kind::ReferenceGrant => typed(&value, p).map(|o: gateway_wire::ReferenceGrant| {
+            Kind::ReferenceGrant => typed(&value, unknown, p).map(|o: gateway_wire::ReferenceGrant| {
                 Resource::ReferenceGrant(resource::reference_grant(&o, p))
             }),
         };
@@ -461,8 +475,12 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// Reads the typed form, and warns of fields that the type does not have.
-fn typed<T: DeserializeOwned + Serialize>(value: &Value, problems: &mut Problems) -> Option<T> {
+/// Reads the typed form, and warns of fields that the type does not have, if that is wanted.
+fn typed<T: DeserializeOwned + Serialize>(
+    value: &Value,
+    unknown: UnknownFields,
+    problems: &mut Problems,
+) -> Option<T> {
     let typed: T = match serde_path_to_error::deserialize(value) {
         Ok(typed) => typed,
         Err(error) => {
@@ -472,7 +490,9 @@ fn typed<T: DeserializeOwned + Serialize>(value: &Value, problems: &mut Problems
             return None;
         }
     };
-    if let Ok(known) = serde_json::to_value(&typed) {
+    if unknown == UnknownFields::Warn
+        && let Ok(known) = serde_json::to_value(&typed)
+    {
         unknown_fields(value, &known, "", problems);
     }
     Some(typed)

@@ -16,6 +16,7 @@ mod crds;
 mod listed;
 pub mod node_pods;
 mod object;
+mod raw;
 mod secrets;
 #[cfg(test)]
 mod tests;

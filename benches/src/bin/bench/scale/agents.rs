@@ -124,7 +124,7 @@ impl Holder for Ledger {
     ) -> Result<(), RefusedError> {
         self.versions.insert(key(kind, &name), version_of(&version));
         if kind == Kind::Address {
-            self.arrived.extend(self.tracker.fulfilled(&name, &body));
+            self.arrived.extend(self.tracker.fulfilled(&name, &version, &body));
         }
         Ok(())
     }

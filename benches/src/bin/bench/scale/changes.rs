@@ -32,6 +32,8 @@ pub(super) struct Change {
     there: Mutex<Vec<bool>>,
     left: AtomicUsize,
     took: Mutex<Option<Duration>>,
+    /// By version of the resource, whether it is in it: what all agents are sent is looked into once.
+    is_in: Mutex<HashMap<Arc<str>, bool>>,
 }
 
 impl Change {
@@ -42,6 +44,7 @@ impl Change {
             there: Mutex::new(vec![false; agents]),
             left: AtomicUsize::new(agents),
             took: Mutex::default(),
+            is_in: Mutex::default(),
         }
     }
 
@@ -61,8 +64,14 @@ impl Change {
         *self.took.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether this version of the resource has it.
+    fn is_in(&self, version: &Arc<str>, body: &[u8]) -> bool {
+        let mut known = self.is_in.lock().unwrap_or_else(PoisonError::into_inner);
+        *known.entry(Arc::clone(version)).or_insert_with(|| self.is_as_left(body))
+    }
+
     /// Whether this resource is the pod as the change left it, and its endpoints too.
-    fn is_in(&self, body: &[u8]) -> bool {
+    fn is_as_left(&self, body: &[u8]) -> bool {
         let Ok(address) = workload::Address::decode(body) else { return false };
         let Some(workload::address::Type::Workload(of)) = address.r#type else { return false };
         let facts = of.extensions.iter().find_map(|extension| extension.config.as_ref());
@@ -84,9 +93,9 @@ pub(super) struct Tracker {
 
 impl Tracker {
     /// The change that this resource brings, if it brings one.
-    pub(super) fn fulfilled(&self, resource: &str, body: &[u8]) -> Option<Arc<Change>> {
+    pub(super) fn fulfilled(&self, resource: &str, version: &Arc<str>, body: &[u8]) -> Option<Arc<Change>> {
         let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
-        pending.get(resource).filter(|change| change.is_in(body)).cloned()
+        pending.get(resource).filter(|change| change.is_in(version, body)).cloned()
     }
 
     /// Waits for a change from now on. The one before it of the same resource has arrived, or is lost.

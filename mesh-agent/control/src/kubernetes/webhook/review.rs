@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     index::API_SERVER,
     problem::{Level, joined, said},
-    source::document::{self, Rules},
+    source::document::{self, Rules, UnknownFields},
 };
 
 /// Longest message of a refusal, in bytes: it is printed by kubectl.
@@ -101,7 +101,7 @@ fn judge(request: Request, rules: &Rules) -> (Option<Refusal>, Vec<String>) {
             metadata.entry("namespace").or_insert_with(|| request.namespace.into());
         }
     }
-    let parsed = document::read_object(Path::new(API_SERVER), object, rules);
+    let parsed = document::read_object(Path::new(API_SERVER), object, rules, UnknownFields::Warn);
     let of =
         |level| parsed.problems.iter().filter(move |p| p.level == level).map(|p| said(&p.field, &p.message));
     let errors: Vec<String> = of(Level::Error).collect();

@@ -11,7 +11,7 @@ use crate::{
     index::API_SERVER,
     problem::{Problem, SourceError},
     resource::{Key, Kind, Resource},
-    source::document::{self, Rules, UNKNOWN_FIELD},
+    source::document::{self, Rules, UNKNOWN_FIELD, UnknownFields},
 };
 
 /// An annotation that repeats the whole object.
@@ -114,12 +114,14 @@ pub(crate) fn read(kind: Kind, api_version: &str, mut object: Value, rules: &Rul
         parents: Arc::new(object.pointer("/spec/parentRefs").cloned().unwrap_or_default()),
         problems: Arc::default(),
     });
-    let parsed = document::read_object(Path::new(API_SERVER), object, rules);
+    // What the API server let through of its own kinds is a field of theirs, only newer than what we know.
+    let unknown = if is_judged(kind) { UnknownFields::Warn } else { UnknownFields::Ignore };
+    let parsed = document::read_object(Path::new(API_SERVER), object, rules, unknown);
     if !parsed.ignored.is_empty() {
         return None;
     }
     let mut problems = parsed.problems;
-    // What the API server let through of its own kinds is a field of theirs, only newer than what we know.
+    // The same of what one of them holds as text.
     problems.retain(|problem| is_judged(kind) || problem.message != UNKNOWN_FIELD);
     for problem in &mut problems {
         problem.document = None;

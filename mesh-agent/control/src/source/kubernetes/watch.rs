@@ -14,14 +14,14 @@ use kube::{
     },
 };
 use mesh_core::snapshot::Name;
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
 use super::{
     Change,
     crds::{Served, comes_with_crd},
     object::{api_resource, is_metadata_enough, key_of, read},
+    raw::{IntoValue, RawObject},
 };
 use crate::{
     resource::{Key, Kind},
@@ -89,7 +89,7 @@ pub(super) async fn run_one(
     let mut follower =
         Follower { kind, rules, changes, held: HashSet::new(), is_listed: false, trouble: None };
     let resource = api_resource(kind, kind.api_versions().first().unwrap_or(&"v1"));
-    let api: Api<DynamicObject> = Api::namespaced_with(client, &name.namespace, &resource);
+    let api: Api<RawObject> = Api::namespaced_with(client, &name.namespace, &resource);
     let config = watcher::Config::default().fields(&format!("metadata.name={}", name.name));
     let ended = follower.follow_stream(api, config, &resource).await;
     tracing::debug!(%kind, %name, ?ended, "no longer watched");
@@ -117,7 +117,7 @@ impl Follower {
             let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client.clone(), resource);
             return self.follow_stream(api, config, resource).await;
         }
-        let api: Api<DynamicObject> = if self.kind == Kind::ConfigMap {
+        let api: Api<RawObject> = if self.kind == Kind::ConfigMap {
             let name = &self.rules.mesh_config;
             config = config.fields(&format!("metadata.name={}", name.name));
             Api::namespaced_with(client.clone(), &name.namespace, resource)
@@ -134,7 +134,7 @@ impl Follower {
         resource: &ApiResource,
     ) -> Result<(), Unheard>
     where
-        T: Resource + Clone + Debug + Serialize + DeserializeOwned + Send + 'static,
+        T: Resource + Clone + Debug + IntoValue + DeserializeOwned + Send + 'static,
     {
         let mut events = pin!(watcher(api, config).default_backoff());
         let mut seen = HashSet::new();
@@ -142,7 +142,7 @@ impl Follower {
             match event {
                 Ok(Event::Init) => seen.clear(),
                 Ok(Event::InitApply(object)) => {
-                    if let Some(key) = self.put(&object, resource).await? {
+                    if let Some(key) = self.put(object, resource).await? {
                         seen.insert(key);
                     }
                 }
@@ -153,7 +153,7 @@ impl Follower {
                 }
                 Ok(Event::Apply(object)) => {
                     self.well().await?;
-                    self.put(&object, resource).await?;
+                    self.put(object, resource).await?;
                 }
                 Ok(Event::Delete(object)) => {
                     let value = serde_json::to_value(object.meta()).unwrap_or_default();
@@ -189,14 +189,8 @@ impl Follower {
     }
 
     /// Passes an object on. `None` for one that is not the mesh's business.
-    async fn put<T: Serialize>(
-        &mut self,
-        object: &T,
-        resource: &ApiResource,
-    ) -> Result<Option<Key>, Unheard> {
-        // What was read from JSON can be written as JSON.
-        let value: Value = serde_json::to_value(object).unwrap_or_default();
-        let Some(object) = read(self.kind, &resource.api_version, value, &self.rules) else {
+    async fn put(&mut self, object: impl IntoValue, resource: &ApiResource) -> Result<Option<Key>, Unheard> {
+        let Some(object) = read(self.kind, &resource.api_version, object.into_value(), &self.rules) else {
             return Ok(None);
         };
         let key = object.key.clone();
