@@ -84,9 +84,36 @@ fn keys_of_a_query_keep_their_servers_while_another_pod_comes_and_goes() -> Test
 }
 
 #[test]
-fn places_get_their_shares_labels_say_who_is_first_and_who_is_new_gets_less() -> TestResult {
+fn a_zone_keeps_what_its_endpoints_can_take_and_the_rest_goes_to_the_others() -> TestResult {
     require_agent!();
-    let mut scene = WebScene::set(test_name!())?;
+    let scene = WebScene::set(test_name!())?;
+    zones(&scene)?;
+    const TIMES: usize = 300;
+    // Of a client without a service nobody knows where its like are: everybody of the region is as good.
+    scene.destination("  trafficPolicy: {loadBalancer: {zoneAwareLbSetting: {minClusterSize: 2}}}\n")?;
+    let is_half = |shares: &BTreeMap<String, usize>| {
+        (110..=190).contains(&of(shares, "v1")) && of(shares, "v1") + of(shares, "v2") == TIMES
+    };
+    eventually(SOON, || shares(&scene, TIMES), is_half)?;
+    // All clients are here, and half of the servers.
+    scene.shop.service("client", 8000)?;
+    eventually(SOON, || shares(&scene, TIMES), is_half)?;
+    // As many clients there as here: nobody has to leave.
+    let fellow = scene.shop.backend("b", "client-2", "client")?;
+    eventually(SOON, || shares(&scene, TIMES), |shares| of(shares, "v1") == TIMES)?;
+    // One that is not ready counts for nothing.
+    scene.shop.world().manifests().apply(fellow.manifest().label("app", "client").not_ready())?;
+    eventually(SOON, || shares(&scene, TIMES), is_half)?;
+    scene.shop.world().manifests().apply(fellow.manifest().label("app", "client"))?;
+    eventually(SOON, || shares(&scene, TIMES), |shares| of(shares, "v1") == TIMES)?;
+    // Two endpoints are too few for zones.
+    scene.destination("  trafficPolicy: {loadBalancer: {zoneAwareLbSetting: {minClusterSize: 3}}}\n")?;
+    eventually(SOON, || shares(&scene, TIMES), is_half)?;
+    Ok(())
+}
+
+/// Node a is in one zone of a region, node b in another.
+fn zones(scene: &WebScene) -> Result<(), Failure> {
     let mut nodes = String::new();
     for (node, zone) in [("a", "z1"), ("b", "z2")] {
         let name = scene.shop.world().node(node)?.full_name();
@@ -94,7 +121,14 @@ fn places_get_their_shares_labels_say_who_is_first_and_who_is_new_gets_less() ->
             "---\n{{apiVersion: v1, kind: Node, metadata: {{name: {name}, labels: {{topology.kubernetes.io/region: r, topology.kubernetes.io/zone: {zone}}}}}}}\n"
         );
     }
-    scene.apply("nodes.yaml", &nodes)?;
+    scene.apply("nodes.yaml", &nodes)
+}
+
+#[test]
+fn places_get_their_shares_labels_say_who_is_first_and_who_is_new_gets_less() -> TestResult {
+    require_agent!();
+    let mut scene = WebScene::set(test_name!())?;
+    zones(&scene)?;
     let policy = |balancer: &str, more: &str| {
         scene.destination(&format!("  trafficPolicy: {{loadBalancer: {{{balancer}}}{more}}}\n"))
     };
@@ -168,6 +202,15 @@ fn endpoints_that_all_fail_are_used_in_panic_and_retries_keep_to_their_budget() 
             all(told, &|told| told.status == 503 && tries(told) == Some(wanted))
         })?);
     }
+
+    // What is over counts too: half of twenty requests, some of them with several tries, however they follow one another.
+    scene.destination(
+        "  trafficPolicy: {retryBudget: {percent: 50, minRetryConcurrency: 0, budgetInterval: 600s}}\n",
+    )?;
+    let retries = |told: &Result<Vec<Told>, Failure>| -> u32 {
+        told.as_ref().map_or(0, |told| told.iter().filter_map(|told| Some(tries(told)? - 1)).sum())
+    };
+    eventually(SOON, || asked(&scene, &get("/"), 20), |told| (9..=11).contains(&retries(told)))?;
 
     scene.route("  - retries: {attempts: 0}\n    route: [{destination: {host: web}}]\n")?;
     let policy = |healthy: u32| {

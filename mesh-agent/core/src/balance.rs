@@ -14,10 +14,11 @@ pub mod locality;
 pub mod outlier;
 mod priority;
 pub mod table;
+pub mod zone;
 
 use std::net::SocketAddr;
 
-pub use balancer::{Ask, Balancer, Candidate, Standing};
+pub use balancer::{Ask, Balancer, Candidate, Client, Standing};
 pub use draws::{Draws, below};
 pub use outlier::OutlierDetector;
 

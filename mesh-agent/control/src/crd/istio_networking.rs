@@ -313,7 +313,7 @@ fn load_balancer() -> Schema {
             .exclusive(&["ringHash", "maglev"]),
         ),
         ("localityLbSetting", locality()),
-        ("zoneAwareLbSetting", anything()),
+        ("zoneAwareLbSetting", zone_aware()),
         ("warmupDurationSecs", duration()),
         (
             "warmup",
@@ -328,6 +328,15 @@ fn locality() -> Schema {
     object([
         ("enabled", truth()),
         ("distribute", list(object([("from", text()), ("to", map(count()))]))),
+        ("failover", list(object([("from", text()), ("to", text())]))),
+        ("failoverPriority", texts()),
+    ])
+}
+
+fn zone_aware() -> Schema {
+    object([
+        ("enabled", truth()),
+        ("minClusterSize", count()),
         ("failover", list(object([("from", text()), ("to", text())]))),
         ("failoverPriority", texts()),
     ])

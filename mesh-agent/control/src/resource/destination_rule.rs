@@ -110,6 +110,8 @@ pub struct LocalityLb {
     pub failover: Vec<(Arc<str>, Arc<str>)>,
     /// Labels (`key` or `key=value`) whose agreement makes priorities.
     pub failover_priority: Vec<(Arc<str>, Option<Arc<str>>)>,
+    /// Zones get what their endpoints can take, if there are at least so many (`zoneAwareLbSetting`).
+    pub zone_aware: Option<u32>,
 }
 
 impl LocalityLb {
@@ -117,6 +119,12 @@ impl LocalityLb {
     pub fn locality(&self) -> cluster::Locality {
         if !self.enabled {
             cluster::Locality::Anywhere
+        } else if let Some(min_size) = self.zone_aware {
+            cluster::Locality::ZoneAware {
+                regions: self.failover.clone(),
+                labels: self.failover_priority.clone(),
+                min_size,
+            }
         } else if !self.distribute.is_empty() {
             cluster::Locality::Distribute(self.distribute.clone())
         } else {
@@ -154,6 +162,8 @@ pub struct ConnectionPool {
     pub max_retries: Option<u32>,
     /// Streams at once of one HTTP/2 connection.
     pub max_concurrent_streams: Option<u32>,
+    /// Connections of HTTP/2 that are silent are asked whether they live.
+    pub http2_keepalive: Option<cluster::Http2Keepalive>,
     /// HTTP/1.1 clients are served by HTTP/2 upstream; else the mesh's.
     pub h2_upgrade: Option<bool>,
     /// The client's own protocol is used upstream.

@@ -93,6 +93,7 @@ impl RoutingDefaults {
             distribute: Vec::new(),
             failover: Vec::new(),
             failover_priority: Vec::new(),
+            zone_aware: None,
         };
         self.locality.clone().unwrap_or_else(plain)
     }
@@ -158,7 +159,7 @@ fn routing(mesh: &mut Object<'_>, problems: &mut Problems) -> RoutingDefaults {
     RoutingDefaults {
         outbound: sidecar::outbound(mesh, OutboundPolicy::AllowAny, problems),
         retries: retries(mesh, "defaultHttpRetryPolicy", problems),
-        locality: locality(mesh, "localityLbSetting", problems),
+        locality: locality(mesh, problems),
         service_export_to: parts::export_to(mesh, "defaultServiceExportTo", problems),
         virtual_service_export_to: parts::export_to(mesh, "defaultVirtualServiceExportTo", problems),
         destination_rule_export_to: parts::export_to(mesh, "defaultDestinationRuleExportTo", problems),
@@ -231,7 +232,7 @@ mod tests {
     #[test]
     fn defaults_of_routing_are_read() {
         let mesh = "outboundTrafficPolicy: {mode: REGISTRY_ONLY}\ndefaultHttpRetryPolicy: {attempts: 3, retryOn: 5xx}\n\
-                    localityLbSetting: {enabled: false}\ndefaultServiceExportTo: ['.']\ndefaultVirtualServiceExportTo: ['*']\n\
+                    localityLbSetting: {}\nzoneAwareLbSetting: {enabled: false}\ndefaultServiceExportTo: ['.']\ndefaultVirtualServiceExportTo: ['*']\n\
                     defaultDestinationRuleExportTo: [a]\nconnectTimeout: 3s\nh2UpgradePolicy: UPGRADE\n\
                     pathNormalization: {normalization: MERGE_SLASHES}\nenableAutoMtls: false\ndnsRefreshRate: 5s\n\
                     protocolDetectionTimeout: 100ms\ntcpKeepalive: {probes: 3, time: 60s}\n\

@@ -192,12 +192,12 @@ pub(super) fn outbound(
     Some(mode.unwrap_or(unset))
 }
 
-/// Nothing is repeated on the server's side, and apps are spoken to in the protocol of their clients.
+/// What nothing can be done about on the server's side. Nothing is repeated there, so that `maxRetries` is kept; apps are spoken to in the
+/// protocol of their clients in any case, as `useClientProtocol` wants it.
 fn check_pool(pool: &ConnectionPool, path: &str, problems: &mut Problems) {
     let fields = [
-        ("maxRetries", pool.max_retries.is_some()),
-        ("h2UpgradePolicy", pool.h2_upgrade.is_some()),
-        ("useClientProtocol", pool.use_client_protocol),
+        ("h2UpgradePolicy", pool.h2_upgrade == Some(true)),
+        ("http2KeepAlive", pool.http2_keepalive.is_some()),
     ];
     for (field, _) in fields.into_iter().filter(|(_, given)| *given) {
         let message = "has no effect on the server's side; wanted a DestinationRule for clients";

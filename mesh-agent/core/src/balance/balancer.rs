@@ -16,8 +16,9 @@ use std::{
 use super::{
     draws::{Draws, below, mix},
     group::Group,
-    locality::{Judge, Located, Preference},
+    locality::{Judge, Located, Place, Preference},
     priority::{ClassHealth, ClassShare, shares},
+    zone::{Peers, Plan, Zones},
 };
 use crate::route::cluster::{Algorithm, Balancing, HashTable, Locality, OutlierDetection, Warmup};
 
@@ -32,6 +33,15 @@ pub struct Candidate<'a> {
     pub located: Located<'a>,
     /// When it became one, on the caller's clock. Of no account once a balancer knows it.
     pub since: Duration,
+}
+
+/// Whose endpoints they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<'a> {
+    /// Where it is.
+    pub located: Located<'a>,
+    /// Where its like are.
+    pub peers: &'a Peers,
 }
 
 /// What one pick is for.
@@ -62,15 +72,17 @@ pub(super) struct Member {
 
 impl Member {
     /// Whether that is news.
-    fn set_out(&mut self, classes: &mut [Vec<Group>], is_out: bool) -> bool {
+    fn set_out(&mut self, classes: &mut [Vec<Group>], zones: Option<&mut Zones>, is_out: bool) -> bool {
         if self.is_out == is_out {
             return false;
         }
         self.is_out = is_out;
-        if let Some(seat) = self.seat
-            && let Some(group) = classes.get_mut(seat.class).and_then(|groups| groups.get_mut(seat.group))
-        {
+        let Some(seat) = self.seat else { return true };
+        if let Some(group) = classes.get_mut(seat.class).and_then(|groups| groups.get_mut(seat.group)) {
             group.set_well(!is_out);
+        }
+        if let (Some(zones), Some(zone)) = (zones, seat.zone) {
+            zones.set_well(zone, !is_out);
         }
         true
     }
@@ -83,6 +95,8 @@ struct Seat {
     group: usize,
     /// Of the group, among those of its class.
     group_weight: u32,
+    /// Its zone, in the nearest class of zone-aware routing.
+    zone: Option<usize>,
 }
 
 /// How endpoints within a group are chosen.
@@ -100,6 +114,7 @@ struct Settings {
     way: Way,
     warmup: Option<Warmup>,
     panic_percent: u32,
+    zones: Option<Plan>,
     members: Vec<Member>,
 }
 
@@ -122,6 +137,8 @@ pub struct Balancer {
     settings: Settings,
     /// Groups by class.
     classes: Vec<Vec<Group>>,
+    /// The nearest class once more, by zone.
+    zones: Option<Zones>,
     /// By class.
     shares: Vec<ClassShare>,
     /// When the last member is warm.
@@ -132,7 +149,7 @@ impl Balancer {
     /// Arranges endpoints. `seed` is one random word: whose turn is first.
     pub fn new(
         candidates: &[Candidate<'_>],
-        client: &Located<'_>,
+        client: &Client<'_>,
         balancing: &Balancing,
         outlier: Option<&OutlierDetection>,
         seed: u64,
@@ -145,7 +162,7 @@ impl Balancer {
     pub fn update(
         &mut self,
         candidates: &[Candidate<'_>],
-        client: &Located<'_>,
+        client: &Client<'_>,
         balancing: &Balancing,
         outlier: Option<&OutlierDetection>,
         seed: u64,
@@ -168,6 +185,7 @@ impl Balancer {
 
     fn build(settings: Settings, seed: u64) -> Self {
         let mut classes: Vec<Vec<Group>> = Vec::new();
+        let mut zones = settings.zones.as_ref().map(Zones::new);
         for (member, index) in settings.members.iter().zip(0..) {
             let Some(seat) = member.seat else { continue };
             if classes.len() <= seat.class {
@@ -180,15 +198,19 @@ impl Balancer {
             if let Some(group) = groups.get_mut(seat.group) {
                 group.add(index, member, seat.group_weight);
             }
+            if let (Some(zones), Some(zone)) = (&mut zones, seat.zone) {
+                zones.add(zone, index, member);
+            }
         }
-        for group in classes.iter_mut().flatten() {
+        let of_zones = zones.iter_mut().flat_map(|zones| &mut zones.groups);
+        for group in classes.iter_mut().flatten().chain(of_zones) {
             group.finish(settings.way, &settings.members, seed);
         }
         let warm_at = settings.warmup.map_or(Duration::ZERO, |warmup| {
             let youngest = settings.members.iter().map(|member| member.since).max().unwrap_or_default();
             youngest.saturating_add(warmup.duration)
         });
-        let mut balancer = Self { settings, classes, shares: Vec::new(), warm_at };
+        let mut balancer = Self { settings, classes, zones, shares: Vec::new(), warm_at };
         balancer.share_out();
         balancer
     }
@@ -197,7 +219,7 @@ impl Balancer {
     pub fn set_out(&mut self, addr: SocketAddr, is_out: bool) {
         let members = &mut self.settings.members;
         let Some(member) = members.iter_mut().find(|member| member.addr == addr) else { return };
-        if member.set_out(&mut self.classes, is_out) {
+        if member.set_out(&mut self.classes, self.zones.as_mut(), is_out) {
             self.share_out();
         }
     }
@@ -206,7 +228,7 @@ impl Balancer {
     pub fn set_all_out(&mut self, is_out: impl Fn(SocketAddr) -> bool) {
         let mut is_changed = false;
         for member in &mut self.settings.members {
-            is_changed |= member.set_out(&mut self.classes, is_out(member.addr));
+            is_changed |= member.set_out(&mut self.classes, self.zones.as_mut(), is_out(member.addr));
         }
         if is_changed {
             self.share_out();
@@ -222,6 +244,7 @@ impl Balancer {
         };
         let health: Vec<ClassHealth> = self.classes.iter().map(health).collect();
         shares(&health, self.settings.panic_percent, &mut self.shares);
+        self.zones.iter_mut().for_each(Zones::share_out);
     }
 
     /// Picks an endpoint, by its index among the candidates; `None` when none can be used. `load` is the number of requests
@@ -235,7 +258,12 @@ impl Balancer {
         let warmup = self.settings.warmup.filter(|_| ask.now < self.warm_at);
         let groups = self.classes.get_mut(class)?;
         let members = &self.settings.members;
+        let way = self.settings.way;
+        let load = |index: u32| load(index as usize);
         let first = group_by_weight(groups, in_panic, mix(word))?;
+        // The nearest class has one group if it is told by zones.
+        let zones = self.zones.as_mut().filter(|_| class == 0 && !in_panic);
+        let mut zone = zones.and_then(|zones| zones.choose(mix(word)));
         for avoids_tried in [true, false] {
             if !avoids_tried && ask.tried.is_empty() {
                 break;
@@ -249,11 +277,15 @@ impl Balancer {
                 }
                 None => 0.0,
             };
+            // A zone of which all were tried leaves it to the others.
+            if let Some(zone) = zone.take()
+                && let Some(picked) = zone.pick(way, ask.hash, &mut draws, warmup.is_some(), factor, load)
+            {
+                return Some(picked as usize);
+            }
             let order = std::iter::once(first).chain((0..groups.len()).filter(|index| *index != first));
             for index in order {
                 let Some(group) = groups.get_mut(index).filter(|group| group.weight() > 0) else { continue };
-                let way = self.settings.way;
-                let load = |index: u32| load(index as usize);
                 if let Some(picked) = group.pick(way, ask.hash, &mut draws, warmup.is_some(), factor, load) {
                     return Some(picked as usize);
                 }
@@ -308,7 +340,7 @@ fn group_by_weight(groups: &[Group], in_panic: bool, word: u64) -> Option<usize>
 impl Settings {
     fn new(
         candidates: &[Candidate<'_>],
-        client: &Located<'_>,
+        client: &Client<'_>,
         balancing: &Balancing,
         outlier: Option<&OutlierDetection>,
     ) -> Self {
@@ -319,12 +351,20 @@ impl Settings {
             Algorithm::Random => Way::Random,
             Algorithm::ConsistentHash { table, .. } => Way::Hash(*table),
         };
+        // Who is chosen by hash is the same for clients of all zones.
+        let mut zones = match balancing.locality {
+            Locality::ZoneAware { min_size, .. } if !matches!(way, Way::Hash(_)) => {
+                Some(Plan::new(client.located.place, client.peers, min_size))
+            }
+            _ => None,
+        };
         Self {
             way,
             // Only these two know weights that change (C5).
             warmup: balancing.warmup.filter(|_| matches!(way, Way::LeastRequest | Way::RoundRobin)),
             panic_percent: outlier.map_or(0, |outlier| outlier.min_health_percent),
-            members: arrange(candidates, client, &balancing.locality, outlier.is_some()),
+            members: arrange(candidates, client, &balancing.locality, outlier.is_some(), &mut zones),
+            zones,
         }
     }
 }
@@ -332,10 +372,12 @@ impl Settings {
 /// Gives each endpoint its seat. Classes are numbered without gaps.
 fn arrange(
     candidates: &[Candidate<'_>],
-    client: &Located<'_>,
+    client: &Client<'_>,
     locality: &Locality,
     has_outlier_detection: bool,
+    zones: &mut Option<Plan>,
 ) -> Vec<Member> {
+    let client = &client.located;
     let judge = Judge::new(locality, client, has_outlier_detection);
     let preferences: Vec<Preference> =
         candidates.iter().map(|candidate| judge.judge(client, &candidate.located)).collect();
@@ -346,18 +388,23 @@ fn arrange(
             Preference::Share { .. } | Preference::Nothing => None,
         })
         .collect();
-    let seat = |preference: &Preference| match *preference {
+    let mut seat = |place: &Place, preference: &Preference| match *preference {
         Preference::Class(rank) => {
-            Some(Seat { class: ranks.range(..rank).count(), group: 0, group_weight: 1 })
+            let class = ranks.range(..rank).count();
+            let zones = zones.as_mut().filter(|_| class == 0 && place.region == client.place.region);
+            let zone = zones.map(|zones| zones.zone(&place.zone));
+            Some(Seat { class, group: 0, group_weight: 1, zone })
         }
-        Preference::Share { group, weight } => Some(Seat { class: 0, group, group_weight: weight }),
+        Preference::Share { group, weight } => {
+            Some(Seat { class: 0, group, group_weight: weight, zone: None })
+        }
         Preference::Nothing => None,
     };
     let member = |(candidate, preference): (&Candidate<'_>, &Preference)| Member {
         addr: candidate.addr,
         weight: candidate.weight.max(1),
         since: candidate.since,
-        seat: seat(preference),
+        seat: seat(candidate.located.place, preference),
         is_out: false,
     };
     candidates.iter().zip(&preferences).map(member).collect()

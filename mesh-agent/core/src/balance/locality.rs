@@ -155,7 +155,17 @@ pub(super) enum Preference {
 pub(super) enum Judge<'a> {
     All,
     Distribute(&'a Distribution),
-    Failover { to: Option<&'a str>, labels: &'a [(Arc<str>, Option<Arc<str>>)], by_region: bool },
+    Failover { to: Option<&'a str>, labels: &'a [(Arc<str>, Option<Arc<str>>)], by: By },
+}
+
+/// What of a place makes classes, within those of labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    Nothing,
+    /// Region, zone and subzone.
+    All,
+    /// The region: zones have shares of it.
+    Region,
 }
 
 impl<'a> Judge<'a> {
@@ -170,11 +180,13 @@ impl<'a> Judge<'a> {
             Locality::Failover { forced: false, .. } if !has_outlier_detection => Self::All,
             Locality::Failover { regions, labels, .. } => {
                 let to = regions.iter().find(|(from, _)| *from == client.place.region);
-                Self::Failover {
-                    to: to.map(|(_, to)| &**to),
-                    labels,
-                    by_region: labels.is_empty() || !regions.is_empty(),
-                }
+                let is_by_place = labels.is_empty() || !regions.is_empty();
+                let by = if is_by_place { By::All } else { By::Nothing };
+                Self::Failover { to: to.map(|(_, to)| &**to), labels, by }
+            }
+            Locality::ZoneAware { regions, labels, .. } => {
+                let to = regions.iter().find(|(from, _)| *from == client.place.region);
+                Self::Failover { to: to.map(|(_, to)| &**to), labels, by: By::Region }
             }
         }
     }
@@ -188,10 +200,14 @@ impl<'a> Judge<'a> {
                     |(group, (_, weight))| Preference::Share { group, weight: *weight },
                 )
             }
-            Self::Failover { to, labels, by_region } => {
+            Self::Failover { to, labels, by } => {
                 let by_labels = rank_by_labels(labels, client, endpoint);
                 // Five classes of regions lie between two of labels (S49).
-                let region = if *by_region { rank_by_region(*to, client.place, endpoint.place) } else { 0 };
+                let region = match by {
+                    By::Nothing => 0,
+                    By::Region if client.place.region == endpoint.place.region => 0,
+                    By::All | By::Region => rank_by_region(*to, client.place, endpoint.place),
+                };
                 Preference::Class(if labels.is_empty() { region } else { by_labels * 5 + region })
             }
         }

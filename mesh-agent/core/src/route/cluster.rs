@@ -132,6 +132,15 @@ pub enum Locality {
         /// Also without outlier detection (`trafficDistribution`).
         forced: bool,
     },
+    /// The client's region, in which zones get what their endpoints can take; other regions when it has nothing left (C9).
+    ZoneAware {
+        /// Farther regions in the order of preference: region to region.
+        regions: Vec<(Arc<str>, Arc<str>)>,
+        /// Labels (`key` or `key=value`) whose agreement makes classes.
+        labels: Vec<(Arc<str>, Option<Arc<str>>)>,
+        /// With fewer endpoints in the region, zones play no part.
+        min_size: u32,
+    },
 }
 
 /// Shares of localities for clients of one.
@@ -180,6 +189,9 @@ pub struct ConnectionPool {
     pub max_retries: Option<u32>,
     /// Streams at once of one HTTP/2 connection.
     pub max_concurrent_streams: Option<u32>,
+    /// Connections of HTTP/2 that are silent are asked whether they live.
+    #[serde(default)]
+    pub http2_keepalive: Option<Http2Keepalive>,
     /// HTTP/1.1 clients are served by HTTP/2 upstream.
     pub h2_upgrade: bool,
     /// The client's own protocol is used upstream.
@@ -217,10 +229,20 @@ impl Default for ConnectionPool {
             max_requests_per_connection: None,
             max_retries: None,
             max_concurrent_streams: None,
+            http2_keepalive: None,
             h2_upgrade: false,
             use_client_protocol: false,
         }
     }
+}
+
+/// PINGs over a connection of HTTP/2 from which nothing arrives, with requests on it or without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Http2Keepalive {
+    /// After so much silence one is sent.
+    pub interval: Duration,
+    /// Without an answer for so long the connection is closed, and with it what is on it.
+    pub timeout: Duration,
 }
 
 /// Ejection of endpoints that fail (E5, S44).
@@ -303,11 +325,15 @@ pub enum ProxyProtocol {
     V2,
 }
 
-/// Retries at once: a share of active and pending requests, and never fewer than a minimum.
+/// Retries at once: a share of active and pending requests, and never fewer than a minimum. With an interval, what began within it counts
+/// as well, of requests and of retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RetryBudget {
     /// Share.
     pub share: Millionths,
     /// Minimum.
     pub min_concurrency: u32,
+    /// How long requests and retries count after they began; zero: while they are active.
+    #[serde(default)]
+    pub interval: Duration,
 }

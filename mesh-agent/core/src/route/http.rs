@@ -279,8 +279,11 @@ pub struct RetryOn {
     pub statuses: Vec<u16>,
     /// These codes of `grpc-status` in the response's headers.
     pub grpc: Vec<u8>,
-    /// Responses with one of these headers (`retriable-headers`), lower case.
+    /// Responses with one of these headers, lower case.
     pub headers: Vec<Arc<str>>,
+    /// Responses with one of the headers that the request names in `x-envoy-retriable-header-names` (`retriable-headers`).
+    #[serde(default)]
+    pub headers_of_request: bool,
 }
 
 /// A share in millionths.

@@ -1,6 +1,10 @@
 //! Whether a try is repeated, and when.
 
-use std::time::Duration;
+mod window;
+
+use std::{borrow::Cow, time::Duration};
+
+pub use window::Window;
 
 use crate::route::{
     cluster::RetryBudget,
@@ -59,6 +63,18 @@ impl RetryOn {
             Outcome::PerTryTimeout => any_reset,
             Outcome::Response { status, headers } => self.decides_response(status, headers),
         }
+    }
+
+    /// The conditions for one request, which may name headers that make its responses worth another try.
+    pub fn of_request(&self, request: &dyn Headers) -> Cow<'_, Self> {
+        let names = request.first("x-envoy-retriable-header-names").filter(|_| self.headers_of_request);
+        let Some(names) = names.and_then(|names| std::str::from_utf8(names).ok()) else {
+            return Cow::Borrowed(self);
+        };
+        let mut all = self.clone();
+        let names = names.split(',').map(|name| name.trim().to_ascii_lowercase());
+        all.headers.extend(names.filter(|name| !name.is_empty()).map(Into::into));
+        Cow::Owned(all)
     }
 
     fn decides_response(&self, status: u16, headers: &dyn Headers) -> bool {
@@ -154,8 +170,18 @@ impl RetryPolicy {
 impl RetryBudget {
     /// How many retries may run at once while so many requests are active or wait for a connection (E2).
     pub fn retries_max(&self, active: u32) -> u32 {
-        let share = u64::from(active) * u64::from(self.share.0) / 1_000_000;
-        u32::try_from(share).unwrap_or(u32::MAX).max(self.min_concurrency)
+        self.share_of(active).max(self.min_concurrency)
+    }
+
+    /// Whether there may be one more retry while so many are active, when so many retries began within the interval, or are active, of so
+    /// many requests.
+    pub fn allows(&self, active_retries: u32, retries: u32, requests: u32) -> bool {
+        active_retries < self.min_concurrency || retries < self.share_of(requests)
+    }
+
+    fn share_of(&self, requests: u32) -> u32 {
+        let share = u64::from(requests) * u64::from(self.share.0) / 1_000_000;
+        u32::try_from(share).unwrap_or(u32::MAX)
     }
 }
 

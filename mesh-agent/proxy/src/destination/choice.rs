@@ -8,15 +8,16 @@ use std::{borrow::Cow, cell::RefCell, net::SocketAddr, time::Duration};
 
 use mesh_core::{
     balance::{
-        Ask, Balancer, Candidate, Standing,
+        Ask, Balancer, Candidate, Client, Standing,
         locality::{Located, Place},
         outlier::{Observed, OutlierDetector, Record},
+        zone::Peers,
     },
     route::{
-        cluster::{Balancing, OutlierDetection, TrafficPolicy},
+        cluster::{Balancing, Locality, OutlierDetection, TrafficPolicy},
         scope::NO_LABELS,
     },
-    snapshot::Workload,
+    snapshot::{Snapshot, Workload},
 };
 
 use super::endpoints::Member;
@@ -68,6 +69,7 @@ impl Outliers {
 impl Arrangement {
     /// Arranges endpoints; who was known `before` is not new.
     pub(super) fn new(
+        snapshot: &Snapshot,
         members: &[Member],
         client: Option<&Workload>,
         policy: Option<&TrafficPolicy>,
@@ -93,7 +95,13 @@ impl Arrangement {
             })
             .collect();
         let own = Place::of_endpoint(client, None);
-        let client = Located { place: &own, labels: client.map_or(&NO_LABELS, |client| &client.labels) };
+        let located = Located { place: &own, labels: client.map_or(&NO_LABELS, |client| &client.labels) };
+        let peers = match (&balancing.locality, client) {
+            (Locality::ZoneAware { .. }, Some(client)) => Peers::of(snapshot, client),
+            // Nobody asks.
+            _ => Peers::default(),
+        };
+        let client = Client { located, peers: &peers };
         let balancer = match before {
             Some(before) => {
                 let mut balancer = before.balancer.borrow().clone();

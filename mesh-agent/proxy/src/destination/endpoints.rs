@@ -227,6 +227,7 @@ impl Endpoints {
         }
         let before = self.members.take();
         let arrangement = Arrangement::new(
+            snapshot,
             &all,
             snapshot.workload(client.pod.workload).map(|workload| &**workload),
             policy.map(|cluster| &cluster.policy),

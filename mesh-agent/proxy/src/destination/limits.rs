@@ -18,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::route::cluster::{ClusterKey, RetryBudget};
+use mesh_core::route::{
+    cluster::{ClusterKey, RetryBudget},
+    retry::Window,
+};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{Destination, choice::Outliers};
@@ -99,6 +102,8 @@ pub(crate) struct Usage {
     pending: AtomicU32,
     requests: AtomicU32,
     retries: AtomicU32,
+    /// What began of late, for retry budgets with an interval.
+    recent: Mutex<Recent>,
     /// Requests that wait because every connection is in use.
     pub(crate) waiting: AtomicU32,
     /// Told when a connection ends or becomes free.
@@ -114,10 +119,18 @@ impl Default for Usage {
             pending: AtomicU32::new(0),
             requests: AtomicU32::new(0),
             retries: AtomicU32::new(0),
+            recent: Mutex::default(),
             waiting: AtomicU32::new(0),
             freed: Notify::new(),
         }
     }
+}
+
+/// Requests and retries that began of late.
+#[derive(Debug, Default)]
+struct Recent {
+    requests: Window,
+    retries: Window,
 }
 
 /// What is counted.
@@ -184,23 +197,39 @@ impl Usage {
         Some(Turn(pending))
     }
 
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers that a request begins, if the budget asks for it.
+    pub(crate) fn note_request(&self, budget: Option<&RetryBudget>) {
+        if let Some(budget) = budget.filter(|budget| !budget.interval.is_zero()) {
+            self.recent().requests.add(self.now(), budget.interval);
+        }
+    }
+
     /// Takes a retry, if limit and budget allow it.
     pub(crate) fn take_retry(
         self: &Arc<Self>,
         max: Option<u32>,
         budget: Option<&RetryBudget>,
     ) -> Option<Taken> {
-        let max = match budget {
-            None => max,
-            Some(budget) => {
-                let active = self
-                    .requests
-                    .load(Ordering::Acquire)
-                    .saturating_add(self.pending.load(Ordering::Acquire));
-                Some(budget.retries_max(active))
-            }
-        };
-        self.take(Kind::Retry, max)
+        let Some(budget) = budget else { return self.take(Kind::Retry, max) };
+        let active = self.count(Kind::Request).saturating_add(self.count(Kind::Pending));
+        if budget.interval.is_zero() {
+            return self.take(Kind::Retry, Some(budget.retries_max(active)));
+        }
+        // Whoever holds this counts alone: of two that ask at once the second sees the first.
+        let mut recent = self.recent();
+        let (now, interval) = (self.now(), budget.interval);
+        let active_retries = self.count(Kind::Retry);
+        let retries = recent.retries.count(now, interval).max(active_retries);
+        let requests = recent.requests.count(now, interval).max(active);
+        if !budget.allows(active_retries, retries, requests) {
+            return None;
+        }
+        recent.retries.add(now, interval);
+        self.take(Kind::Retry, None)
     }
 }
 
@@ -243,11 +272,30 @@ mod tests {
     #[test]
     fn a_budget_is_a_share_of_what_is_active_and_never_below_its_minimum() {
         let usage = Arc::new(Usage::default());
-        let budget = RetryBudget { share: Millionths(200_000), min_concurrency: 1 };
+        let budget = RetryBudget { share: Millionths(200_000), min_concurrency: 1, interval: Duration::ZERO };
         let _requests: Vec<Taken> = (0..10).filter_map(|_| usage.take(Kind::Request, None)).collect();
         let retries: Vec<Taken> = (0..9).map_while(|_| usage.take_retry(Some(9), Some(&budget))).collect();
         assert_eq!(retries.len(), 2);
         let quiet = Arc::new(Usage::default());
         assert!(quiet.take_retry(None, Some(&budget)).is_some());
+    }
+
+    #[test]
+    fn with_an_interval_what_is_over_counts_too_of_requests_and_of_retries() {
+        let usage = Arc::new(Usage::default());
+        // Longer than the test may take.
+        let interval = Duration::from_secs(3600);
+        let budget = RetryBudget { share: Millionths(200_000), min_concurrency: 0, interval };
+        assert!(usage.take_retry(None, Some(&budget)).is_none());
+        for _ in 0..10 {
+            usage.note_request(Some(&budget));
+            drop(usage.take(Kind::Request, None));
+        }
+        let allowed = (0..9).filter_map(|_| usage.take_retry(None, Some(&budget)).map(drop)).count();
+        assert_eq!(allowed, 2, "a fifth of ten, although none is active");
+        let one = RetryBudget { min_concurrency: 1, ..budget };
+        let taken = usage.take_retry(None, Some(&one));
+        assert!(taken.is_some(), "the minimum is of those that are active");
+        assert!(usage.take_retry(None, Some(&one)).is_none());
     }
 }

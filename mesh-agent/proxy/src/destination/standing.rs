@@ -87,8 +87,8 @@ pub(crate) fn standings(
             load: Default::default(),
         })
         .collect();
-    let arrangement =
-        Arrangement::new(&members, client, policy.map(|cluster| &cluster.policy), None, Duration::ZERO, 0);
+    let policy = policy.map(|cluster| &cluster.policy);
+    let arrangement = Arrangement::new(snapshot, &members, client, policy, None, Duration::ZERO, 0);
     let by_addr: HashMap<SocketAddr, _> =
         arrangement.standings().into_iter().map(|standing| (standing.addr, standing)).collect();
     for row in all.iter_mut().filter(|row| row.unfit.is_none()) {

@@ -257,6 +257,7 @@ pub(in super::super) fn balancing(balancing: &Balancing) -> String {
         Locality::Anywhere => {}
         Locality::Distribute(_) => words.push_str(", distribute"),
         Locality::Failover { .. } => words.push_str(", failover"),
+        Locality::ZoneAware { .. } => words.push_str(", zone aware"),
     }
     if balancing.warmup.is_some() {
         words.push_str(", warm-up");
@@ -284,6 +285,10 @@ pub(in super::super) fn limits(pool: &ConnectionPool) -> Vec<String> {
         all.push(format!("idleTimeout={}", duration(pool.idle_timeout)));
     }
     all.extend(pool.max_connection_duration.map(|time| format!("maxConnectionDuration={}", duration(time))));
+    all.extend(
+        pool.http2_keepalive
+            .map(|alive| format!("http2KeepAlive={}/{}", duration(alive.interval), duration(alive.timeout))),
+    );
     all.extend(pool.h2_upgrade.then(|| "h2UpgradePolicy=UPGRADE".to_owned()));
     all.extend(pool.use_client_protocol.then(|| "useClientProtocol=true".to_owned()));
     all

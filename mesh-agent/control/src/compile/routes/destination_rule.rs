@@ -345,6 +345,7 @@ pub(in crate::compile) fn pool(own: spec::ConnectionPool, mesh: &ConnectionPool)
         max_requests_per_connection: own.max_requests_per_connection,
         max_retries: own.max_retries,
         max_concurrent_streams: own.max_concurrent_streams,
+        http2_keepalive: own.http2_keepalive,
         h2_upgrade: own.h2_upgrade.unwrap_or(mesh.h2_upgrade),
         use_client_protocol: own.use_client_protocol,
     }

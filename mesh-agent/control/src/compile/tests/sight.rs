@@ -192,6 +192,7 @@ fn b9_s48_a_services_preference_is_its_own_until_a_rule_says_another() {
         service_in("a", "any", "", ""),
         rule("zone", "simple: RANDOM"),
         rule("node", "localityLbSetting: {enabled: false}"),
+        rule("noted", "zoneAwareLbSetting: {minClusterSize: 3}"),
         mesh("localityLbSetting: {distribute: [{from: a, to: {b: 100}}]}"),
     ]
     .concat();
@@ -207,5 +208,7 @@ fn b9_s48_a_services_preference_is_its_own_until_a_rule_says_another() {
         };
         assert_eq!(ruled("zone"), Distribution::SameZone.locality());
         assert_eq!(ruled("node"), Locality::Anywhere);
+        let aware = Locality::ZoneAware { regions: Vec::new(), labels: Vec::new(), min_size: 3 };
+        assert_eq!(ruled("noted"), aware, "a rule comes before the service");
     }
 }

@@ -19,6 +19,9 @@ const MAGLEV: u64 = 65_537;
 /// Largest maglev table that Envoy makes.
 const MAGLEV_MAX: i64 = 5_000_011;
 
+/// Endpoints in the client's region for zones to play a part, unless it says otherwise (C9).
+const MIN_CLUSTER_SIZE: u32 = 6;
+
 /// Reads `loadBalancer`.
 pub(super) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<LoadBalancer> {
     let mut object = object.object("loadBalancer", problems)?;
@@ -44,8 +47,7 @@ pub(super) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<L
         problems.error(object.at(field), message);
     }
     object.one_of(&["localityLbSetting", "zoneAwareLbSetting"], problems);
-    let locality = locality(&mut object, "localityLbSetting", problems);
-    object.no_effect(&["zoneAwareLbSetting"], "is not done by the mesh yet; it has no effect", problems);
+    let locality = locality(&mut object, problems);
     object.finish(problems);
     Some(LoadBalancer { algorithm: hash.unwrap_or_else(|| simple.algorithm()), locality, warmup })
 }
@@ -191,15 +193,32 @@ fn warmup(object: &mut Object<'_>, problems: &mut Problems) -> Option<Warmup> {
     Some(Warmup { duration: duration?, minimum_percent, aggression })
 }
 
-/// Reads `localityLbSetting` or a field of the same form (C6–C8).
-pub(in crate::resource) fn locality(
-    object: &mut Object<'_>,
-    name: &'static str,
-    problems: &mut Problems,
-) -> Option<LocalityLb> {
-    let mut object = object.object(name, problems)?;
-    let enabled = object.bool("enabled", problems).unwrap_or(true);
+/// Reads `zoneAwareLbSetting`, which comes before `localityLbSetting` where there are both (C6–C9, S48).
+pub(in crate::resource) fn locality(object: &mut Object<'_>, problems: &mut Problems) -> Option<LocalityLb> {
+    let by_shares = object.object("localityLbSetting", problems).map(|setting| by_place(setting, problems));
+    let by_zones = object.object("zoneAwareLbSetting", problems).map(|setting| by_zone(setting, problems));
+    by_zones.or(by_shares)
+}
+
+fn by_zone(mut object: Object<'_>, problems: &mut Problems) -> LocalityLb {
+    let min_size = object.count("minClusterSize", problems).unwrap_or(MIN_CLUSTER_SIZE);
+    LocalityLb { zone_aware: Some(min_size), ..failover(object, problems) }
+}
+
+fn by_place(mut object: Object<'_>, problems: &mut Problems) -> LocalityLb {
     let distribute = distribute(&mut object, problems);
+    let shares = object.at("distribute");
+    let read = failover(object, problems);
+    if !distribute.is_empty() && (!read.failover.is_empty() || !read.failover_priority.is_empty()) {
+        let message = "is there beside failover or failoverPriority, wanted at most one of them";
+        problems.error(shares, message);
+    }
+    LocalityLb { distribute, ..read }
+}
+
+/// What both settings have; the last fields that are read.
+fn failover(mut object: Object<'_>, problems: &mut Problems) -> LocalityLb {
+    let enabled = object.bool("enabled", problems).unwrap_or(true);
     let mut failover: Vec<(Arc<str>, Arc<str>)> = Vec::new();
     for mut entry in object.objects("failover", problems) {
         let from = entry.shared("from", problems);
@@ -234,12 +253,8 @@ pub(in crate::resource) fn locality(
         }
         failover_priority.push((key.into(), value.map(Arc::from)));
     }
-    if !distribute.is_empty() && (!failover.is_empty() || !failover_priority.is_empty()) {
-        let message = "is there beside failover or failoverPriority, wanted at most one of them";
-        problems.error(object.at("distribute"), message);
-    }
     object.finish(problems);
-    Some(LocalityLb { enabled, distribute, failover, failover_priority })
+    LocalityLb { enabled, distribute: Vec::new(), failover, failover_priority, zone_aware: None }
 }
 
 fn distribute(object: &mut Object<'_>, problems: &mut Problems) -> Vec<Distribution> {

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use mesh_core::route::{
-    cluster::{ClientTls, ClientTlsMode, ConnectTunnel, OutlierDetection, ProxyProtocol, RetryBudget},
+    cluster::{
+        ClientTls, ClientTlsMode, ConnectTunnel, Http2Keepalive, OutlierDetection, ProxyProtocol, RetryBudget,
+    },
     matching::StringMatch,
 };
 
@@ -15,6 +17,9 @@ use crate::{
 
 /// Shortest duration that Istio takes.
 const LEAST: Duration = Duration::from_millis(1);
+
+/// How long the answer to a PING may take where nothing is said: as most clients of gRPC have it.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Reads `trafficPolicy`.
 pub(super) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<TrafficPolicy> {
@@ -115,16 +120,24 @@ pub(in crate::resource) fn connection_pool(
             let message = "is UPGRADE beside useClientProtocol, wanted at most one of them";
             problems.error(http.at("h2UpgradePolicy"), message);
         }
-        if let Some(mut alive) = http.object("http2KeepAlive", problems) {
-            alive.duration_of("interval", LEAST, problems);
-            alive.duration_of("timeout", LEAST, problems);
-            problems.warning(alive.path.as_str(), "is not done by the mesh yet; it has no effect");
-            alive.finish(problems);
-        }
+        pool.http2_keepalive = http2_keepalive(&mut http, problems);
         http.finish(problems);
     }
     object.finish(problems);
     Some(pool)
+}
+
+/// Reads `http2KeepAlive`. Without an interval no PING is sent.
+fn http2_keepalive(http: &mut Object<'_>, problems: &mut Problems) -> Option<Http2Keepalive> {
+    let mut object = http.object("http2KeepAlive", problems)?;
+    let interval = object.duration_of("interval", LEAST, problems);
+    let timeout = object.duration_of("timeout", LEAST, problems).unwrap_or(PING_TIMEOUT);
+    if !object.has("interval") {
+        let message = "has no interval, so that nothing is asked; it has no effect";
+        problems.warning(object.path.as_str(), message);
+    }
+    object.finish(problems);
+    Some(Http2Keepalive { interval: interval?, timeout })
 }
 
 /// A limit; 0 is the default, and Istio's fields are of 31 bits.
@@ -320,7 +333,7 @@ fn retry_budget(object: &mut Object<'_>, problems: &mut Problems) -> Option<Retr
         None => None,
     };
     let min_concurrency = object.count("minRetryConcurrency", problems).unwrap_or(3);
-    object.no_effect(&["budgetInterval"], "is not done by the mesh yet; it has no effect", problems);
+    let interval = object.duration("budgetInterval", problems).unwrap_or_default();
     object.finish(problems);
-    Some(RetryBudget { share: percent.unwrap_or_else(|| parts::share(20.0)), min_concurrency })
+    Some(RetryBudget { share: percent.unwrap_or_else(|| parts::share(20.0)), min_concurrency, interval })
 }

@@ -1,7 +1,7 @@
 //! Tables of what users write, right and wrong, by rows of the semantics (S37 …, C2 …).
 
 use mesh_core::route::{
-    cluster::{ClientTlsMode, HashKey, HashTable, Locality},
+    cluster::{ClientTlsMode, HashKey, HashTable, Http2Keepalive, Locality},
     http::Millionths,
     matching::StringMatch,
 };
@@ -280,12 +280,44 @@ fn c6_to_c8_localities_are_distributed_or_failed_over() {
 }
 
 #[test]
+fn c9_zone_aware_settings_have_their_own_size_and_the_regions_of_the_others() {
+    let locality = |text: &str| {
+        let settings = policy(&format!("{{loadBalancer: {{zoneAwareLbSetting: {text}}}}}"));
+        settings.balancing.unwrap().locality.unwrap().locality()
+    };
+    let aware = |min_size| Locality::ZoneAware { regions: Vec::new(), labels: Vec::new(), min_size };
+    assert_eq!(locality("{}"), aware(6));
+    assert_eq!(locality("{enabled: true, minClusterSize: 2}"), aware(2));
+    assert_eq!(locality("{enabled: false, minClusterSize: 2}"), Locality::Anywhere);
+    assert_eq!(
+        locality("{failover: [{from: a, to: b}], failoverPriority: ['version=v1']}"),
+        Locality::ZoneAware {
+            regions: vec![("a".into(), "b".into())],
+            labels: vec![("version".into(), Some("v1".into()))],
+            min_size: 6
+        }
+    );
+    for (text, field, words) in [
+        ("{zoneAwareLbSetting: {minClusterSize: -1}}", "zoneAwareLbSetting.minClusterSize", "is -1"),
+        ("{zoneAwareLbSetting: {failover: [{from: a}]}}", "zoneAwareLbSetting.failover[0].to", "is missing"),
+        ("{zoneAwareLbSetting: {}, localityLbSetting: {}}", "zoneAwareLbSetting", "beside localityLbSetting"),
+    ] {
+        policy_says(&format!("{{loadBalancer: {text}}}"), &format!("E loadBalancer.{field}"), words);
+    }
+    policy_says(
+        "{loadBalancer: {zoneAwareLbSetting: {distribute: [a]}}}",
+        "W loadBalancer.zoneAwareLbSetting.distribute",
+        "is not a field",
+    );
+}
+
+#[test]
 fn s43_pools_take_zero_for_the_default() {
     let pool = |text: &str| policy(&format!("{{connectionPool: {text}}}")).pool.unwrap();
     let all = pool(
         "{tcp: {maxConnections: 1, connectTimeout: 30ms, idleTimeout: 5m, maxConnectionDuration: 1h, tcpKeepalive: {probes: 9, time: 2h, interval: 75s}}, \
          http: {http1MaxPendingRequests: 2, http2MaxRequests: 3, maxRequestsPerConnection: 4, maxRetries: 5, idleTimeout: 6s, \
-         h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 7}}",
+         h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 7, http2KeepAlive: {interval: 8s, timeout: 9s}}}",
     );
     let s = Duration::from_secs;
     assert_eq!(
@@ -302,6 +334,7 @@ fn s43_pools_take_zero_for_the_default() {
             max_requests_per_connection: Some(4),
             max_retries: Some(5),
             max_concurrent_streams: Some(7),
+            http2_keepalive: Some(Http2Keepalive { interval: s(8), timeout: s(9) }),
             h2_upgrade: Some(true),
             use_client_protocol: false,
         }
@@ -310,6 +343,13 @@ fn s43_pools_take_zero_for_the_default() {
         "{tcp: {maxConnections: 0}, http: {http1MaxPendingRequests: 0, maxRetries: 0, h2UpgradePolicy: DEFAULT}}",
     );
     assert_eq!(zero, ConnectionPool::default());
+    let pings = pool("{http: {http2KeepAlive: {interval: 8s}}}").http2_keepalive.unwrap();
+    assert_eq!(pings, Http2Keepalive { interval: s(8), timeout: s(20) });
+    policy_says(
+        "{connectionPool: {http: {http2KeepAlive: {timeout: 9s}}}}",
+        "W connectionPool.http.http2KeepAlive",
+        "no interval",
+    );
     for (pool, field, words) in [
         ("{}", "", "says nothing"),
         ("{tcp: {maxConnections: -1}}", ".tcp.maxConnections", "is -1"),
@@ -415,9 +455,14 @@ fn s46_s47_tls_wants_what_its_mode_needs() {
 
 #[test]
 fn tunnels_proxy_protocol_and_retry_budgets_are_of_the_whole_policy() {
+    let of = |share, min_concurrency, interval| RetryBudget {
+        share: Millionths(share),
+        min_concurrency,
+        interval: Duration::from_secs(interval),
+    };
     let all = policy("{tunnel: {targetHost: a.b, targetPort: 443}, retryBudget: {}}");
     assert_eq!(all.tunnel, Some(ConnectTunnel { post: false, host: "a.b".into(), port: 443 }));
-    assert_eq!(all.retry_budget, Some(RetryBudget { share: Millionths(200_000), min_concurrency: 3 }));
+    assert_eq!(all.retry_budget, Some(of(200_000, 3, 0)));
     assert!(
         policy("{tunnel: {protocol: POST, targetHost: 10.0.0.1, targetPort: 1}}")
             .tunnel
@@ -429,8 +474,9 @@ fn tunnels_proxy_protocol_and_retry_budgets_are_of_the_whole_policy() {
         ["{percent: 12.5, minRetryConcurrency: 9}", "{percent: {value: 12.5}, minRetryConcurrency: 9}"]
     {
         let read = policy(&format!("{{retryBudget: {budget}}}")).retry_budget;
-        assert_eq!(read, Some(RetryBudget { share: Millionths(125_000), min_concurrency: 9 }), "{budget}");
+        assert_eq!(read, Some(of(125_000, 9, 0)), "{budget}");
     }
+    assert_eq!(policy("{retryBudget: {budgetInterval: 5s}}").retry_budget, Some(of(200_000, 3, 5)));
     for (policy, start, words) in [
         ("{tunnel: {targetPort: 1}}", "E tunnel.targetHost", "is missing"),
         ("{tunnel: {targetHost: a}}", "E tunnel.targetPort", "is missing"),
@@ -439,7 +485,7 @@ fn tunnels_proxy_protocol_and_retry_budgets_are_of_the_whole_policy() {
         ("{tunnel: {targetHost: a, targetPort: 1}, proxyProtocol: {}}", "E proxyProtocol", "beside tunnel"),
         ("{proxyProtocol: {version: V3}}", "E proxyProtocol.version", "V1 or V2"),
         ("{retryBudget: {percent: 101}}", "E retryBudget.percent", "from 0 to 100"),
-        ("{retryBudget: {budgetInterval: 1s}}", "W retryBudget.budgetInterval", "no effect"),
+        ("{retryBudget: {budgetInterval: often}}", "E retryBudget.budgetInterval", "a duration"),
     ] {
         policy_says(policy, start, words);
     }

@@ -107,8 +107,8 @@ fn mistakes_name_the_field() {
             "no effect",
         ),
         (
-            "{inboundConnectionPool: {tcp: {maxConnections: 1}, http: {http2MaxRequests: 1, maxRetries: 1}}}",
-            "W spec.inboundConnectionPool.http.maxRetries",
+            "{inboundConnectionPool: {tcp: {maxConnections: 1}, http: {http2MaxRequests: 1, maxRetries: 1, useClientProtocol: true, http2KeepAlive: {interval: 1s}}}}",
+            "W spec.inboundConnectionPool.http.http2KeepAlive",
             "no effect on the server's side",
         ),
         (

@@ -33,6 +33,7 @@ pub(super) fn on(object: &mut Object<'_>, problems: &mut Problems) -> Option<Ret
     on.statuses.dedup();
     on.grpc.sort_unstable();
     on.grpc.dedup();
+    on.headers.dedup();
     any.then_some(on)
 }
 
@@ -47,6 +48,8 @@ fn add(on: &mut RetryOn, word: &str) -> bool {
         "retriable-4xx" => on.retriable_4xx = true,
         // Says that the statuses beside it count, which they do anyway.
         "retriable-status-codes" => {}
+        "retriable-headers" => on.headers_of_request = true,
+        "envoy-ratelimited" => on.headers.push("x-envoy-ratelimited".into()),
         "cancelled" => on.grpc.push(CANCELLED),
         "deadline-exceeded" => on.grpc.push(DEADLINE_EXCEEDED),
         "internal" => on.grpc.push(INTERNAL),
@@ -62,9 +65,8 @@ fn add(on: &mut RetryOn, word: &str) -> bool {
 
 /// Whether a word that is no condition here is an error, and what to say.
 fn judge(word: &str) -> (bool, String) {
-    let elsewhere = ["retriable-headers", "envoy-ratelimited", "http3-post-connect-failure"];
-    if elsewhere.contains(&word) {
-        return (false, format!("holds {word:?}, which the mesh does not do; it has no effect"));
+    if word == "http3-post-connect-failure" {
+        return (false, format!("holds {word:?}; nothing is sent by HTTP/3, it has no effect"));
     }
     let wanted =
         "wanted conditions such as connect-failure, 5xx or unavailable, or statuses, with commas between";

@@ -724,6 +724,10 @@ fn s30_to_s33_retries_are_read_with_their_defaults() {
     assert!(on.server_error && on.gateway_error && on.reset && on.reset_before_request);
     assert!(on.connect_failure && on.refused_stream && on.retriable_4xx);
     assert_eq!((all.remote_localities, all.ignore_previous_hosts), (true, Some(false)));
+    let by_header = retries("{attempts: 1, retryOn: 'retriable-headers,envoy-ratelimited'}");
+    let Retries::On(RetryPolicy { on, .. }) = by_header else { panic!() };
+    assert!(on.headers_of_request);
+    assert_eq!(on.headers, ["x-envoy-ratelimited".into()]);
     for (retries, start, words) in [
         ("{attempts: -1}", "E spec.http[0].retries.attempts", "is negative"),
         ("{attempts: 0, retryOn: 5xx}", "E spec.http[0].retries.attempts", "turns retries off"),
@@ -731,7 +735,11 @@ fn s30_to_s33_retries_are_read_with_their_defaults() {
         ("{attempts: 1, perTryTimeout: 0s}", "E spec.http[0].retries.perTryTimeout", "at least 1ms"),
         ("{attempts: 1, retryOn: '5xx,whenever'}", "E spec.http[0].retries.retryOn", "\"whenever\""),
         ("{attempts: 1, retryOn: '700'}", "E spec.http[0].retries.retryOn", "\"700\""),
-        ("{attempts: 1, retryOn: 'retriable-headers'}", "W spec.http[0].retries.retryOn", "no effect"),
+        (
+            "{attempts: 1, retryOn: 'http3-post-connect-failure'}",
+            "W spec.http[0].retries.retryOn",
+            "no effect",
+        ),
     ] {
         rule_says(&format!("retries: {retries}, {ROUTE}"), &[(start, words)]);
     }

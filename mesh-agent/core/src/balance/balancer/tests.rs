@@ -44,13 +44,22 @@ fn balancer(
     balancing: &Balancing,
     outlier: Option<&OutlierDetection>,
 ) -> Balancer {
-    with_candidates(endpoints, |candidates, client| Balancer::new(candidates, client, balancing, outlier, 0))
+    balancer_of(endpoints, &Peers::default(), balancing, outlier)
 }
 
-fn with_candidates<T>(
+/// The same for a client whose fellows are in these zones.
+fn balancer_of(
     endpoints: &[(u32, &str)],
-    then: impl FnOnce(&[Candidate<'_>], &Located<'_>) -> T,
-) -> T {
+    peers: &Peers,
+    balancing: &Balancing,
+    outlier: Option<&OutlierDetection>,
+) -> Balancer {
+    with_candidates(endpoints, |candidates, client| {
+        Balancer::new(candidates, &Client { peers, ..*client }, balancing, outlier, 0)
+    })
+}
+
+fn with_candidates<T>(endpoints: &[(u32, &str)], then: impl FnOnce(&[Candidate<'_>], &Client<'_>) -> T) -> T {
     let none = Labels::new();
     let places: Vec<Place> = endpoints.iter().map(|(_, place)| Place::parse(place)).collect();
     let candidates: Vec<_> = endpoints
@@ -65,7 +74,8 @@ fn with_candidates<T>(
         })
         .collect();
     let here = Place::parse("eu/a/1");
-    then(&candidates, &Located { place: &here, labels: &none })
+    let located = Located { place: &here, labels: &none };
+    then(&candidates, &Client { located, peers: &Peers::default() })
 }
 
 fn even(count: usize) -> Vec<(u32, &'static str)> {
@@ -243,7 +253,7 @@ fn c5_a_new_endpoint_gets_its_share_by_and_by() {
         let start = Duration::from_secs(1000);
         let mut balancer = Balancer::new(
             &[candidate(0, Duration::ZERO), candidate(1, start)],
-            &located,
+            &Client { located, peers: &Peers::default() },
             &balancing,
             None,
             0,
@@ -263,6 +273,76 @@ fn c5_hashes_and_random_choice_know_no_warmup() {
     let balancing = Balancing { algorithm: Algorithm::Random, warmup: Some(warmup), ..Balancing::default() };
     let mut two = balancer(&even(2), &balancing, None);
     assert_near(&picks(&mut two, 5_000, |draws| Ask { draw: draws.word(), ..Ask::default() }), &[0.5, 0.5]);
+}
+
+#[test]
+fn c9_zones_of_the_region_get_what_their_endpoints_can_take_and_other_regions_what_is_left() {
+    let places = ["eu/a/1", "eu/a/2", "eu/b/1", "eu/b/1", "eu/b/1", "eu/b/2", "us/a/1"];
+    let endpoints: Vec<_> = places.iter().map(|place| (1, *place)).collect();
+    let locality = |min_size| Locality::ZoneAware { regions: Vec::new(), labels: Vec::new(), min_size };
+    let ask = |draws: &mut Draws| Ask { draw: draws.word(), ..Ask::default() };
+    let shares = |balancer: &mut Balancer| {
+        let of = picks(balancer, 20_000, ask);
+        [of[0] + of[1], of[2..6].iter().sum(), of[6]]
+    };
+    let near_enough = |shares: [f64; 3], expected: [f64; 3]| assert_near(&shares, &expected);
+    for algorithm in [Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random] {
+        let of = |min_size, peers: &Peers| {
+            let balancing = Balancing { locality: locality(min_size), ..balancing(algorithm.clone()) };
+            balancer_of(&endpoints, peers, &balancing, Some(&outlier(0)))
+        };
+        // A third of the endpoints: it keeps a third of the clients, and of half of the clients two thirds.
+        near_enough(shares(&mut of(6, &Peers::from([("a", 1), ("b", 2)]))), [1.0, 0.0, 0.0]);
+        near_enough(shares(&mut of(6, &Peers::from([("a", 1), ("b", 1)]))), [2.0 / 3.0, 1.0 / 3.0, 0.0]);
+        // Zones play no part: all of the region.
+        near_enough(shares(&mut of(7, &Peers::from([("a", 1), ("b", 2)]))), [1.0 / 3.0, 2.0 / 3.0, 0.0]);
+        near_enough(shares(&mut of(6, &Peers::default())), [1.0 / 3.0, 2.0 / 3.0, 0.0]);
+
+        let mut failing = of(6, &Peers::from([("a", 1), ("b", 2)]));
+        failing.set_out(addr(0), true);
+        // A fifth of those that are well, a third of the clients.
+        near_enough(shares(&mut failing), [0.6, 0.4, 0.0]);
+        failing.set_out(addr(1), true);
+        assert_eq!(shares(&mut failing)[0], 0.0, "nobody of the own zone is well");
+        failing.set_out(addr(0), false);
+        failing.set_out(addr(1), false);
+        near_enough(shares(&mut failing), [1.0, 0.0, 0.0]);
+        failing.set_all_out(|endpoint| endpoint != addr(6));
+        near_enough(shares(&mut failing), [0.0, 0.0, 1.0]);
+    }
+}
+
+#[test]
+fn c9_a_zone_of_which_all_were_tried_leaves_the_next_try_to_the_others() {
+    let endpoints = [(1, "eu/a/1"), (1, "eu/b/1"), (1, "us/a/1")];
+    let locality = Locality::ZoneAware { regions: Vec::new(), labels: Vec::new(), min_size: 0 };
+    let balancing = Balancing { locality, ..Balancing::default() };
+    let mut balancer = balancer_of(&endpoints, &Peers::from([("a", 1), ("b", 1)]), &balancing, None);
+    let own = [addr(0)];
+    let tried = picks(&mut balancer, 100, |_| Ask::default());
+    assert_eq!(tried, [1.0, 0.0, 0.0]);
+    let mut draws = Draws::new(5);
+    for _ in 0..100 {
+        let ask = Ask { draw: draws.word(), tried: &own, ..Ask::default() };
+        assert_eq!(balancer.pick(&ask, |_| 0), Some(1));
+    }
+}
+
+#[test]
+fn c9_who_is_chosen_by_hash_is_the_same_for_clients_of_all_zones() {
+    let endpoints = [(1, "eu/a/1"), (1, "eu/b/1"), (1, "eu/b/1"), (1, "us/a/1")];
+    let locality = Locality::ZoneAware { regions: Vec::new(), labels: Vec::new(), min_size: 0 };
+    let balancing = Balancing { locality, ..hashed(HashTable::Maglev(1009)) };
+    let of = |peers: Peers| balancer_of(&endpoints, &peers, &balancing, None);
+    let (mut one, mut other) = (of(Peers::from([("a", 1), ("b", 9)])), of(Peers::from([("a", 1), ("b", 2)])));
+    let mut seen = BTreeSet::new();
+    for hash in 0..200 {
+        let ask = Ask { hash: Some(hash), ..Ask::default() };
+        let picked = one.pick(&ask, |_| 0).unwrap();
+        assert_eq!(other.pick(&ask, |_| 0), Some(picked));
+        seen.insert(picked);
+    }
+    assert_eq!(seen, BTreeSet::from([0, 1, 2]), "all of the region, nobody of another");
 }
 
 #[test]

@@ -104,6 +104,24 @@ fn a_rate_limited_response_is_not_repeated_unless_that_is_asked_for() {
 }
 
 #[test]
+fn a_request_names_headers_that_make_a_response_worth_another_try_if_that_is_asked_for() {
+    let request = vec![("x-envoy-retriable-header-names", "X-Busy, ,x-later")];
+    let response = |name| vec![(name, "yes")];
+    let asked = on(|on| on.headers_of_request = true);
+    for (on, name, wanted) in [
+        (&asked, "x-busy", true),
+        (&asked, "x-later", true),
+        (&asked, "x-other", false),
+        (&RetryOn::default(), "x-busy", false),
+    ] {
+        let headers = response(name);
+        let outcome = Outcome::Response { status: 200, headers: &headers };
+        assert_eq!(on.of_request(&request).decides(&outcome), wanted, "{name}");
+        assert!(!on.of_request(&vec![("host", "a")]).decides(&outcome));
+    }
+}
+
+#[test]
 fn grpc_timeouts_have_digits_and_a_unit() {
     let cases = [
         (&b"1H"[..], Some(Duration::from_secs(3600))),
@@ -150,13 +168,17 @@ proptest! {
     fn e2_retries_never_exceed_their_share_of_what_is_active_nor_fall_below_the_minimum(
         active in any::<u32>(), share in 0_u32..=1_000_000, min_concurrency in 0_u32..10,
     ) {
-        let budget = RetryBudget { share: Millionths(share), min_concurrency };
+        let budget = RetryBudget { share: Millionths(share), min_concurrency, interval: Duration::ZERO };
         let most = budget.retries_max(active);
         prop_assert!(most >= min_concurrency);
         let exact = f64::from(active) * f64::from(share) / 1e6;
         prop_assert!(most == min_concurrency || f64::from(most) <= exact + 1e-6);
         prop_assert!(f64::from(most) > exact - 1.0 - 1e-6);
         prop_assert!(budget.retries_max(active.saturating_add(1)) >= most);
+        // Without an interval both ways say the same.
+        for retries in [0, 1, most.saturating_sub(1), most] {
+            prop_assert_eq!(budget.allows(retries, retries, active), retries < most);
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use mesh_core::{
     balance::outlier::Observed,
     route::{
         cluster::{Algorithm, Cluster},
-        http::RetryPolicy,
+        http::RetryOn,
         protocol::AppProtocol,
         request::Headers,
         retry::Outcome,
@@ -164,6 +164,7 @@ impl<'a> Exchange<'a> {
         source: Option<&Rc<Source>>,
     ) -> Result<Brought, Fault> {
         let policy = self.plan.retries();
+        let on = policy.map(|policy| policy.on.of_request(&Fields(&head.headers)));
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut head = Some(head);
         let mut body = Some(body);
@@ -199,7 +200,8 @@ impl<'a> Exchange<'a> {
             if let Some(observed) = observed(&outcome) {
                 self.observe(site, observed);
             }
-            let Some(policy) = policy.filter(|policy| is_worth_another(policy, &outcome)) else {
+            let (Some(policy), true) = (policy, on.as_ref().is_some_and(|on| is_worth_another(on, &outcome)))
+            else {
                 return outcome;
             };
             if !more {
@@ -244,7 +246,11 @@ impl<'a> Exchange<'a> {
         });
         let cluster = self.cluster();
         let max = cluster.and_then(|cluster| cluster.policy.pool.max_requests);
-        let taken = site.endpoints.usage.take(Kind::Request, max).ok_or(Fault::Overflow)?;
+        let usage = &site.endpoints.usage;
+        let taken = usage.take(Kind::Request, max).ok_or(Fault::Overflow)?;
+        if done == 0 {
+            usage.note_request(cluster.and_then(|cluster| cluster.policy.retry_budget.as_ref()));
+        }
         let is_own = matches!(self.plan.destination, Destination::Own { .. });
         let of_server = match member.workload.as_ref().filter(|_| !is_own) {
             Some(server) => take_request(self.worker, &snapshot, server, member.addr.port()),
@@ -455,7 +461,7 @@ impl Drop for Mirrored {
     }
 }
 
-fn is_worth_another(policy: &RetryPolicy, outcome: &Result<Brought, Fault>) -> bool {
+fn is_worth_another(on: &RetryOn, outcome: &Result<Brought, Fault>) -> bool {
     let outcome = match outcome {
         Ok(brought) if brought.upgraded.is_some() => return false,
         Ok(brought) => {
@@ -464,9 +470,7 @@ fn is_worth_another(policy: &RetryPolicy, outcome: &Result<Brought, Fault>) -> b
                 // Another try would only add to it.
                 return false;
             }
-            return policy
-                .on
-                .decides(&Outcome::Response { status: status.as_u16(), headers: &Fields(headers) });
+            return on.decides(&Outcome::Response { status: status.as_u16(), headers: &Fields(headers) });
         }
         Err(fault) => match fault {
             Fault::ConnectFailed | Fault::ConnectTimeout | Fault::TransportFailed(_) => {
@@ -485,7 +489,7 @@ fn is_worth_another(policy: &RetryPolicy, outcome: &Result<Brought, Fault>) -> b
             | Fault::TimedOut => return false,
         },
     };
-    policy.on.decides(&outcome)
+    on.decides(&outcome)
 }
 
 /// What a try says about its endpoint; nothing if none was asked.

@@ -98,7 +98,7 @@ pub(super) async fn connect(
         log(worker, live, wanted, &report(&error));
         Failed { fault: fault_of(&error), reason: error.close_reason() }
     })?;
-    let spoken = connection::speak(io, wanted.version, pool.max_concurrent_streams).await;
+    let spoken = connection::speak(io, wanted.version, pool).await;
     spoken.map_err(|error| {
         log(worker, live, wanted, &report(&error));
         Failed { fault: Fault::ConnectFailed, reason: CloseReason::UpstreamLost }

@@ -17,6 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use hyper::client::conn::{http1, http2};
+use mesh_core::route::cluster::ConnectionPool;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     sync::oneshot,
@@ -171,7 +172,7 @@ pub(super) enum Protocol {
 pub(super) async fn speak(
     io: UpstreamIo,
     version: Version,
-    max_streams: Option<u32>,
+    pool: &ConnectionPool,
 ) -> hyper::Result<(Sender, Protocol)> {
     match version {
         Version::Http1 => {
@@ -187,8 +188,15 @@ pub(super) async fn speak(
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_send_buf_size(STREAM_BUFFER_MAX)
                 .max_header_list_size(HEAD_MAX as u32);
-            if let Some(max) = max_streams {
+            if let Some(max) = pool.max_concurrent_streams {
                 builder.initial_max_send_streams(max as usize);
+            }
+            if let Some(alive) = pool.http2_keepalive {
+                // One that rests in the pool is asked too: a request must not be the first to learn that it is dead.
+                builder
+                    .keep_alive_interval(alive.interval)
+                    .keep_alive_timeout(alive.timeout)
+                    .keep_alive_while_idle(true);
             }
             let (sender, protocol) = builder.handshake(HyperIo(io)).await?;
             Ok((Sender::Http2(sender), Protocol::Http2(protocol)))

@@ -77,6 +77,28 @@ fn a_status_that_is_named_is_tried_again_and_the_last_one_is_passed_on() {
 }
 
 #[test]
+fn a_response_with_a_header_that_the_request_names_is_tried_again_if_the_rule_asks_for_it() {
+    test(|world| async move {
+        let busy = || Reply::Bytes(b"HTTP/1.1 200 OK\r\nx-busy: yes\r\ncontent-length: 4\r\n\r\nbusy".into());
+        let naming = || {
+            let mut request = get("/");
+            request.headers_mut().insert("x-envoy-retriable-header-names", "x-busy".parse().unwrap());
+            request
+        };
+        let open = client(&world);
+        for (request, asked, expected) in
+            [(naming(), true, &b"fine"[..]), (naming(), false, b"busy"), (get("/"), true, b"busy")]
+        {
+            let server = failing(1, busy).await;
+            publish(&world, vec![endpoint(server.addr, None)]);
+            let retry = on(|on| on.headers_of_request = asked);
+            let answer = send(&world, request, repeated(&world, open.live(), 2, retry)).await;
+            assert_eq!(read(answer).await, (200, expected.to_vec()));
+        }
+    });
+}
+
+#[test]
 fn a_connection_that_ends_before_the_response_is_uc_unless_resets_are_repeated() {
     test(|world| async move {
         let server = failing(1, || Reply::Close).await;

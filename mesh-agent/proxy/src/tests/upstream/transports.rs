@@ -5,6 +5,7 @@ use std::cell::Cell;
 use hyper::{body::Incoming, service::service_fn};
 use mesh_core::{
     mode::{Mode, PortModes},
+    route::cluster::{Http2Keepalive, TrafficPolicy},
     snapshot::Workload,
 };
 use tokio::{
@@ -43,6 +44,58 @@ async fn http2_server() -> (SocketAddr, Rc<Cell<u32>>) {
         }
     });
     (addr, connections)
+}
+
+/// A server that begins to speak HTTP/2 and says nothing more; how many connections it has had, and how many were given up.
+async fn silent_http2_server() -> (SocketAddr, Rc<Cell<u32>>, Rc<Cell<u32>>) {
+    const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (begun, ended) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let (begins, ends) = (Rc::clone(&begun), Rc::clone(&ended));
+    spawn_local(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            begins.set(begins.get() + 1);
+            let ends = Rc::clone(&ends);
+            spawn_local(async move {
+                socket.write_all(&EMPTY_SETTINGS).await.ok();
+                while socket.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
+                ends.set(ends.get() + 1);
+            });
+        }
+    });
+    (addr, begun, ended)
+}
+
+#[test]
+fn a_connection_of_http2_that_answers_no_ping_is_given_up_if_the_rule_asks_for_pings() {
+    test(|world| async move {
+        let (addr, begun, ended) = silent_http2_server().await;
+        let mut web = service("web", VIP.into(), vec![endpoint(addr, None)]);
+        web.ports[0].name = "grpc".into();
+        world.publish(Vec::new(), vec![web]);
+        let open = client(&world);
+        let each = Duration::from_millis(50);
+        let asking = |policy: &mut TrafficPolicy| {
+            policy.pool.http2_keepalive = Some(Http2Keepalive { interval: each, timeout: each });
+        };
+        let to = destination(&world, asking);
+        let answer = soon(send(&world, get("/"), plan(&world, open.live(), to))).await;
+        let failed = failure(&answer);
+        assert_eq!((failed.status, failed.flag), (503, Flag::UpstreamClosed));
+        soon(async {
+            while ended.get() == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        assert_eq!(begun.get(), 1);
+
+        // Nobody asks: the request is left to its own limits.
+        let to = destination(&world, |_| {});
+        let waiting = send(&world, get("/"), plan(&world, open.live(), to));
+        assert!(tokio::time::timeout(each * 8, waiting).await.is_err());
+    });
 }
 
 #[test]

@@ -7,8 +7,8 @@ use mesh_core::{
         HostPort, Origin, Routes,
         cluster::{
             Algorithm, Balancing, ClientTls, ClientTlsMode, Cluster, ClusterKey, ConnectTunnel,
-            ConnectionPool, Distribution, HashKey, HashTable, Locality, OutlierDetection, ProxyProtocol,
-            RetryBudget, TrafficPolicy, Warmup,
+            ConnectionPool, Distribution, HashKey, HashTable, Http2Keepalive, Locality, OutlierDetection,
+            ProxyProtocol, RetryBudget, TrafficPolicy, Warmup,
         },
         http::{
             Abort, Action, Backend, Cors, Fault, HeaderOps, HttpRule, HttpTable, Millionths, Mirror,
@@ -176,6 +176,7 @@ fn retries() -> impl Strategy<Value = RetryPolicy> {
             statuses,
             grpc,
             headers,
+            headers_of_request: flag,
             ..RetryOn::default()
         },
     );
@@ -305,6 +306,8 @@ fn balancing() -> impl Strategy<Value = Balancing> {
         vec(distribution, 0..2).prop_map(Locality::Distribute),
         (vec((word(), word()), 0..2), vec((word(), option::of(word())), 0..2), any::<bool>())
             .prop_map(|(regions, labels, forced)| Locality::Failover { regions, labels, forced }),
+        (vec((word(), word()), 0..2), vec((word(), option::of(word())), 0..2), any::<u32>())
+            .prop_map(|(regions, labels, min_size)| Locality::ZoneAware { regions, labels, min_size }),
     ];
     // Any number that was written in a manifest, to its last digit.
     let warmup = (seconds(), 0.0..100.0_f64, 0.0..4.0_f64)
@@ -353,6 +356,8 @@ fn cluster() -> impl Strategy<Value = Cluster> {
                 max_pending: max,
                 connect_timeout,
                 keepalive: keepalive.map(|(probes, idle)| (probes, idle, idle)),
+                http2_keepalive: keepalive
+                    .and_then(|(_, idle)| Some(Http2Keepalive { interval: idle?, timeout: connect_timeout })),
                 ..ConnectionPool::default()
             });
     let outlier = (option::of(1..9_u32), seconds(), vec((400..500_u16, 500..600_u16), 0..2)).prop_map(
@@ -373,8 +378,8 @@ fn cluster() -> impl Strategy<Value = Cluster> {
         host,
         port,
     });
-    let budget =
-        (share(), any::<u32>()).prop_map(|(share, min_concurrency)| RetryBudget { share, min_concurrency });
+    let budget = (share(), any::<u32>(), seconds())
+        .prop_map(|(share, min_concurrency, interval)| RetryBudget { share, min_concurrency, interval });
     let policy = (
         (balancing(), pool, option::of(outlier), option::of(tls())),
         (
