@@ -368,9 +368,9 @@ impl<'c> Desk<'c> {
 
     fn nodes_are_looked_at(&self) -> anyhow::Result<()> {
         let said = self.sh("meshctl precheck --nodes -o json")?;
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&said)?;
         for node in ["worker-1", "worker-2"] {
             let good = format!("host {node}");
-            let rows: Vec<serde_json::Value> = serde_json::from_str(&said)?;
             let row =
                 rows.iter().find(|row| row["subject"] == good.as_str()).with_context(|| said.clone())?;
             let all = ["kernel", "BTF", "cgroup v2", "bpffs"];

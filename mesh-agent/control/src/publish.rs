@@ -12,6 +12,7 @@ pub mod feed;
 pub mod hosted;
 mod listener;
 pub mod metrics;
+pub mod seats;
 pub mod server;
 pub mod session;
 pub mod world;

@@ -6,12 +6,8 @@
 //! - The world's lock is held to make one response, never across an await.
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 use mesh_wire::{
@@ -34,16 +30,13 @@ use tonic::{
 
 use super::{
     auth::{Connection, NodeProof, node_of},
-    metrics::{AnswerLabels, Client, ClientLabels, KindLabels, PublishMetrics, ReasonLabels},
-    session::{Answer, KindStatus, Request, Response, Session, SessionError},
+    metrics::{AnswerLabels, KindLabels, PublishMetrics, ReasonLabels},
+    seats::{Entry, Seats, SessionView},
+    session::{Answer, Request, Response, Session, SessionError},
     world::{Edits, Resource, World},
 };
 use crate::link::Kind;
 
-/// Streams at once.
-pub const SESSIONS_MAX: usize = 10_000;
-/// Streams at once of one node: an agent has one, and a new one before the old is found dead.
-pub const SESSIONS_PER_NODE_MAX: usize = 8;
 /// A stream ends after this long, so that certificates are looked at again and load spreads over controllers.
 const SESSION_AGE_MAX: Duration = Duration::from_secs(6 * 3600);
 
@@ -55,56 +48,9 @@ pub struct Publication(Arc<Shared>);
 struct Shared {
     world: RwLock<World>,
     generation: watch::Sender<u64>,
-    sessions: Mutex<BTreeMap<u64, Seat>>,
-    next_session: AtomicU64,
+    seats: Arc<Seats>,
     closing: watch::Sender<bool>,
     metrics: PublishMetrics,
-}
-
-/// A connected client, for operators.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct SessionView {
-    /// The node whose credentials it showed.
-    pub node: Arc<str>,
-    /// Where it comes from.
-    pub remote: String,
-    /// What it is.
-    pub client: Client,
-    /// What it calls itself.
-    pub id: String,
-    /// Seconds since it came.
-    pub age_s: f64,
-    /// Generations it has not been sent yet.
-    pub behind: u64,
-    /// State by kind of resource.
-    pub kinds: BTreeMap<&'static str, KindStatus>,
-}
-
-/// What is known of a connected client. It is written at each message of each of them, and read when an operator asks.
-#[derive(Debug)]
-struct Seat {
-    node: Arc<str>,
-    remote: String,
-    client: Client,
-    id: String,
-    since: Instant,
-    seen: u64,
-    kinds: [Option<KindStatus>; Kind::ALL.len()],
-}
-
-impl Seat {
-    fn view(&self, generation: u64) -> SessionView {
-        let kinds = Kind::ALL.iter().zip(&self.kinds);
-        SessionView {
-            node: Arc::clone(&self.node),
-            remote: self.remote.clone(),
-            client: self.client,
-            id: self.id.clone(),
-            age_s: self.since.elapsed().as_secs_f64(),
-            behind: generation.saturating_sub(self.seen),
-            kinds: kinds.filter_map(|(kind, status)| Some((kind.as_str(), status.clone()?))).collect(),
-        }
-    }
 }
 
 /// A published resource, for operators.
@@ -140,8 +86,7 @@ impl Publication {
         Self(Arc::new(Shared {
             world: RwLock::default(),
             generation: watch::Sender::new(0),
-            sessions: Mutex::default(),
-            next_session: AtomicU64::new(0),
+            seats: Arc::new(Seats::new(metrics.clone())),
             closing: watch::Sender::new(false),
             metrics,
         }))
@@ -187,73 +132,7 @@ impl Publication {
 
     /// The clients connected now, oldest first.
     pub fn sessions(&self) -> Vec<SessionView> {
-        let generation = self.generation();
-        self.sessions_lock().values().map(|seat| seat.view(generation)).collect()
-    }
-
-    fn sessions_lock(&self) -> MutexGuard<'_, BTreeMap<u64, Seat>> {
-        self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Enters a stream in the list, if there is room.
-    fn enter(&self, node: &Arc<str>, remote: String) -> Result<Entry, Status> {
-        let mut sessions = self.sessions_lock();
-        let of_node = sessions.values().filter(|seat| seat.node == *node).count();
-        if sessions.len() >= SESSIONS_MAX || of_node >= SESSIONS_PER_NODE_MAX {
-            self.0.metrics.refuse("too_many_sessions");
-            return Err(Status::resource_exhausted("too_many_sessions: come again later"));
-        }
-        let id = self.0.next_session.fetch_add(1, Ordering::Relaxed);
-        let seat = Seat {
-            node: Arc::clone(node),
-            remote,
-            client: Client::Foreign,
-            id: String::new(),
-            since: Instant::now(),
-            seen: 0,
-            kinds: Default::default(),
-        };
-        self.0.metrics.sessions.get_or_create(&ClientLabels { client: seat.client }).inc();
-        sessions.insert(id, seat);
-        Ok(Entry { publication: self.clone(), id })
-    }
-}
-
-/// A stream's place in the list; leaves it when dropped.
-#[derive(Debug)]
-struct Entry {
-    publication: Publication,
-    id: u64,
-}
-
-impl Entry {
-    fn update(&self, session: &Session) {
-        let metrics = &self.publication.0.metrics;
-        let mut sessions = self.publication.sessions_lock();
-        let Some(seat) = sessions.get_mut(&self.id) else { return };
-        let client = if session.is_agent() { Client::Agent } else { Client::Foreign };
-        if client != seat.client {
-            metrics.sessions.get_or_create(&ClientLabels { client: seat.client }).dec();
-            metrics.sessions.get_or_create(&ClientLabels { client }).inc();
-            seat.client = client;
-        }
-        seat.seen = session.seen();
-        seat.kinds = Kind::ALL.map(|kind| session.status(kind).cloned());
-    }
-
-    fn name(&self, id: String) {
-        if let Some(seat) = self.publication.sessions_lock().get_mut(&self.id) {
-            seat.id = id.chars().take(256).collect();
-        }
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        if let Some(seat) = self.publication.sessions_lock().remove(&self.id) {
-            let metrics = &self.publication.0.metrics;
-            metrics.sessions.get_or_create(&ClientLabels { client: seat.client }).dec();
-        }
+        self.0.seats.views(self.generation())
     }
 }
 
@@ -287,7 +166,7 @@ impl AggregatedDiscoveryService for Ads {
             tracing::warn!(%remote, reason = error.as_str(), "refused a client of xDS");
             Status::from(error)
         })?;
-        let entry = self.publication.enter(&node, remote.clone())?;
+        let entry = self.publication.0.seats.enter(&node, remote.clone())?;
         let (responses, stream) = mpsc::channel(1);
         let publication = self.publication.clone();
         let inbound = call.into_inner();

@@ -74,7 +74,7 @@ impl Resource {
 }
 
 /// A version as text of fixed length.
-pub fn version_text(version: u64) -> String {
+fn version_text(version: u64) -> String {
     format!("{version:016x}")
 }
 

@@ -187,7 +187,7 @@ async fn a_node_has_only_so_many_streams() {
     let mut bed = Bed::new("streams", shop());
     let controller = bed.controller().await;
     let mut clients = Vec::new();
-    for _ in 0..mesh_control::publish::ads::SESSIONS_PER_NODE_MAX {
+    for _ in 0..mesh_control::publish::seats::SESSIONS_PER_NODE_MAX {
         clients.push(Foreign::come(&bed, ask(Kind::Address, &[WILDCARD], &[])).await);
     }
     let trust = Trust::new(TrustDomains::new("cluster.local"), bed.roots()).unwrap();
