@@ -1,71 +1,15 @@
 //! Routes of the Gateway API that are attached to services, end to end: manifests, the real agent, real servers on two nodes.
 
-use std::net::SocketAddr;
-use std::time::Duration;
+mod grpc;
+mod scene;
+mod streams;
 
-use mesh_tests::backends::{Backend, WebAuthority, ask_tls, serve_tls};
 use mesh_tests::manifests::{NamespaceManifest, ServiceManifest};
-use mesh_tests::shop::{TARGET_PORT, Vip};
-use mesh_tests::web::messages::{Ask, Call, Called, Script, Told};
-use mesh_tests::web::{self, GRPC_PORT, HTTP_PORT, WebScene, WebServer};
-use mesh_tests::{Failure, Pod, Shop, TestResult, World, eventually, require_agent, test_name};
+use mesh_tests::web::messages::Script;
+use mesh_tests::web::{self, HTTP_PORT, WebServer};
+use mesh_tests::{TestResult, World, eventually, require_agent, test_name};
 
-const SOON: Duration = Duration::from_secs(10);
-
-/// Requests for a share, and how many of them a tenth may be: thirty are expected, the bounds are more than four standard
-/// deviations away.
-const DRAWS: usize = 300;
-const A_TENTH: std::ops::RangeInclusive<usize> = 8..=53;
-
-fn get(path: &str) -> Ask {
-    Ask::get("web", path)
-}
-
-fn by(server: &'static str) -> impl Fn(&Told) -> bool {
-    move |told| told.status == 200 && told.header("x-server") == Some(server)
-}
-
-fn is(status: u16) -> impl Fn(&Told) -> bool {
-    move |told| told.status == status && told.header("x-server").is_none()
-}
-
-/// A route whose parent is the service `parent`, a name with whatever else limits it, such as `web, port: 80`.
-fn route(kind: &str, name: &str, parent: &str, rules: &str) -> String {
-    let version = match kind {
-        "HTTPRoute" | "GRPCRoute" => "v1",
-        _ => "v1alpha2",
-    };
-    let (namespace, name) = name.split_once('/').unwrap_or(("shop", name));
-    format!(
-        "
-apiVersion: gateway.networking.k8s.io/{version}
-kind: {kind}
-metadata: {{name: {name}, namespace: {namespace}}}
-spec:
-  parentRefs: [{{group: '', kind: Service, namespace: shop, name: {parent}}}]
-{rules}"
-    )
-}
-
-/// The scene of web servers, with a service for each of the two versions: `web-v1` and `web-v2`.
-fn set(test: &str) -> Result<WebScene, Failure> {
-    let scene = WebScene::set(test)?;
-    for version in ["v1", "v2"] {
-        scene.shop.service_with(&format!("web-{version}"), 80, |service| {
-            let service = service.selector("app", "web").selector("version", version);
-            service.port("http", 80, HTTP_PORT).port("grpc", 90, GRPC_PORT)
-        })?;
-    }
-    Ok(scene)
-}
-
-/// Waits until eight requests in a row from a pod are answered so.
-fn settles(from: &Pod, to: SocketAddr, request: &Ask, ok: impl Fn(&Told) -> bool) -> TestResult {
-    let script = Script { to, http2: false, requests: vec![request.clone(); 8] };
-    let told = || web::ask(from, &script).map_err(|error| format!("{error:?}"));
-    drop(eventually(SOON, told, |told| told.as_ref().is_ok_and(|told| told.iter().all(&ok)))?);
-    Ok(())
-}
+use scene::{A_TENTH, DRAWS, SOON, by, call, get, is, route, set, settles};
 
 const OLDER: &str = "
   rules:
@@ -311,133 +255,5 @@ fn a_consumers_route_is_for_its_own_namespace_and_backends_elsewhere_want_a_gran
     settles(&scene.client, to, &get("/mine"), by("v1"))?;
     manifests.delete_file("consumer.yaml")?;
     settles(visitor, to, &get("/mine"), by("v1"))?;
-    Ok(())
-}
-
-/// A call of the scene's client to `web` with one message.
-fn call(scene: &WebScene, method: &str, message: &str, headers: &[(&str, &str)]) -> Result<Called, Failure> {
-    let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let (authority, method, messages) = ("web:90".to_owned(), method.to_owned(), vec![message.to_owned()]);
-    web::call(
-        &scene.client,
-        &Call { to: scene.at(90), authority, method, messages, headers, deadline_ms: None },
-    )
-}
-
-#[test]
-fn calls_of_grpc_are_routed_by_service_method_and_header() -> TestResult {
-    require_agent!();
-    let scene = set(test_name!())?;
-    let rules = "
-  rules:
-  - matches: [{method: {service: echo.Echo, method: Unary}}]
-    backendRefs: [{name: web-v1, port: 90}]
-  - matches: [{method: {service: echo.Echo, method: Unary}, headers: [{name: x-version, value: two}]}, {method: {method: Talk}}]
-    backendRefs: [{name: web-v2, port: 90}]
-  - matches: [{method: {type: RegularExpression, service: 'echo\\..*', method: 'Fai.'}}]
-    backendRefs: [{name: gone, port: 90}]
-  - matches: [{method: {service: other.Echo}}]
-    backendRefs: [{name: web-v1, port: 90}]
-";
-    scene.apply("calls.yaml", &route("GRPCRoute", "calls", "web, port: 90", rules))?;
-    // No rule is about it; the server would answer.
-    let code =
-        || call(&scene, "Slow", "1", &[]).map(|called| called.code).map_err(|error| format!("{error:?}"));
-    eventually(SOON, code, |code| *code == Ok(12))?.ok();
-    let good = |text: &str| Called { code: 0, message: String::new(), messages: vec![text.to_owned()] };
-    for _ in 0..6 {
-        assert_eq!(call(&scene, "Unary", "hi", &[])?, good("v1: hi"));
-        assert_eq!(call(&scene, "Unary", "hi", &[("x-version", "two")])?, good("v2: hi"));
-        assert_eq!(call(&scene, "Unary", "hi", &[("x-version", "three")])?, good("v1: hi"));
-        assert_eq!(call(&scene, "Talk", "hi", &[])?, good("v2: hi"));
-    }
-    let gone = call(&scene, "Fail", "9", &[])?;
-    assert_eq!((gone.code, gone.messages.len()), (14, 0), "{gone:?}");
-    assert_eq!(scene.ask(get("/"))?.status, 200, "another port has no route");
-    Ok(())
-}
-
-/// A pod outside the mesh with label `app: NAME`.
-fn outside(shop: &Shop, name: &str) -> Result<Pod, Failure> {
-    let pod = shop.world().node("a")?.pod(&format!("shop/{name}"))?;
-    let manifest = pod.manifest().label("nodemesh.dev/mesh", "none");
-    shop.world().manifests().apply(manifest.port("tcp", TARGET_PORT))?;
-    Ok(pod)
-}
-
-/// A service whose port is named so, which says what is spoken there.
-fn service(shop: &Shop, name: &str, port_name: &str) -> Result<Vip, Failure> {
-    Ok(shop.service_with(name, 9000, |service| service.port(port_name, 9000, TARGET_PORT))?)
-}
-
-#[test]
-fn connections_are_routed_by_server_name_and_split_between_backends() -> TestResult {
-    require_agent!();
-    let shop = Shop::open(test_name!(), &["a", "b"])?;
-    let client = shop.pod("a", "client")?;
-    let authority = WebAuthority::new("web")?;
-    let roots = std::env::temp_dir().join(format!("mesh-tests-gateway-api-{}.pem", std::process::id()));
-    std::fs::write(&roots, &authority.certificate)?;
-    let mut tls: Vec<(Vip, Backend)> = Vec::new();
-    for (name, host) in [("front", "front.other.org"), ("one", "one.example.com"), ("many", "*.example.com")]
-    {
-        let pod = outside(&shop, name)?;
-        let server = serve_tls(&pod, TARGET_PORT, name, &authority.issue(host)?, None)?;
-        tls.push((service(&shop, name, "tls")?, server));
-    }
-    let mut lines = Vec::new();
-    for (node, name) in [("a", "near"), ("b", "far")] {
-        let pod = shop.pod(node, name)?;
-        service(&shop, name, "tcp")?;
-        lines.push(shop.serve(&pod)?);
-    }
-    // Nobody is called so: all that is connected goes where the route says.
-    let data = service(&shop, "data", "tcp")?;
-    let _agents = shop.start_agents()?;
-    let apply = |file: &str, text: &str| shop.world().manifests().apply_text(file, text);
-
-    for (name, hosts, backend) in
-        [("wide", "['*.example.com']", "many"), ("exact", "[one.example.com]", "one")]
-    {
-        let rules =
-            format!("  hostnames: {hosts}\n  rules: [{{backendRefs: [{{name: {backend}, port: 9000}}]}}]\n");
-        apply(&format!("{name}.yaml"), &route("TLSRoute", name, "front", &rules))?;
-    }
-    let ask = |name: &str| ask_tls(&client, tls[0].0.v4, name, &roots).map_err(|error| format!("{error:?}"));
-    for (name, server) in
-        [("one.example.com", "one"), ("two.example.com", "many"), ("front.other.org", "front")]
-    {
-        let wanted = format!("{server} sni={name} client=no\n");
-        drop(eventually(SOON, || ask(name), |answer| answer.as_ref() == Ok(&wanted))?);
-    }
-    std::fs::remove_file(&roots).ok();
-
-    let split = |backends: &str| {
-        let rules = format!("  rules: [{{backendRefs: [{backends}]}}]\n");
-        apply("split.yaml", &route("TCPRoute", "split", "data", &rules))
-    };
-    let who = |times: usize| -> Vec<String> {
-        let one = || Ok::<_, Failure>(client.tool()?.connect(data.v4)?.who()?.server);
-        (0..times).map(|_| one().unwrap_or_else(|_| "nobody".to_owned())).collect()
-    };
-    let count = |seen: &[String], name: &str| seen.iter().filter(|server| *server == name).count();
-    split("{name: near, port: 9000}")?;
-    eventually(SOON, || who(10), |seen| count(seen, "near") == 10)?;
-    split("{name: near, port: 9000, weight: 0}, {name: far, port: 9000}")?;
-    eventually(SOON, || who(10), |seen| count(seen, "far") == 10)?;
-    split("{name: near, port: 9000, weight: 90}, {name: far, port: 9000, weight: 10}")?;
-    eventually(SOON, || who(10), |seen| count(seen, "near") > 0)?;
-    let seen = who(DRAWS);
-    let tenth = count(&seen, "far");
-    assert!(A_TENTH.contains(&tenth) && tenth + count(&seen, "near") == DRAWS, "{tenth} of {DRAWS}");
-    split("{name: near, port: 9000}, {name: gone, port: 9000}")?;
-    eventually(
-        SOON,
-        || who(20),
-        |seen| {
-            let (good, reset) = (count(seen, "near"), count(seen, "nobody"));
-            good > 0 && reset > 0 && good + reset == seen.len()
-        },
-    )?;
     Ok(())
 }
