@@ -67,8 +67,15 @@ impl Cors {
         &'a self,
         request: &RequestView<'a>,
     ) -> impl Iterator<Item = (&'static str, Cow<'a, [u8]>)> {
-        let expose = (!self.expose.is_empty())
-            .then(|| ("access-control-expose-headers", Cow::Owned(self.expose.join(",").into_bytes())));
+        // A browser takes `*` literally when credentials are allowed.
+        let exposed = self
+            .expose
+            .iter()
+            .filter(|name| self.credentials != Some(true) || ***name != *"*")
+            .map(|name| &**name);
+        let exposed = exposed.collect::<Vec<_>>().join(",");
+        let expose = (!exposed.is_empty())
+            .then(|| ("access-control-expose-headers", Cow::Owned(exposed.into_bytes())));
         self.shared_headers(request).chain(expose)
     }
 

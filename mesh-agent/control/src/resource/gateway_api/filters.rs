@@ -462,7 +462,8 @@ fn cors(cors: &wire::Cors, field: &str, problems: &mut Problems) -> Cors {
     }
 }
 
-/// Origins: `*`, `scheme://host[:port]`, or with a wildcard for the host's first labels.
+/// Origins: `*`, `scheme://host[:port]`, or with a wildcard for the host's first labels. Without a port the scheme's is meant, which
+/// browsers leave out.
 fn origins(list: &[String], field: &str, problems: &mut Problems) -> Vec<StringMatch> {
     let field = format!("{field}.allowOrigins");
     at_most(list.len(), CORS_MAX, &field, problems);
@@ -498,18 +499,24 @@ fn origin_match(origin: &str) -> Option<StringMatch> {
     if port.is_some_and(|port| port.parse::<u16>().is_err()) {
         return None;
     }
+    let port = port.filter(|port| !matches!((scheme, *port), ("http", "80") | ("https", "443")));
     let is_host = |host: &str| {
         let is_fit = |b: u8| b.is_ascii_alphanumeric() || b"-.".contains(&b);
         !host.is_empty() && host.bytes().all(is_fit)
     };
     match host.strip_prefix('*') {
-        None => is_host(host).then(|| StringMatch::Exact(origin.into())),
+        None => is_host(host).then(|| {
+            let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+            StringMatch::Exact(format!("{scheme}://{host}{port}").into())
+        }),
         Some(suffix) => {
             let good = suffix.is_empty() || suffix.strip_prefix('.').is_some_and(is_host);
             // Both parts hold letters, digits, '+', '-' and '.' alone; those with a meaning are escaped.
             let escape = |text: &str| text.replace('.', "\\.").replace('+', "\\+");
             let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-            let pattern = format!("{}://[^/]+{}{port}", escape(scheme), escape(suffix));
+            // A colon is a port's, but for addresses of IPv6.
+            let any = if suffix.is_empty() { r"(?:\[[^\]/]+\]|[^/:\[\]]+)" } else { "[^/:]+" };
+            let pattern = format!("{}://{any}{}{port}", escape(scheme), escape(suffix));
             good.then(|| FullRegex::new(&pattern).ok()).flatten().map(StringMatch::Regex)
         }
     }

@@ -473,6 +473,24 @@ fn origins_may_have_wildcards_and_stars_stand_alone() {
     assert!(!pattern.is_match("https://example.com:8443") && !pattern.is_match("https://axexample.com:8443"));
     assert_eq!((cors.max_age, cors.credentials), (Some(Duration::from_secs(60)), Some(true)));
     assert_eq!(the_rule(&with("allowOrigins: ['*']")).cors.unwrap().origins, [StringMatch::Present]);
+    for (allowed, origin, wanted) in [
+        ("https://a:443", "https://a", true),
+        ("http://a:80", "http://a", true),
+        ("https://a:80", "https://a", false),
+        ("https://a:80", "https://a:80", true),
+        ("https://*.a:443", "https://b.a", true),
+        ("https://*.a:443", "https://b.a:443", false),
+        ("https://*", "https://a", true),
+        ("https://*", "https://[fd00::1]", true),
+        ("https://*", "https://a:8443", false),
+        ("https://*", "https://[fd00::1]:8443", false),
+        ("https://*:8443", "https://a:8443", true),
+        ("https://*:8443", "https://a", false),
+        ("https://*", "http://a", false),
+    ] {
+        let origins = the_rule(&with(&format!("allowOrigins: ['{allowed}']"))).cors.unwrap().origins;
+        assert_eq!(origins[0].matches(origin.as_bytes()), wanted, "{allowed} {origin}");
+    }
     for (text, field) in [
         ("allowOrigins: ['*', 'https://a']", "allowOrigins"),
         ("allowOrigins: [example.com]", "allowOrigins[0]"),

@@ -118,6 +118,12 @@ fn a_star_becomes_what_was_asked_for_when_credentials_are_allowed() {
     let lines = texts(star.preflight_headers(&request("OPTIONS", &headers)));
     assert!(lines.contains(&"access-control-allow-methods: PUT".to_owned()), "{lines:?}");
     assert!(lines.contains(&"access-control-allow-headers: x-y".to_owned()), "{lines:?}");
+    let exposing = Cors { expose: vec!["*".into()], ..star.clone() };
+    let lines = texts(exposing.response_headers(&request("GET", &headers)));
+    assert!(lines.iter().all(|line| !line.contains("expose")), "{lines:?}");
+    let lines =
+        texts(Cors { credentials: Some(false), ..exposing }.response_headers(&request("GET", &headers)));
+    assert!(lines.contains(&"access-control-expose-headers: *".to_owned()), "{lines:?}");
     let open = Cors { credentials: None, ..star };
     let lines = texts(open.preflight_headers(&request("OPTIONS", &headers)));
     assert!(lines.contains(&"access-control-allow-methods: *".to_owned()), "{lines:?}");
