@@ -22,7 +22,7 @@ use crate::{
     problem::SourceError,
     resource::{
         BackendKind, BackendRef, GrpcRoute, GrpcRouteRule, HttpRoute, HttpRouteRule, Key, Kind, ParentKind,
-        ParentRef, ReferenceGrant, Resource, RouteBackend, RouteMirror, StreamRoute,
+        ParentRef, ReferenceGrant, Resource, RouteBackend, RouteMirror, RouteRetry, StreamRoute,
     },
 };
 
@@ -267,20 +267,21 @@ impl At<'_> {
             (None, None) => self.forward(&rule.backends, BROKEN),
         };
         let backend_timeout = rule.backend_timeout;
-        // S35: the limit of a try is the rule's where no retry is written.
+        // S35: the limit of a try is the rule's where no retry is written. So it is where there is but one try.
+        let limit = backend_timeout.or(rule.timeout);
         let (timeout, retries) = match &rule.retry {
-            None => (backend_timeout.or(rule.timeout), self.cx.defaults.retries.clone()),
+            None => (limit, self.cx.defaults.retries.clone()),
+            Some(RouteRetry { attempts: Some(0), .. }) => (limit, None),
             Some(retry) => {
                 let built_in = RetryPolicy::built_in();
-                let attempts = retry.attempts.unwrap_or(built_in.attempts);
                 let mut policy = RetryPolicy {
-                    attempts,
+                    attempts: retry.attempts.unwrap_or(built_in.attempts),
                     per_try_timeout: backend_timeout,
                     backoff: retry.backoff.unwrap_or(built_in.backoff),
                     ..built_in
                 };
                 policy.on.statuses.clone_from(&retry.codes);
-                (rule.timeout, (attempts > 0).then_some(policy))
+                (rule.timeout, Some(policy))
             }
         };
         HttpRule {

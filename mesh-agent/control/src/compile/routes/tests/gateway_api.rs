@@ -223,6 +223,7 @@ fn s35_timeouts_and_retries_are_mapped_as_istio_does() {
         ("timeouts: {request: 5s, backendRequest: 2s}, retry: {}, ", Some(5), Some((2, Some(2)))),
         ("timeouts: {backendRequest: 2s}, retry: {attempts: 4, codes: [503]}, ", None, Some((4, Some(2)))),
         ("retry: {attempts: 0}, ", None, None),
+        ("timeouts: {request: 5s, backendRequest: 2s}, retry: {attempts: 0, codes: [503]}, ", Some(2), None),
     ];
     for (rule, timeout, retries) in table {
         let found = routes(&with(&[route("shop/r", 1, &format!("rules: [{{{rule}{}}}]", to("v2")))]));
