@@ -267,6 +267,9 @@ pub struct RetryOn {
     pub refused_stream: bool,
     /// No response, for whatever reason.
     pub reset: bool,
+    /// No response within the limit of one try; controllers of before do not say it.
+    #[serde(default)]
+    pub try_timeout: bool,
     /// No response, and the request's head had not left.
     pub reset_before_request: bool,
     /// Any 5xx response or no response.

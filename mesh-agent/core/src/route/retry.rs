@@ -60,7 +60,7 @@ impl RetryOn {
             Outcome::ConnectFailure => any_reset || self.connect_failure || self.reset_before_request,
             Outcome::RefusedStream => any_reset || self.refused_stream,
             Outcome::Reset { request_sent } => any_reset || (self.reset_before_request && !request_sent),
-            Outcome::PerTryTimeout => any_reset,
+            Outcome::PerTryTimeout => any_reset || self.try_timeout,
             Outcome::Response { status, headers } => self.decides_response(status, headers),
         }
     }

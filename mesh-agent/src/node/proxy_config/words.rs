@@ -178,12 +178,13 @@ pub(in super::super) fn stream_match(matched: &StreamMatch) -> String {
     if parts.is_empty() { "any".to_owned() } else { parts.join(" & ") }
 }
 
-/// Conditions of a retry, as Envoy writes them.
+/// Conditions of a retry, as Envoy writes them where it has them.
 pub(in super::super) fn retry_on(on: &RetryOn) -> Vec<String> {
     let named = [
         (on.connect_failure, "connect-failure"),
         (on.refused_stream, "refused-stream"),
         (on.reset, "reset"),
+        (on.try_timeout, "try-timeout"),
         (on.reset_before_request, "reset-before-request"),
         (on.server_error, "5xx"),
         (on.gateway_error, "gateway-error"),

@@ -281,6 +281,7 @@ impl At<'_> {
                     ..built_in
                 };
                 policy.on.statuses.clone_from(&retry.codes);
+                policy.on.try_timeout = backend_timeout.is_some();
                 (rule.timeout, Some(policy))
             }
         };

@@ -43,7 +43,7 @@ fn s34_conditions_mean_what_envoy_means_by_them() {
         ("504", status(504)),
         ("header", Outcome::Response { status: 200, headers: &with }),
     ];
-    let cases: [(&str, RetryOn, &[&str]); 9] = [
+    let cases: [(&str, RetryOn, &[&str]); 10] = [
         ("nothing", RetryOn::default(), &[]),
         ("connect-failure", on(|on| on.connect_failure = true), &["connect"]),
         ("refused-stream", on(|on| on.refused_stream = true), &["refused"]),
@@ -52,6 +52,7 @@ fn s34_conditions_mean_what_envoy_means_by_them() {
             on(|on| on.reset = true),
             &["connect", "refused", "reset before", "reset after", "timeout"],
         ),
+        ("the limit of a try", on(|on| on.try_timeout = true), &["timeout"]),
         ("reset-before-request", on(|on| on.reset_before_request = true), &["connect", "reset before"]),
         (
             "5xx",

@@ -157,6 +157,10 @@ fn s32_s36_each_try_has_its_own_limit_and_a_slow_one_is_repeated_like_a_5xx() {
         };
         let answer = send(&world, get("/"), limited(1, on(|on| on.server_error = true))).await;
         assert_eq!((status(&answer), answer.retries), (200, 1));
+        let server = failing(1, || Reply::Hang).await;
+        publish(&world, vec![endpoint(server.addr, None)]);
+        let answer = send(&world, get("/"), limited(1, on(|on| on.try_timeout = true))).await;
+        assert_eq!((status(&answer), answer.retries), (200, 1));
         let server = failing(9, || Reply::Hang).await;
         publish(&world, vec![endpoint(server.addr, None)]);
         let answer = send(&world, get("/"), limited(1, on(|on| on.connect_failure = true))).await;

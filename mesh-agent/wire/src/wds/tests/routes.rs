@@ -173,6 +173,7 @@ fn retries() -> impl Strategy<Value = RetryPolicy> {
         |(flag, statuses, grpc, headers)| RetryOn {
             connect_failure: flag,
             reset: !flag,
+            try_timeout: flag,
             statuses,
             grpc,
             headers,

@@ -229,9 +229,14 @@ fn s35_timeouts_and_retries_are_mapped_as_istio_does() {
         let found = routes(&with(&[route("shop/r", 1, &format!("rules: [{{{rule}{}}}]", to("v2")))]));
         let rule_made = http(&found, WEB, 80, "x").unwrap().rules[0].clone();
         assert_eq!(rule_made.timeout, timeout.map(Duration::from_secs), "{rule}");
-        let policy =
-            rule_made.retries.map(|policy| (policy.attempts, policy.per_try_timeout.map(|t| t.as_secs())));
+        let policy = rule_made
+            .retries
+            .as_ref()
+            .map(|policy| (policy.attempts, policy.per_try_timeout.map(|limit| limit.as_secs())));
         assert_eq!(policy, retries, "{rule}");
+        // What takes longer than a try may is tried again, if it is written how.
+        let repeats_slow = rule_made.retries.is_some_and(|policy| policy.on.try_timeout);
+        assert_eq!(repeats_slow, retries.is_some_and(|(_, limit)| limit.is_some()), "{rule}");
     }
 }
 
