@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mesh_tests::backends::serve_connect;
 use mesh_tests::shop::TARGET_PORT;
-use mesh_tests::web::messages::{Ask, Call, Called, Chat, Script, Told};
+use mesh_tests::web::messages::{Ask, Call, Chat, Script, Told};
 use mesh_tests::web::{self, Nginx, WebScene};
 use mesh_tests::{Failure, Pod, Shop, TestResult, eventually, require_agent, require_nginx, test_name};
 
@@ -218,8 +218,7 @@ fn grpc_calls_of_all_shapes_pass_with_their_statuses() -> TestResult {
         for to in [scene.at(90), scene.vip.at_port(90).v6] {
             let called =
                 |method: &str, messages: &[&str]| web::call(&scene.client, &call(to, method, messages));
-            let good = |messages: Vec<String>| Called { code: 0, message: String::new(), messages };
-            assert_eq!(called("Unary", &["hi"])?, good(vec![format!("{version}: hi")]), "{text}");
+            assert_eq!(called("Unary", &["hi"])?.said(), Ok(vec![&*format!("{version}: hi")]), "{text}");
             let many = called("Many", &["300"])?;
             assert_eq!((many.code, many.messages.len()), (0, 300), "{text}");
             let said: Vec<String> = (0..50).map(|n| format!("message {n}")).collect();

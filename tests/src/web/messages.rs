@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 /// Headers in their order.
 pub type Fields = Vec<(String, String)>;
 
+fn value<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
+    fields.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
+}
+
 /// How `pod-tool web` serves.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Serving {
@@ -126,7 +130,7 @@ impl Told {
     /// The value of a header.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
+        value(&self.headers, name)
     }
 
     /// What a server of `pod-tool web` saw of the request.
@@ -170,7 +174,7 @@ impl Seen {
     /// The value of a header.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
+        value(&self.headers, name)
     }
 }
 
@@ -182,7 +186,7 @@ pub struct Call {
     /// Its `:authority`.
     pub authority: String,
     /// `Unary`, `Many` (each message a number of answers), `Talk` (an answer for each message), `Fail` (the status that the first
-    /// message names) or `Slow` (after so many milliseconds).
+    /// message names), `Slow` (after so many milliseconds) or `Tell` (a [`Seen`] of this call).
     pub method: String,
     /// What is sent.
     pub messages: Vec<String>,
@@ -193,7 +197,7 @@ pub struct Call {
 }
 
 /// How a call ended.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Called {
     /// `grpc-status`.
     pub code: i32,
@@ -201,6 +205,44 @@ pub struct Called {
     pub message: String,
     /// What was received.
     pub messages: Vec<String>,
+    /// Headers of the response.
+    pub headers: Fields,
+    /// Its trailers, without the status; none if the status was the whole response.
+    pub trailers: Fields,
+}
+
+impl Called {
+    /// What was received, or the status if it is not OK.
+    ///
+    /// # Errors
+    /// The status with its message.
+    pub fn said(&self) -> Result<Vec<&str>, (i32, &str)> {
+        match self.code {
+            0 => Ok(self.messages.iter().map(String::as_str).collect()),
+            code => Err((code, &self.message)),
+        }
+    }
+
+    /// The value of a header.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        value(&self.headers, name)
+    }
+
+    /// The value of a trailer.
+    #[must_use]
+    pub fn trailer(&self, name: &str) -> Option<&str> {
+        value(&self.trailers, name)
+    }
+
+    /// What the server saw of a call of `Tell`.
+    ///
+    /// # Errors
+    /// When it was another call, or failed.
+    pub fn seen(&self) -> anyhow::Result<Seen> {
+        let text = self.messages.first().map(String::as_str).unwrap_or_default();
+        serde_json::from_str(text).map_err(|error| anyhow::anyhow!("{error}: {self:?}"))
+    }
 }
 
 /// A conversation over a WebSocket.

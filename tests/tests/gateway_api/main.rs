@@ -1,6 +1,8 @@
 //! Routes of the Gateway API that are attached to services, end to end: manifests, the real agent, real servers on two nodes.
 
+mod cors;
 mod grpc;
+mod retries;
 mod scene;
 mod streams;
 

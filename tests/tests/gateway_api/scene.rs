@@ -71,8 +71,18 @@ pub(crate) fn call(
     message: &str,
     headers: &[(&str, &str)],
 ) -> Result<Called, Failure> {
+    call_with(scene, method, vec![message.to_owned()], headers)
+}
+
+/// The same with any number of messages.
+pub(crate) fn call_with(
+    scene: &WebScene,
+    method: &str,
+    messages: Vec<String>,
+    headers: &[(&str, &str)],
+) -> Result<Called, Failure> {
     let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let (authority, method, messages) = ("web:90".to_owned(), method.to_owned(), vec![message.to_owned()]);
+    let (authority, method) = ("web:90".to_owned(), method.to_owned());
     web::call(
         &scene.client,
         &Call { to: scene.at(90), authority, method, messages, headers, deadline_ms: None },

@@ -1,23 +1,30 @@
 //! gRPC by tonic, both ends: messages are plain text, so nothing has to be generated.
+//!
+//! Every response of `echo.Echo` says who answers in the header `x-server`, and how many calls of the method there have been in the
+//! trailer `x-calls`.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _};
 use http::uri::PathAndQuery;
-use http::{Request, Response};
-use mesh_tests::web::messages::{Call, Called};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body_util::BodyExt as _;
+use mesh_tests::web::messages::{Call, Called, Fields, Seen};
 use tokio::net::TcpListener;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::tokio_stream::{self, Stream, StreamExt as _};
 use tonic::codegen::{BoxFuture, Service};
-use tonic::metadata::{MetadataKey, MetadataValue};
+use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::server::{NamedService, ServerStreamingService, StreamingService, UnaryService};
 use tonic::transport::{Endpoint, Server, server::TcpIncoming};
 use tonic::{Code, Status, Streaming};
 
 use super::AnyError;
+use super::server::fields;
 
 /// Text as messages.
 #[derive(Clone, Copy, Default)]
@@ -63,6 +70,8 @@ impl Codec for Text {
 #[derive(Clone)]
 struct Echo {
     name: String,
+    /// Calls so far, by path.
+    so_far: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 impl NamedService for Echo {
@@ -84,19 +93,51 @@ impl Service<Request<tonic::body::Body>> for Echo {
         let echo = self.clone();
         Box::pin(async move {
             let mut grpc = tonic::server::Grpc::new(Text);
+            let seen = echo.see(&request);
+            let calls = seen.so_far.get(&seen.path).copied().unwrap_or_default();
             let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-            Ok(match method.as_str() {
+            let mut response = match method.as_str() {
                 "Many" => grpc.server_streaming(echo, request).await,
                 "Talk" => grpc.streaming(echo, request).await,
-                _ => grpc.unary(One { echo, method }, request).await,
-            })
+                _ => grpc.unary(One { seen: seen.clone(), method }, request).await,
+            };
+            if let Ok(name) = HeaderValue::try_from(seen.server) {
+                response.headers_mut().insert("x-server", name);
+            }
+            if response.headers().contains_key(Status::GRPC_STATUS) {
+                // A status without a response has no trailers: these headers are them.
+                response.headers_mut().insert("x-calls", calls.into());
+                return Ok(response);
+            }
+            let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-calls"), calls.into())]);
+            Ok(response
+                .map(|body| tonic::body::Body::new(body.with_trailers(async move { Some(Ok(trailers)) }))))
         })
+    }
+}
+
+impl Echo {
+    /// Counts a call, and says what came.
+    fn see(&self, request: &Request<tonic::body::Body>) -> Seen {
+        let path = request.uri().path().to_owned();
+        let mut so_far = self.so_far.lock().unwrap_or_else(PoisonError::into_inner);
+        *so_far.entry(path.clone()).or_default() += 1;
+        Seen {
+            server: self.name.clone(),
+            method: request.method().to_string(),
+            path,
+            host: request.uri().authority().map(ToString::to_string).unwrap_or_default(),
+            version: format!("{:?}", request.version()),
+            headers: fields(request.headers()),
+            so_far: so_far.clone(),
+            ..Seen::default()
+        }
     }
 }
 
 /// The methods with one message each way.
 struct One {
-    echo: Echo,
+    seen: Seen,
     method: String,
 }
 
@@ -105,12 +146,18 @@ impl UnaryService<String> for One {
     type Future = BoxFuture<tonic::Response<String>, Status>;
 
     fn call(&mut self, request: tonic::Request<String>) -> Self::Future {
-        let (name, method) = (self.echo.name.clone(), self.method.clone());
+        let (seen, method) = (self.seen.clone(), self.method.clone());
         Box::pin(async move {
+            let name = &seen.server;
             let message = request.into_inner();
             let number: u64 = message.parse().unwrap_or_default();
             match method.as_str() {
                 "Unary" => Ok(tonic::Response::new(format!("{name}: {message}"))),
+                "Tell" => {
+                    let told =
+                        serde_json::to_string(&seen).map_err(|error| Status::internal(error.to_string()))?;
+                    Ok(tonic::Response::new(told))
+                }
                 "Fail" => Err(Status::new(Code::from(i32::try_from(number).unwrap_or(2)), "as asked")),
                 "Slow" => {
                     tokio::time::sleep(Duration::from_millis(number)).await;
@@ -182,7 +229,7 @@ impl UnaryService<String> for Health {
 
 pub(super) async fn serve(listener: TcpListener, name: String) {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let server = Server::builder().add_service(Echo { name }).add_service(Health);
+    let server = Server::builder().add_service(Echo { name, so_far: Arc::default() }).add_service(Health);
     if let Err(error) = server.serve_with_incoming(incoming).await {
         eprintln!("grpc: {error}");
     }
@@ -195,29 +242,32 @@ pub(super) async fn call(call: Call) -> Result<Called, AnyError> {
     let mut grpc = tonic::client::Grpc::new(endpoint);
     grpc.ready().await?;
     let path: PathAndQuery = format!("/echo.Echo/{}", call.method).parse()?;
-    let mut messages = Vec::new();
-    let outcome = match call.method.as_str() {
-        "Many" => {
-            let first = call.messages.first().cloned().unwrap_or_default();
-            let answers = grpc.server_streaming(with_metadata(first, &call)?, path, Text).await;
-            gather(answers, &mut messages).await
+    let mut said = call.messages.clone();
+    if !matches!(call.method.as_str(), "Talk") {
+        said.truncate(1);
+    }
+    // A method with one message is the same on the wire; this shape tells headers from trailers.
+    let said = with_metadata(tokio_stream::iter(said), &call)?;
+    let mut called = Called::default();
+    let outcome = match grpc.streaming(said, path, Text).await {
+        Ok(answers) => {
+            called.headers = metadata(answers.metadata());
+            gather(answers.into_inner(), &mut called).await
         }
-        "Talk" => {
-            let said = with_metadata(tokio_stream::iter(call.messages.clone()), &call)?;
-            let answers = grpc.streaming(said, path, Text).await;
-            gather(answers, &mut messages).await
-        }
-        _ => {
-            let first = call.messages.first().cloned().unwrap_or_default();
-            let answer = grpc.unary(with_metadata(first, &call)?, path, Text).await;
-            answer.map(|answer| messages.push(answer.into_inner()))
+        // The status was the whole response.
+        Err(status) => {
+            called.headers = metadata(status.metadata());
+            Err(status)
         }
     };
-    let (code, message) = match outcome {
-        Ok(()) => (0, String::new()),
-        Err(status) => (status.code() as i32, status.message().to_owned()),
-    };
-    Ok(Called { code, message, messages })
+    if let Err(status) = outcome {
+        (called.code, called.message) = (status.code() as i32, status.message().to_owned());
+    }
+    Ok(called)
+}
+
+fn metadata(metadata: &MetadataMap) -> Fields {
+    fields(metadata.as_ref())
 }
 
 fn with_metadata<T>(message: T, call: &Call) -> Result<tonic::Request<T>, AnyError> {
@@ -235,13 +285,17 @@ fn with_metadata<T>(message: T, call: &Call) -> Result<tonic::Request<T>, AnyErr
     Ok(request)
 }
 
-async fn gather(
-    answers: Result<tonic::Response<Streaming<String>>, Status>,
-    into: &mut Vec<String>,
-) -> Result<(), Status> {
-    let mut answers = answers?.into_inner();
-    while let Some(message) = answers.message().await? {
-        into.push(message);
+async fn gather(mut answers: Streaming<String>, called: &mut Called) -> Result<(), Status> {
+    loop {
+        match answers.message().await {
+            Ok(Some(message)) => called.messages.push(message),
+            Ok(None) => break,
+            Err(status) => {
+                called.trailers = metadata(status.metadata());
+                return Err(status);
+            }
+        }
     }
+    called.trailers = answers.trailers().await?.as_ref().map(metadata).unwrap_or_default();
     Ok(())
 }

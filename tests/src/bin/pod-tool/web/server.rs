@@ -1,6 +1,6 @@
 //! A server of HTTP/1.1 and HTTP/2 that says what it saw. The query of a request says how it answers: `status=N`, `delay=MS`,
-//! `bytes=N` (a body of that length), `chunks=N` (the same without saying the length), `trailers=1`, `cut=1` (half of the body, then
-//! nothing), `ignore=1` (the body is not read), `close=1`.
+//! `times=N` (those two for the first so many requests of the path alone), `bytes=N` (a body of that length), `chunks=N` (the same
+//! without saying the length), `trailers=1`, `cut=1` (half of the body, then nothing), `ignore=1` (the body is not read), `close=1`.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -147,12 +147,16 @@ async fn respond(
     if asked("ignore").is_none() {
         (seen.bytes, seen.trailers) = read(body).await;
     }
-    {
+    let so_far_here = {
         let mut so_far = shared.so_far.lock().unwrap_or_else(PoisonError::into_inner);
-        *so_far.entry(parts.uri.path().to_owned()).or_default() += 1;
+        let here = so_far.entry(parts.uri.path().to_owned()).or_default();
+        *here += 1;
+        let here = *here;
         seen.so_far.clone_from(&so_far);
-    }
-    if let Some(delay) = number("delay") {
+        here
+    };
+    let is_over = number("times").is_some_and(|times| so_far_here > times);
+    if let Some(delay) = number("delay").filter(|_| !is_over) {
         tokio::time::sleep(Duration::from_millis(delay)).await;
     }
     let text = serde_json::to_vec(&seen).unwrap_or_default();
@@ -173,7 +177,7 @@ async fn respond(
         trailers,
     };
     let mut response = Response::new(answer);
-    let status = if shared.serving.failing { Some(503) } else { number("status") };
+    let status = if shared.serving.failing { Some(503) } else { number("status").filter(|_| !is_over) };
     if let Some(status) = status.and_then(|status| u16::try_from(status).ok()) {
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     }
