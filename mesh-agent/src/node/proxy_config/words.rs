@@ -189,6 +189,7 @@ pub(in super::super) fn retry_on(on: &RetryOn) -> Vec<String> {
         (on.server_error, "5xx"),
         (on.gateway_error, "gateway-error"),
         (on.retriable_4xx, "retriable-4xx"),
+        (on.headers_of_request, "retriable-headers"),
     ];
     let mut all: Vec<String> =
         named.into_iter().filter(|(is_set, _)| *is_set).map(|(_, name)| name.to_owned()).collect();
