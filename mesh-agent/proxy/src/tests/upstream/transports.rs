@@ -80,7 +80,8 @@ fn a_connection_of_http2_that_answers_no_ping_is_given_up_if_the_rule_asks_for_p
             policy.pool.http2_keepalive = Some(Http2Keepalive { interval: each, timeout: each });
         };
         let to = destination(&world, asking);
-        let answer = soon(send(&world, get("/"), plan(&world, open.live(), to))).await;
+        let asked = Box::pin(send(&world, get("/"), plan(&world, open.live(), to)));
+        let answer = soon(asked).await;
         let failed = failure(&answer);
         assert_eq!((failed.status, failed.flag), (503, Flag::UpstreamClosed));
         soon(async {
