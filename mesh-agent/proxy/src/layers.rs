@@ -12,14 +12,18 @@ mod proxy_protocol;
 pub(crate) mod tls;
 
 use std::{
-    error::Error, future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration,
+    borrow::Cow, error::Error, future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll,
+    time::Duration,
 };
 
 use mesh_core::{
     identity::Identity,
     policy,
-    route::cluster::{ClientTls, ClientTlsMode, ConnectTunnel, ProxyProtocol, TrafficPolicy},
-    snapshot::{Snapshot, Workload},
+    route::{
+        cluster::{ClientTls, ClientTlsMode, ConnectTunnel, ProxyProtocol, TrafficPolicy},
+        matching::StringMatch,
+    },
+    snapshot::{Mesh, Service, Snapshot, Traits, Workload},
 };
 use mesh_identity::PeerError;
 use tokio::{
@@ -50,8 +54,18 @@ pub(crate) struct Layers<'a> {
     pub(crate) client: SocketAddr,
     /// What that dialled.
     pub(crate) dialled: Option<SocketAddr>,
-    /// Who the endpoint is, if the mesh has proved it by itself.
+    /// The endpoint.
+    server: Server<'a>,
+}
+
+/// Who an endpoint is, as far as the mesh proves it by itself, and who resources say it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Server<'a> {
+    /// At the other end of a tunnel, or on this node.
     proved: Option<&'a Workload>,
+    service: Option<&'a Service>,
+    /// Its service account, in the namespace of the service.
+    account: Option<&'a str>,
 }
 
 /// What tells connections apart that lie over different layers.
@@ -124,18 +138,18 @@ impl<'a> Layers<'a> {
         host: &'a str,
         inside: Inside,
         live: &Live,
-        proved: Option<&'a Workload>,
+        server: Server<'a>,
     ) -> Option<Self> {
-        let wanted = policy.tls.as_ref().is_some_and(|tls| is_wanted(tls, proved))
+        let wanted = policy.tls.as_ref().is_some_and(|tls| is_wanted(tls, server.proved))
             || policy.tunnel.is_some()
             || policy.proxy_protocol.is_some();
         let (client, dialled) = (live.client, live.original_dst());
-        wanted.then_some(Self { policy, host, inside, client, dialled, proved })
+        wanted.then_some(Self { policy, host, inside, client, dialled, server })
     }
 
     /// What is wanted of TLS.
     fn tls(&self) -> Option<&'a ClientTls> {
-        self.policy.tls.as_ref().filter(|tls| is_wanted(tls, self.proved))
+        self.policy.tls.as_ref().filter(|tls| is_wanted(tls, self.server.proved))
     }
 
     /// What is spoken inside of TLS: to an HTTP proxy nothing that its answer could be about.
@@ -146,7 +160,7 @@ impl<'a> Layers<'a> {
     /// What a connection over them is told apart by.
     pub(crate) fn key(&self, worker: &Worker, live: &Live) -> LayersKey {
         let tls = self.tls().map(|tls| {
-            let ready = ready(worker, live, tls, self.inside_tls());
+            let ready = ready(worker, live, tls, self);
             (ready.map_or(0, |ready| ready.id), tls.sni.as_deref().unwrap_or(self.host).to_owned())
         });
         LayersKey {
@@ -157,27 +171,50 @@ impl<'a> Layers<'a> {
     }
 }
 
-/// Who an endpoint is, where the mesh proves it by itself: at the other end of a tunnel, and on this node.
-pub(crate) fn proved<'a>(
-    worker: &Worker,
-    workload: Option<&'a Arc<Workload>>,
-    port: u16,
-) -> Option<&'a Workload> {
-    let is_near = |workload: &Workload| workload.meshed && *workload.node == *worker.settings().node;
-    let is_proved = |workload: &Workload| {
-        policy::transport(workload, port) == policy::Transport::Hbone || is_near(workload)
-    };
-    workload.map(|workload| &**workload).filter(|workload| is_proved(workload))
+impl<'a> Server<'a> {
+    /// An endpoint at `port`, which is a workload's perhaps.
+    pub(crate) fn of(
+        worker: &Worker,
+        service: Option<&'a Arc<Service>>,
+        workload: Option<&'a Arc<Workload>>,
+        traits: Option<&'a Arc<Traits>>,
+        port: u16,
+    ) -> Self {
+        let is_near = |workload: &Workload| workload.meshed && *workload.node == *worker.settings().node;
+        let is_proved = |workload: &Workload| {
+            policy::transport(workload, port) == policy::Transport::Hbone || is_near(workload)
+        };
+        Self {
+            proved: workload.map(|workload| &**workload).filter(|workload| is_proved(workload)),
+            service: service.map(|service| &**service),
+            account: traits.and_then(|traits| traits.account.as_deref()),
+        }
+    }
+
+    /// The names of which `ISTIO_MUTUAL` wants one, where it is TLS that proves who the endpoint is: the policy's, else those that
+    /// resources say of the service and the endpoint (S47). None: whoever the mesh has given a certificate will do.
+    fn names<'t>(&self, tls: &'t ClientTls, mesh: &Mesh) -> Cow<'t, [StringMatch]> {
+        let Some(service) = self.service.filter(|_| tls.subject_alt_names.is_empty()) else {
+            return Cow::Borrowed(&tls.subject_alt_names);
+        };
+        let of_account = self.account.into_iter().flat_map(|account| {
+            let of = move |domain| Identity::new(domain, Arc::clone(&service.name.namespace), account);
+            mesh.trust_domains().map(move |domain| of(domain).to_string().into())
+        });
+        let said = service.subject_alt_names.iter().cloned().chain(of_account);
+        said.map(StringMatch::Exact).collect()
+    }
 }
 
 /// Settings for handshakes, by the mesh's own certificate of a connection's pod, or with the Secret that a policy may name for pods of this
 /// node.
-fn ready(worker: &Worker, live: &Live, tls: &ClientTls, inside: Inside) -> Result<Ready, SetupError> {
-    let snapshot = worker.snapshot();
+fn ready(worker: &Worker, live: &Live, tls: &ClientTls, layers: &Layers<'_>) -> Result<Ready, SetupError> {
+    let (snapshot, inside) = (worker.snapshot(), layers.inside_tls());
     if tls.mode == ClientTlsMode::IstioMutual {
         let unknown = || SetupError::NoOwnCertificate("the pod is not in the snapshot".to_owned());
         let own = own_identity(&snapshot, live).ok_or_else(unknown)?;
-        let config = worker.shared().certificates.client_of_workload(&own, &tls.subject_alt_names);
+        let names = layers.server.names(tls, snapshot.mesh());
+        let config = worker.shared().certificates.client_of_workload(&own, &names);
         let config = config.map_err(|error| SetupError::NoOwnCertificate(error.to_string()))?;
         // Counted ones are far below any address; one that is used again is of the same pod and policy.
         return Ok(Ready { id: Arc::as_ptr(&config) as u64, config: inside.asked_by(&config) });
@@ -233,7 +270,7 @@ async fn lay_over(
         raw.write_all(&header).await.map_err(LayerError::Io)?;
         raw.flush().await.map_err(LayerError::Io)?;
     }
-    let base = match (layers.tls(), layers.proved) {
+    let base = match (layers.tls(), layers.server.proved) {
         (None, _) => Base::Raw(raw),
         (Some(tls), Some(proved)) if tls.mode == ClientTlsMode::IstioMutual => {
             is_named(tls, proved)?;
@@ -243,7 +280,7 @@ async fn lay_over(
             if tls.mode == ClientTlsMode::IstioMutual {
                 own_certificate(worker, live, deadline).await;
             }
-            let ready = ready(worker, live, tls, layers.inside_tls())?;
+            let ready = ready(worker, live, tls, layers)?;
             let name = server_name(tls, layers.host)?;
             let connector = TlsConnector::from(ready.config);
             let tls = Box::pin(connector.connect(name, raw)).await.map_err(LayerError::of_handshake)?;

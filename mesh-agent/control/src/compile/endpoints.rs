@@ -151,13 +151,14 @@ impl<'a> Sources<'a> {
                 TargetPort::Number(number) => named(&port.name).unwrap_or(*number),
                 TargetPort::Named(name) => named(&port.name).or_else(|| named(name)).unwrap_or(port.port),
             };
+            let workload = self.pod_at(addr);
             Some(Endpoint {
                 addr,
                 port: number,
-                workload: self.pod_at(addr),
+                workload,
                 ready: entry.healthy != Some(false),
                 hostname: None,
-                traits: super::entries::traits(&entry.endpoint),
+                traits: super::entries::traits(&entry.endpoint, workload),
             })
         };
         self.workload_entries(&declared.selector).into_iter().filter_map(of).collect()

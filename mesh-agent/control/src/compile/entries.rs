@@ -14,7 +14,7 @@ use std::{
 };
 
 use mesh_core::{
-    id::{ServiceId, hash},
+    id::{ServiceId, WorkloadId, hash},
     snapshot::{
         self, DnsEndpoint, DnsResolution, Endpoint, Mesh, Name, Protocol, Resolution, ServicePort, Traits,
     },
@@ -250,12 +250,13 @@ fn service(
     let mut add =
         |ports: &mut Vec<ServicePort>, endpoint: &WorkloadEndpoint, ready: bool| match &endpoint.address {
             EndpointAddress::Ip(addr) => {
-                let traits = traits(endpoint);
+                let workload = sources.pod_at(*addr);
+                let traits = traits(endpoint, workload);
                 for (port, declared) in ports.iter_mut().zip(&entry.ports) {
                     port.endpoints.push(Endpoint {
                         addr: *addr,
                         port: target(endpoint, declared),
-                        workload: sources.pod_at(*addr),
+                        workload,
                         ready,
                         hostname: None,
                         traits: traits.clone(),
@@ -265,7 +266,7 @@ fn service(
             EndpointAddress::Name(host) if is_dns(entry.resolution) && ready => names.push(DnsEndpoint {
                 host: Arc::clone(host),
                 ports: entry.ports.iter().map(|port| target(endpoint, port)).collect(),
-                traits: traits(endpoint),
+                traits: traits(endpoint, None),
             }),
             EndpointAddress::Name(_) | EndpointAddress::Unix(_) | EndpointAddress::Gateway => {}
         };
@@ -325,14 +326,15 @@ fn target(endpoint: &WorkloadEndpoint, port: &ServiceEntryPort) -> u16 {
     endpoint.ports.get(&port.name).copied().or(port.target).unwrap_or(port.number)
 }
 
-/// What an endpoint says of itself, if it says anything.
-pub(super) fn traits(endpoint: &WorkloadEndpoint) -> Option<Arc<Traits>> {
+/// What an endpoint says of itself, if it says anything. Who a pod is, is for the pod to say.
+pub(super) fn traits(endpoint: &WorkloadEndpoint, pod: Option<WorkloadId>) -> Option<Arc<Traits>> {
     let traits = Traits {
         labels: endpoint.labels.clone(),
         locality: endpoint.locality.clone(),
         // 1 is what everybody has.
         weight: if endpoint.weight == 1 { 0 } else { endpoint.weight },
         network: endpoint.network.clone(),
+        account: endpoint.service_account.clone().filter(|_| pod.is_none()),
     };
     (traits != Traits::default()).then(|| Arc::new(traits))
 }

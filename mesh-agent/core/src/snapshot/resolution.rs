@@ -50,4 +50,7 @@ pub struct Traits {
     pub weight: u32,
     /// Network, if not the mesh's own.
     pub network: Option<Arc<str>>,
+    /// Service account that it proves, in the namespace of its service, if it is no pod.
+    #[serde(default)]
+    pub account: Option<Arc<str>>,
 }

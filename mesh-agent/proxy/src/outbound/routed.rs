@@ -18,7 +18,7 @@ use crate::{
         endpoints::{Load, Unchosen, Wish},
         limits::{Kind, Taken},
     },
-    layers::{Layers, lay, proved, tls::Inside},
+    layers::{Layers, Server, lay, tls::Inside},
     stream::Stream,
     streams::hash_of,
     target::{Choice, Target},
@@ -116,9 +116,10 @@ pub(super) async fn connect<'a>(
         let choice = Choice { addr: member.addr, workload: member.workload.as_ref() };
         let service = destination.service();
         let deadline = Instant::now() + attempt.limit;
-        let proved = proved(worker, member.workload.as_ref(), member.addr.port());
+        let (workload, traits) = (member.workload.as_ref(), member.traits.as_ref());
+        let server = Server::of(worker, service, workload, traits, member.addr.port());
         let layers =
-            policy.and_then(|cluster| Layers::of(&cluster.policy, &host, Inside::Bytes, live, proved));
+            policy.and_then(|cluster| Layers::of(&cluster.policy, &host, Inside::Bytes, live, server));
         let bytes = if layers.is_some() { Bytes::Wrapped } else { Bytes::Relayed(accepted) };
         let opened = open_transport(worker, live, snapshot, service, choice, attempt, bytes).await;
         match opened {

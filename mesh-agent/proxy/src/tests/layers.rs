@@ -22,7 +22,7 @@ use mesh_core::{
         cluster::{ClientTls, ClientTlsMode, Cluster, ClusterKey, TrafficPolicy},
         scope::Scoped,
     },
-    snapshot::{Name, Parts, Snapshot, Workload},
+    snapshot::{Mesh, Name, Parts, Service, Snapshot, Traits, Workload},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair,
@@ -246,12 +246,23 @@ fn publish_with(
 ) {
     let mut web = service("web", VIP.parse().unwrap(), vec![endpoint(at, pod.map(|pod| pod.id))]);
     web.ports[0].name = port_name.into();
+    publish_in(world, Mesh::default(), web, pod, shape);
+}
+
+fn publish_in(
+    world: &World,
+    mesh: Mesh,
+    web: Service,
+    pod: Option<&Workload>,
+    shape: impl FnOnce(&mut TrafficPolicy),
+) {
     let clusters = BTreeMap::from([(cluster_key(), Scoped::everywhere(cluster(shape)))]);
     let client = workload("client", "a", "127.0.0.1".parse().unwrap());
     let parts = Parts {
         workloads: [client].into_iter().chain(pod.cloned()).map(Arc::new).collect(),
         services: vec![Arc::new(web)],
         routes: Arc::new(Routes { clusters, ..Routes::default() }),
+        mesh: Arc::new(mesh),
         ..Parts::default()
     };
     let version = world.snapshots.borrow().version() + 1;

@@ -336,6 +336,9 @@ pub struct Traits {
     /// Network, if not the mesh's own.
     #[prost(string, optional, tag = "4")]
     pub network: ::core::option::Option<::prost::alloc::string::String>,
+    /// Service account that it proves, in the namespace of its service.
+    #[prost(string, optional, tag = "5")]
+    pub account: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// The namespaces that see something.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

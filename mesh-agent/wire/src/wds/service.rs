@@ -161,6 +161,7 @@ pub(super) fn traits_value(traits: &Traits) -> nodemesh::Traits {
         locality: traits.locality.as_deref().map(str::to_owned),
         weight: traits.weight,
         network: traits.network.as_deref().map(str::to_owned),
+        account: traits.account.as_deref().map(str::to_owned),
     }
 }
 
@@ -176,6 +177,7 @@ pub(super) fn traits(message: Option<&nodemesh::Traits>) -> Result<Option<Arc<Tr
         locality: message.locality.as_deref().map(value::text).transpose()?,
         weight: message.weight,
         network: message.network.as_deref().map(value::text).transpose()?,
+        account: message.account.as_deref().map(value::text).transpose()?,
     })))
 }
 

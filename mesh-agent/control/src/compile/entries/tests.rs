@@ -340,6 +340,49 @@ fn a_change_of_one_entry_leaves_the_services_of_others_as_they_are() {
 }
 
 #[test]
+fn s55_an_endpoint_that_is_no_pod_has_the_account_that_its_entry_says() {
+    let compiled = compile(&[
+        entry(
+            "shop/vms",
+            &format!(
+                "hosts: [vms.x.com], resolution: STATIC, workloadSelector: {{labels: {{app: vm}}}}, {WEB}"
+            ),
+        ),
+        entry(
+            "shop/ext",
+            &format!(
+                "hosts: [ext.x.com], resolution: STATIC, {WEB}, endpoints: [{{address: 192.0.2.1, serviceAccount: one}}, {{address: 192.0.2.2}}, {{address: 10.0.0.1, serviceAccount: pods}}]"
+            ),
+        ),
+        entry(
+            "shop/dns",
+            &format!(
+                "hosts: [dns.x.com], resolution: DNS, {WEB}, endpoints: [{{address: a.x.com, serviceAccount: named}}]"
+            ),
+        ),
+        workload("shop/vm-1", "address: 192.0.2.9, labels: {app: vm}, serviceAccount: vm"),
+        pod("shop/pod-1", "app: pod", "10.0.0.1"),
+        resource(
+            "v1",
+            "Service",
+            "shop/mixed",
+            "",
+            "clusterIP: 10.96.0.1, selector: {app: vm}, ports: [{port: 80}]",
+        ),
+    ]);
+    let account = |traits: &Option<Arc<Traits>>| traits.as_ref()?.account.as_deref().map(str::to_owned);
+    let of = |host: &str| -> Vec<Option<String>> {
+        let service = service(&compiled.snapshot, "shop", host);
+        service.ports[0].endpoints.iter().map(|endpoint| account(&endpoint.traits)).collect()
+    };
+    let said = |name: &str| Some(name.to_owned());
+    assert_eq!(of("ext.x.com"), [None, said("one"), None], "who a pod is, the pod says");
+    assert_eq!((of("vms.x.com"), of("mixed")), (vec![said("vm")], vec![said("vm")]));
+    let Resolution::Dns(dns) = &service(&compiled.snapshot, "shop", "dns.x.com").resolution else { panic!() };
+    assert_eq!(account(&dns.names[0].traits), said("named"));
+}
+
+#[test]
 fn rules_and_destinations_mean_a_declared_host() {
     let compiled = compile(&[
         entry(

@@ -211,6 +211,7 @@ impl Site {
             service: need.service.cloned(),
             addr: need.member.addr,
             workload: need.member.workload.clone(),
+            traits: need.member.traits.clone(),
             cluster: need.policy.cloned(),
             version: need.version,
             host: need.host.cloned(),
@@ -304,8 +305,9 @@ impl Site {
         };
         let policy = need.policy.map(|cluster| &cluster.policy);
         let layers = policy.and_then(|policy| {
-            let proved = layers::proved(worker, member.workload.as_ref(), member.addr.port());
-            connect::layers_of(policy, need.host.map(|host| &**host), need.version, need.live, proved)
+            let (workload, traits) = (member.workload.as_ref(), member.traits.as_ref());
+            let server = layers::Server::of(worker, need.service, workload, traits, member.addr.port());
+            connect::layers_of(policy, need.host.map(|host| &**host), need.version, need.live, server)
         });
         let key = PoolKey {
             addr: member.addr,

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use mesh_core::{
     route::cluster::{Cluster, ConnectionPool, TrafficPolicy},
-    snapshot::{Service, Snapshot, Workload},
+    snapshot::{Service, Snapshot, Traits, Workload},
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -20,7 +20,7 @@ use crate::{
     connections::Live,
     hbone::tunnel::Early,
     inbound::dial_app,
-    layers::{LayerError, Layers, lay, proved, tls::Inside},
+    layers::{LayerError, Layers, Server, lay, tls::Inside},
     outbound::{Attempt, Bytes, Transport, open_transport},
     server::request_pool,
     target::Choice,
@@ -35,6 +35,8 @@ pub(super) struct Wanted {
     pub(super) service: Option<Arc<Service>>,
     pub(super) addr: SocketAddr,
     pub(super) workload: Option<Arc<Workload>>,
+    /// What a resource says of the endpoint.
+    pub(super) traits: Option<Arc<Traits>>,
     pub(super) cluster: Option<Arc<Cluster>>,
     pub(super) version: Version,
     /// The host that the request is for, where TLS may need a name.
@@ -46,8 +48,9 @@ pub(super) struct Wanted {
 impl Wanted {
     /// What the policy puts between.
     fn layers<'a>(&'a self, worker: &Worker, policy: &'a TrafficPolicy) -> Option<Layers<'a>> {
-        let proved = proved(worker, self.workload.as_ref(), self.addr.port());
-        layers_of(policy, self.host.as_deref(), self.version, &self.client, proved)
+        let (workload, traits) = (self.workload.as_ref(), self.traits.as_ref());
+        let server = Server::of(worker, self.service.as_ref(), workload, traits, self.addr.port());
+        layers_of(policy, self.host.as_deref(), self.version, &self.client, server)
     }
 }
 
@@ -57,13 +60,13 @@ pub(super) fn layers_of<'a>(
     host: Option<&'a str>,
     version: Version,
     client: &Live,
-    proved: Option<&'a Workload>,
+    server: Server<'a>,
 ) -> Option<Layers<'a>> {
     let inside = match version {
         Version::Http1 => Inside::Http1,
         Version::Http2 => Inside::Http2,
     };
-    Layers::of(policy, host.unwrap_or_default(), inside, client, proved)
+    Layers::of(policy, host.unwrap_or_default(), inside, client, server)
 }
 
 /// Makes a connection and begins to speak HTTP on it.

@@ -270,6 +270,45 @@ fn istio_mutual_shows_the_pods_own_certificate_to_servers_outside_of_the_mesh_an
 }
 
 #[test]
+fn s47_istio_mutual_wants_the_account_that_an_entry_says_of_its_endpoint_unless_names_are_said() {
+    test(|world| async move {
+        let (addr, _) = of_the_mesh("vault").await;
+        let vault = "spiffe://cluster.local/ns/default/sa/vault";
+        let mut refused = 0;
+        // Of the rule, of the entry, of the endpoint, and the trust domain of a mesh that has been called `cluster.local`.
+        for (rule, entry, account, domain, carried) in [
+            (&[][..], &[][..], None, "cluster.local", true),
+            (&[], &[], Some("vault"), "cluster.local", true),
+            (&[], &[], Some("other"), "cluster.local", false),
+            (&[], &[], Some("vault"), "renamed", true),
+            (&[vault], &[], Some("other"), "cluster.local", true),
+            (&["other"], &[vault], Some("vault"), "cluster.local", false),
+            (&[], &[vault], Some("other"), "cluster.local", true),
+            (&[], &["other"], Some("vault"), "cluster.local", true),
+            (&[], &["other"], None, "cluster.local", false),
+        ] {
+            let mut web = service("web", VIP.parse().unwrap(), vec![endpoint(addr, None)]);
+            web.ports[0].name = "tcp".into();
+            web.subject_alt_names = entry.iter().map(|name: &&str| (*name).into()).collect();
+            let account: Option<Arc<str>> = account.map(Into::into);
+            web.ports[0].endpoints[0].traits = Some(Arc::new(Traits { account, ..Traits::default() }));
+            let mesh = Mesh {
+                trust_domain: domain.into(),
+                trust_domain_aliases: vec!["cluster.local".into()],
+                ..Mesh::default()
+            };
+            publish_in(&world, mesh, web, None, |policy| policy.tls = Some(istio_mutual(rule)));
+            let case = format!("{rule:?} {entry:?} {domain}");
+            assert_eq!(is_carried(&mut connect(&world).await).await, carried, "{case}");
+            refused += u64::from(!carried);
+            if refused > 0 {
+                world.ended_so_far(CloseReason::Tls(PeerError::WrongIdentity), refused).await;
+            }
+        }
+    });
+}
+
+#[test]
 fn istio_mutual_leaves_pods_of_the_mesh_to_the_mesh_unless_it_names_others() {
     test(|world| async move {
         let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();

@@ -227,8 +227,10 @@ fn endpoint() -> impl Strategy<Value = (Endpoint, Option<Name>)> {
 
 fn traits() -> impl Strategy<Value = Option<Arc<Traits>>> {
     let labels = prop::collection::btree_map(word(), word(), 0..2);
-    let traits = (labels, option::of(word()), 0u32..3, option::of(word())).prop_map(
-        |(labels, locality, weight, network)| Arc::new(Traits { labels, locality, weight, network }),
+    let traits = (labels, option::of(word()), 0u32..3, option::of(word()), option::of(word())).prop_map(
+        |(labels, locality, weight, network, account)| {
+            Arc::new(Traits { labels, locality, weight, network, account })
+        },
     );
     option::weighted(0.3, traits)
 }
