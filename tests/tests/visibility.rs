@@ -8,6 +8,10 @@ use mesh_tests::protocol::{DnsBy, Serve};
 use mesh_tests::runtime::Runtime;
 use mesh_tests::shop::{TARGET_PORT, security};
 use mesh_tests::tool::ServerOptions;
+use mesh_tests::web::{
+    self, HTTP_PORT, WebServer,
+    messages::{Ask, Told},
+};
 use mesh_tests::world::NAMESERVER4;
 use mesh_tests::{
     Agent, Controller, ControllerSeat, Failure, Place, Pod, Server, Shop, TestResult, eventually,
@@ -79,6 +83,86 @@ spec:
     assert_eq!(status(&client, http, "outside.example"), 200);
     settles(&web, lines, None)?;
     Ok(())
+}
+
+#[test]
+fn s68_what_nothing_describes_goes_through_the_egress_proxy_of_a_sidecar() -> TestResult {
+    require_agent!();
+    let shop = Shop::open(test_name!(), &["a", "b"])?;
+    let client = shop.pod("a", "client")?;
+    let gateway = shop.pod("b", "gateway")?;
+    let lines_port = TARGET_PORT + 1000;
+    let vip = shop.service_with("gateway", 80, |service| {
+        service.port("http", 80, HTTP_PORT).port("tcp", 90, lines_port)
+    })?;
+    let outsider = shop.world().outsider("outsider")?;
+    let (lines, http) = (outsider.at4(9000), outsider.at4(HTTP_PORT));
+    let _lines = outsider.tool()?.serve(lines, ServerOptions::named("outside"))?;
+    let _http = WebServer::start(&outsider, "outside")?;
+    let _gateway_lines = gateway.tool()?.serve(everywhere(lines_port), ServerOptions::named("gateway"))?;
+    let _gateway_http = WebServer::start(&gateway, "gateway")?;
+    let agents = shop.start_agents()?;
+    let host = "unknown.example";
+    let asked = || web::ask_once(&client, http, false, Ask::get(host, "/x"));
+    let direct = || -> TestResult {
+        settles(&client, lines, Some("outside"))?;
+        let seen = asked()?.seen()?;
+        assert_eq!((seen.server.as_str(), seen.host.as_str()), ("outside", host));
+        Ok(())
+    };
+    direct()?;
+
+    let sidecar = |selector: &str, proxy: &str| {
+        let text = format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: through, namespace: shop}}
+spec:
+{selector}
+  outboundTrafficPolicy: {{mode: ALLOW_ANY, egressProxy: {{{proxy}}}}}
+"
+        );
+        shop.world().manifests().apply_text("sidecar.yaml", &text)
+    };
+    let of_client = "  workloadSelector: {labels: {app: client}}";
+    sidecar(of_client, "host: gateway, port: {number: 90}")?;
+    settles(&client, lines, Some("gateway"))?;
+    settles(&gateway, lines, Some("outside"))?;
+    // By the mesh's own means, and what is known goes where it went.
+    let held = client.tool()?.connect(lines)?;
+    assert_eq!(held.who()?.server, "gateway");
+    let rows = || security(&agents[1], client.at4(0).ip(), &gateway);
+    eventually(SOON, rows, |rows| matches!(rows, Ok(rows) if *rows == ["mutual_tls"]))??;
+    drop(held);
+    settles(&client, gateway.at4(lines_port), Some("gateway"))?;
+    assert_eq!(web::ask_once(&client, vip.v4, false, Ask::get("gateway", "/"))?.seen()?.server, "gateway");
+    let explained = agents[0].meshctl(&["explain", "--from", "shop/client", "--to", &lines.to_string()])?;
+    let text = explained["addresses"][0]["undescribed"].as_str().unwrap_or_default().to_owned();
+    assert!(text.contains("sent to outbound|90||gateway.shop") && text.contains("shop/through"), "{text}");
+
+    // One for all pods of the namespace: the proxy's own traffic does not come back to it.
+    sidecar("", "host: gateway, port: {number: 80}")?;
+    let by_gateway = |answer: &Result<Told, Failure>| {
+        let seen = answer.as_ref().ok().and_then(|told| told.seen().ok());
+        seen.is_some_and(|seen| seen.server == "gateway")
+    };
+    let seen = eventually(SOON, asked, by_gateway)??.seen()?;
+    assert_eq!((seen.host.as_str(), seen.path.as_str()), (host, "/x"));
+    settles(&gateway, lines, Some("outside"))?;
+    assert_eq!(web::ask_once(&gateway, http, false, Ask::get(host, "/"))?.seen()?.server, "outside");
+
+    // One that is not there is no reason to go past it.
+    sidecar(of_client, "host: nobody")?;
+    eventually(SOON, || status(&client, http, host), |status| *status == 503)?;
+    settles(&client, lines, None)?;
+    let counted =
+        || agents[0].metric(&["mesh_proxy_connections_closed", "reason=\"no_cluster\""]).unwrap_or(0.0);
+    eventually(SOON, counted, |count| *count >= 1.0)?;
+
+    shop.world().manifests().delete_file("sidecar.yaml")?;
+    settles(&client, lines, Some("outside"))?;
+    direct()
 }
 
 #[test]

@@ -67,21 +67,28 @@ pub fn analyze(
     found
 }
 
-/// What VirtualServices and DestinationRules refer to and is not there, sorted: what a controller tells their users, beside what it
+/// What VirtualServices, DestinationRules and the egress proxies of Sidecars refer to and is not there, sorted: what a controller tells their users, beside what it
 /// finds when it compiles. Workloads are left out: that a Deployment has no pods for a moment is no news.
 pub(crate) fn references(index: &Index, settings: &MeshSettings) -> Vec<SourceError> {
-    let rules = [Kind::VirtualService, Kind::DestinationRule];
-    if rules.iter().all(|kind| index.each(*kind).next().is_none()) {
+    let rules = || {
+        let kinds = [Kind::VirtualService, Kind::DestinationRule, Kind::Sidecar];
+        kinds.into_iter().flat_map(|kind| index.each(kind)).filter(|(_, resource)| match resource {
+            Resource::Sidecar(sidecar) => sidecar.egress_proxy.is_some(),
+            _ => true,
+        })
+    };
+    if rules().next().is_none() {
         return Vec::new();
     }
     let world = World::without_workloads(index, settings);
     // Gateways are not read, and are for others to judge.
     let mut findings = Findings { world: &world, has_unread: &|_, _| true, found: Vec::new() };
-    for (origin, resource) in rules.iter().flat_map(|kind| index.each(*kind)) {
+    for (origin, resource) in rules() {
         let mut report = Report { key: resource.key(), origin, findings: &mut findings };
         match resource {
             Resource::VirtualService(service) => istio::virtual_service(service, &mut report),
             Resource::DestinationRule(rule) => istio::destination_rule(rule, &mut report),
+            Resource::Sidecar(sidecar) => istio::egress_proxy(sidecar, &mut report),
             _ => {}
         }
     }

@@ -14,7 +14,7 @@ use std::{
 use crate::{
     id::{WorkloadId, hash},
     policy,
-    route::{scope::OutboundPolicy, sight::sight_kind},
+    route::sight::sight_kind,
     snapshot::{Name, Snapshot, Workload},
 };
 
@@ -44,7 +44,7 @@ pub struct PodConfig {
     pub outbound_ports: BTreeMap<u16, PortRule>,
     /// Destinations that are left alone.
     pub excluded: Vec<ipnet::IpNet>,
-    /// Destinations that nothing describes are the agent's to decide on (REGISTRY_ONLY).
+    /// Destinations that nothing describes are the agent's to decide on (REGISTRY_ONLY, or an egress proxy).
     pub proxy_unknown: bool,
     /// The kind of its sight ([`sight_kind`]).
     pub sight: u32,
@@ -121,7 +121,7 @@ impl PodConfig {
             inbound_ports,
             outbound_ports,
             excluded: workload.settings.exclude_outbound_cidrs.clone(),
-            proxy_unknown: sight.outbound() == OutboundPolicy::RegistryOnly,
+            proxy_unknown: sight.holds_unknown(),
             sight: sight_kind(workload),
             probe_ports: workload.probe_ports.clone(),
             policy_hash,

@@ -13,12 +13,12 @@ use mesh_core::{
     route::{
         cluster::{Algorithm, ClusterKey, HashKey},
         evaluate::{StreamView, split},
-        http::Backend,
+        http::{Backend, WeightedBackend},
         protocol::AppProtocol,
         request::ClientView,
         scope::NO_LABELS,
         sight::Sight,
-        stream::StreamTable,
+        stream::{StreamRule, StreamTable},
     },
     snapshot::{Protocol, Snapshot, Workload},
 };
@@ -62,9 +62,9 @@ pub(crate) async fn route(
 ) -> Way {
     let snapshot = worker.snapshot();
     let routes = snapshot.routes();
-    let is_refused = || snapshot.sight(live.pod.workload, &live.pod.name.namespace).refuses(dialled);
+    let is_held = || snapshot.sight(live.pod.workload, &live.pod.name.namespace).holds(dialled);
     let is_quiet = routes.streams.is_empty() && routes.clusters.is_empty() && !snapshot.has_unlisted();
-    if is_quiet && !is_refused() {
+    if is_quiet && !is_held() {
         return Way::AsDialled;
     }
     let hello = match patience(worker, live, &snapshot, dialled) {
@@ -92,10 +92,10 @@ fn patience(worker: &Worker, live: &Live, snapshot: &Snapshot, dialled: SocketAd
         }
         // Of an address that is no service's, only the name that is asked for can say it.
         None => {
-            let is_refused =
-                || AppProtocol::of_number(dialled.port()) != AppProtocol::Tcp && sight.refuses(dialled);
+            let is_held =
+                || AppProtocol::of_number(dialled.port()) != AppProtocol::Tcp && sight.holds(dialled);
             let port = dialled.port();
-            (snapshot.has_stream_at(port) || sight.is_unlisted(port) || is_refused()).then_some(detection)
+            (snapshot.has_stream_at(port) || sight.is_unlisted(port) || is_held()).then_some(detection)
         }
     }
 }
@@ -132,19 +132,32 @@ fn decide(snapshot: &Snapshot, live: &Live, dialled: SocketAddr, hello: &Hello, 
     let table = table_of(snapshot, &sight, client, dialled, sni);
     let view = StreamView { tls, sni, dialled: dialled.ip() };
     let of = ClientView { namespace, labels: client.map_or(&NO_LABELS, |client| &client.labels) };
-    if let Some(rule) = table.as_ref().and_then(|table| table.route(&view, &of)) {
+    let name = || sni.map(str::to_owned);
+    let by_rule = |rule: &StreamRule| {
         let missing = |reason: &str| Way::Nowhere { reason: format!("{}: {reason}", rule.origin).into() };
-        return match split(&rule.backends, draw).map(|weighted| &weighted.backend) {
+        match split(&rule.backends, draw).map(|weighted| &weighted.backend) {
             None => missing("no destination"),
             Some(Backend::Broken { reason, .. }) => missing(reason),
             Some(Backend::Cluster(key)) => match Destination::of(snapshot, key, client, namespace) {
-                Some(destination) => Way::To { destination, name: sni.map(str::to_owned) },
+                Some(destination) => Way::To { destination, name: name() },
                 None => missing("no such service, port or subset"),
             },
-        };
+        }
+    };
+    if let Some(rule) = table.as_ref().and_then(|table| table.route(&view, &of)) {
+        return by_rule(rule);
     }
-    by_policy(snapshot, &sight, client, dialled, sni)
-        .map_or(Way::AsDialled, |destination| Way::To { destination, name: sni.map(str::to_owned) })
+    if let Some(destination) = by_policy(snapshot, &sight, client, dialled, sni) {
+        return Way::To { destination, name: name() };
+    }
+    through(&sight, dialled).map_or(Way::AsDialled, |rule| by_rule(&rule))
+}
+
+/// What holds for connections that nothing describes, where a proxy takes them (S68).
+pub(crate) fn through(sight: &Sight<'_>, dialled: SocketAddr) -> Option<StreamRule> {
+    let proxy = sight.egress_proxy_to(dialled)?;
+    let backends = vec![WeightedBackend::alone(proxy.backend.clone())];
+    Some(StreamRule { origin: Arc::clone(&proxy.origin), matches: Vec::new(), backends })
 }
 
 /// Where a connection goes that no rule is about: to the service as it is, if something is said about that. At an address of no
@@ -168,7 +181,7 @@ pub(crate) fn by_policy(
             // A service with addresses is met there, whatever name is asked for elsewhere, unless nothing else is allowed.
             let is_met_by_name =
                 sight.is_unlisted(dialled.port()) && service.frontend_addrs().next().is_none();
-            (is_met_by_name || sight.refuses(dialled)).then_some(key)?
+            (is_met_by_name || sight.holds(dialled)).then_some(key)?
         }
     };
     Destination::of(snapshot, &key, client, sight.namespace())

@@ -58,6 +58,9 @@ fn explain_address(out: &mut String, address: &AddressView) {
     for decision in &address.decisions {
         explain_decision(out, decision);
     }
+    if let Some(text) = &address.undescribed {
+        put(out, 1, text);
+    }
     if address.slots_left_off > 0 {
         put(out, 1, &format!("… and {} more backends", address.slots_left_off));
     }
@@ -246,6 +249,7 @@ mod tests {
                     }),
                 }],
                 slots_left_off: 0,
+                undescribed: None,
             }],
             request: None,
         }

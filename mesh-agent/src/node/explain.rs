@@ -185,7 +185,9 @@ fn explain_address<T: Tables>(
         }
     }
     let service = world.tables.service(&key).and_then(|service| names.service(service.service));
-    AddressView { dialled, service, decisions, slots_left_off: slots.saturating_sub(SLOTS_MAX) }
+    let undescribed = words::undescribed(world.snapshot, &world.snapshot.sight_of(question.from), dialled);
+    let slots_left_off = slots.saturating_sub(SLOTS_MAX);
+    AddressView { dialled, service, decisions, slots_left_off, undescribed }
 }
 
 fn hook_view<T: Tables>(

@@ -68,6 +68,9 @@ pub struct AddressView {
     pub decisions: Vec<HookView>,
     /// How many more slots there are than decisions shown.
     pub slots_left_off: u32,
+    /// What the agent does with it because nothing that the client sees describes it.
+    #[serde(default)]
+    pub undescribed: Option<String>,
 }
 
 /// One decision of the connect hook.

@@ -79,6 +79,11 @@ fn hint(world: &World<'_>, host: &str) -> String {
 }
 
 fn destination(destination: &Destination, field: &str, report: &mut Report<'_, '_>) {
+    destination_or(destination, field, "requests are answered with 503", report);
+}
+
+/// What is wrong with a destination, and what comes of it.
+fn destination_or(destination: &Destination, field: &str, outcome: &str, report: &mut Report<'_, '_>) {
     let world = report.world();
     let host = destination.host.full(&world.domain);
     if host.parse::<IpAddr>().is_ok() {
@@ -86,18 +91,15 @@ fn destination(destination: &Destination, field: &str, report: &mut Report<'_, '
     }
     let Some(known) = world.find(&host) else {
         let hint = hint(world, &host);
-        let message =
-            format!("is {host}, which no Service or ServiceEntry has{hint}; requests are answered with 503");
+        let message = format!("is {host}, which no Service or ServiceEntry has{hint}; {outcome}");
         report.error(&format!("{field}.host"), message);
         return;
     };
     if let Some(port) = destination.port
         && !known.has_port(port)
     {
-        let message = format!(
-            "is {port}, which is no port of {host}; its ports: {}; requests are answered with 503",
-            known.ports()
-        );
+        let message =
+            format!("is {port}, which is no port of {host}; its ports: {}; {outcome}", known.ports());
         report.error(&format!("{field}.port.number"), message);
     }
     let Some(subset) = &destination.subset else { return };
@@ -107,8 +109,7 @@ fn destination(destination: &Destination, field: &str, report: &mut Report<'_, '
         .iter()
         .any(|(_, rule)| covers(rule) && rule.subsets.iter().any(|known| known.name == *subset));
     if !has_subset {
-        let message =
-            format!("is {subset}, which no DestinationRule for {host} has; requests are answered with 503");
+        let message = format!("is {subset}, which no DestinationRule for {host} has; {outcome}");
         report.error(&format!("{field}.subset"), message);
     }
 }
@@ -244,6 +245,7 @@ pub(super) fn sidecar(sidecar: &Sidecar, report: &mut Report<'_, '_>) {
             report.error("spec.workloadSelector", message);
         }
     }
+    egress_proxy(sidecar, report);
     for listener in sidecar.egress.iter().flatten() {
         for host in &listener.hosts {
             if host.host.starts_with('*') {
@@ -255,6 +257,24 @@ pub(super) fn sidecar(sidecar: &Sidecar, report: &mut Report<'_, '_>) {
                 report.warning("spec.egress", message);
             }
         }
+    }
+}
+
+/// What a Sidecar's workloads reach unknown destinations through.
+pub(super) fn egress_proxy(sidecar: &Sidecar, report: &mut Report<'_, '_>) {
+    let Some(proxy) = &sidecar.egress_proxy else { return };
+    let field = "spec.outboundTrafficPolicy.egressProxy";
+    let outcome = "nothing is reached through it: connections are reset, requests answered with 503";
+    destination_or(proxy, field, outcome, report);
+    let world = report.world();
+    let host = proxy.host.full(&world.domain);
+    if proxy.port.is_none()
+        && let Some(known) = world.find(&host)
+        && !known.has_only_port()
+    {
+        let message =
+            format!("is missing, and {host} has not one port; its ports: {}; {outcome}", known.ports());
+        report.error(&format!("{field}.port"), message);
     }
 }
 

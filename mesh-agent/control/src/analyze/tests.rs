@@ -292,6 +292,28 @@ fn selectors_select_something() {
     );
     finds(&(entry + &selecting), &[]);
     finds(&selecting, &["W ServiceEntry s spec.workloadSelector.labels: is app=vm"]);
+    let through = |proxy: &str| {
+        let policy = format!("outboundTrafficPolicy: {{mode: ALLOW_ANY, egressProxy: {{{proxy}}}}}");
+        istio("Sidecar", "out", &policy)
+    };
+    finds(&through("host: web"), &[]);
+    let at = "E Sidecar out spec.outboundTrafficPolicy.egressProxy";
+    for (proxy, wanted) in [
+        (
+            "host: gone",
+            format!(
+                "{at}.host: is gone.shop.svc.cluster.local, which no Service or ServiceEntry has; nothing"
+            ),
+        ),
+        ("host: web, port: {number: 81}", format!("{at}.port.number: is 81, which is no port of web.shop")),
+        ("host: web, subset: v9", format!("{at}.subset: is v9, which no DestinationRule for web.shop")),
+    ] {
+        finds(&through(proxy), &[&wanted]);
+    }
+    let two = "{apiVersion: v1, kind: Service, metadata: {name: two, namespace: shop}, spec: {clusterIP: 10.96.0.3, ports: [{name: a, port: 1}, {name: b, port: 2}]}}\n---\n";
+    let several =
+        format!("{at}.port: is missing, and two.shop.svc.cluster.local has not one port; its ports: 1, 2");
+    finds(&(two.to_owned() + &through("host: two")), &[&several]);
     let sidecar = |name: &str| istio("Sidecar", name, "egress: [{hosts: ['./*']}]");
     finds(
         &(sidecar("a") + &sidecar("b")),

@@ -5,14 +5,14 @@ use std::{
     sync::Arc,
 };
 
-use mesh_core::snapshot::Name;
+use mesh_core::snapshot::{Name, Protocol};
 
 use crate::{
     compile::MeshSettings,
     index::{Index, Origin},
     resource::{
-        DestinationRule, Kind, Labels, Pod, ReferenceGrant, Resource, Service, ServiceEntry, Sidecar,
-        VirtualService, WorkloadEntry, is_within,
+        DestinationRule, Kind, Labels, Pod, PortProtocol, ReferenceGrant, Resource, Service, ServiceEntry,
+        Sidecar, VirtualService, WorkloadEntry, is_within,
     },
 };
 
@@ -60,6 +60,19 @@ impl Known<'_> {
             Self::Service(service) => service.service.ports.iter().any(|port| port.port == number),
             Self::Entry(entry) => entry.ports.iter().any(|port| port.number == number),
         }
+    }
+
+    /// Whether it has one port for streams and no other.
+    pub(super) fn has_only_port(self) -> bool {
+        let streams = match self {
+            Self::Service(service) => {
+                service.service.ports.iter().filter(|port| port.protocol == Protocol::Tcp).count()
+            }
+            Self::Entry(entry) => {
+                entry.ports.iter().filter(|port| port.protocol != PortProtocol::Udp).count()
+            }
+        };
+        streams == 1
     }
 
     /// Its ports, for messages.

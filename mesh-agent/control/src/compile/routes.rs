@@ -31,7 +31,7 @@ use mesh_core::{
         defaults::{DefaultClusters, MeshDefaults},
         http::{HttpTable, RetryPolicy},
         protocol::AppProtocol,
-        scope::Scoped,
+        scope::{EgressProxy, Scoped},
         stream::StreamTable,
     },
     snapshot::{Mesh, Name, Service},
@@ -44,13 +44,13 @@ use self::{
     reach::{Affected, Reaches},
     registry::Registry,
     view::scoped,
-    virtual_service::VirtualServices,
+    virtual_service::{VirtualServices, backend},
 };
 use super::sidecars;
 use crate::{
     index::{Index, located},
     problem::{Level, SourceError},
-    resource::{ExportTo, Key, Kind, MeshConfig, Resource, virtual_service::Retries},
+    resource::{ExportTo, Key, Kind, MeshConfig, Resource, Sidecar, virtual_service::Retries},
 };
 
 impl Kind {
@@ -220,9 +220,11 @@ impl RouteCompiler {
             compile(&cx, what, routes.to_mut(), &mut self.problems, &mut self.delegation);
         }
         if everything || changes.iter().any(|key| key.kind == Kind::Sidecar) {
+            let cx = Context { index, mesh, defaults: &self.defaults, registry: &self.registry };
             let sidecars = index.each(Kind::Sidecar).filter_map(|(_, resource)| match resource {
                 Resource::Sidecar(sidecar) => {
-                    Some((sidecar.name.clone(), sidecars::scope(sidecar, &self.defaults.pool)))
+                    let scope = sidecars::scope(sidecar, &self.defaults.pool, egress_proxy(&cx, sidecar));
+                    Some((sidecar.name.clone(), scope))
                 }
                 _ => None,
             });
@@ -244,6 +246,15 @@ impl RouteCompiler {
         problems.dedup();
         problems
     }
+}
+
+/// What a Sidecar's `egressProxy` leads to. Which service that is depends on no more than what services look like to rules.
+fn egress_proxy(cx: &Context<'_>, sidecar: &Sidecar) -> Option<EgressProxy> {
+    let destination = sidecar.egress_proxy.as_ref()?;
+    let key = Key { kind: Kind::Sidecar, name: sidecar.name.clone() };
+    let origin = cx.origin(&key, "spec.outboundTrafficPolicy.egressProxy");
+    // Whatever port was dialled is none of the proxy's.
+    Some(EgressProxy { origin, backend: backend(cx, destination, &sidecar.name.namespace, 0) })
 }
 
 /// The new entries, with the allocations of `old` in the place of equal ones.

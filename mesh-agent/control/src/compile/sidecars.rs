@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mesh_core::{
     route::{
         cluster::ConnectionPool,
-        scope::{EgressHost, EgressListener, InboundPools, SidecarScope},
+        scope::{EgressHost, EgressListener, EgressProxy, InboundPools, SidecarScope},
     },
     snapshot::Name,
 };
@@ -46,8 +46,13 @@ impl<'a> NamespaceSidecars<'a> {
     }
 }
 
-/// What a Sidecar lets its workloads see, and the limits of what they take; `mesh` is what limits fall back to.
-pub(super) fn scope(sidecar: &Sidecar, mesh: &ConnectionPool) -> Arc<SidecarScope> {
+/// What a Sidecar lets its workloads see, and the limits of what they take; `mesh` is what limits fall back to. `egress_proxy` is what
+/// its own leads to.
+pub(super) fn scope(
+    sidecar: &Sidecar,
+    mesh: &ConnectionPool,
+    egress_proxy: Option<EgressProxy>,
+) -> Arc<SidecarScope> {
     let made = |own: &spec::ConnectionPool| pool(own.clone(), mesh);
     let everything = || {
         let all = EgressHost { excluded: false, namespace: None, host: "*".into() };
@@ -56,6 +61,7 @@ pub(super) fn scope(sidecar: &Sidecar, mesh: &ConnectionPool) -> Arc<SidecarScop
     Arc::new(SidecarScope {
         egress: sidecar.egress.clone().unwrap_or_else(everything),
         outbound: sidecar.outbound,
+        egress_proxy,
         inbound: InboundPools {
             all: sidecar.inbound_pool.as_ref().map(made),
             ports: sidecar.inbound_ports.iter().map(|(port, own)| (*port, made(own))).collect(),

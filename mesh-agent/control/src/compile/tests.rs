@@ -411,7 +411,7 @@ fn a_change_reuses_everything_it_does_not_touch() {
 }
 
 /// Of each kind one that changes what becomes of pods or services of [`WORLD`].
-const SAYINGS: [&str; 14] = [
+const SAYINGS: [&str; 15] = [
     "{apiVersion: v1, kind: Namespace, metadata: {name: far, labels: {istio.io/dataplane-mode: ambient}}}",
     "{apiVersion: v1, kind: Node, metadata: {name: n1, labels: {topology.kubernetes.io/region: r1}}}",
     "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: own}, spec: {mtls: {mode: PERMISSIVE}}}",
@@ -420,6 +420,7 @@ const SAYINGS: [&str; 14] = [
     "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: all, namespace: istio-system}, spec: {}}",
     "{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {name: own}, spec: {egress: [{hosts: ['./*']}]}}",
     "{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {name: all, namespace: istio-system}, spec: {egress: [{hosts: ['./*']}]}}",
+    "{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {name: own}, spec: {outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: web}}}}",
     "{apiVersion: v1, kind: ConfigMap, metadata: {name: istio, namespace: istio-system}, data: {mesh: 'trustDomain: other.example'}}",
     "{apiVersion: v1, kind: Service, metadata: {name: new}, spec: {clusterIP: 10.96.9.9, selector: {app: web}, ports: [{port: 80}]}}",
     "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: web-x, labels: {kubernetes.io/service-name: web}}, addressType: IPv4, ports: [{port: 80}], endpoints: [{addresses: [10.0.9.9]}]}",

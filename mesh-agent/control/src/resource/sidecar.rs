@@ -15,6 +15,7 @@ use super::{
     host,
     metadata::{self, Scope},
     parts,
+    virtual_service::{self, Destination},
 };
 use crate::problem::Problems;
 
@@ -31,6 +32,8 @@ pub struct Sidecar {
     pub egress: Option<Vec<EgressListener>>,
     /// What happens to destinations that nothing describes; `None`: as the mesh says.
     pub outbound: Option<OutboundPolicy>,
+    /// Where such destinations are reached through.
+    pub egress_proxy: Option<Destination>,
     /// Limits of the server's side (S45).
     pub inbound_pool: Option<ConnectionPool>,
     /// The same of ports, in place of that of all.
@@ -48,7 +51,7 @@ pub(crate) fn read(value: &Value, root_namespace: &str, problems: &mut Problems)
         problems.error(spec.at("workloadSelector"), message);
     }
     let egress = egress(&mut spec, &name.namespace, problems);
-    let outbound = outbound(&mut spec, OutboundPolicy::RegistryOnly, problems);
+    let (outbound, egress_proxy) = outbound_of_workloads(&mut spec, &name.namespace, problems);
     let inbound_pool = connection_pool(&mut spec, "inboundConnectionPool", problems);
     if let Some(pool) = &inbound_pool {
         check_pool(pool, &spec.at("inboundConnectionPool"), problems);
@@ -69,6 +72,7 @@ pub(crate) fn read(value: &Value, root_namespace: &str, problems: &mut Problems)
         selector,
         egress,
         outbound,
+        egress_proxy,
         inbound_pool,
         inbound_ports,
     }
@@ -168,28 +172,46 @@ fn hosts(object: &mut Object<'_>, own: &Arc<str>, problems: &mut Problems) -> Ve
     hosts
 }
 
-/// Reads `outboundTrafficPolicy`, of a Sidecar and of the mesh; `unset` is what it means without a mode.
+/// Reads the `outboundTrafficPolicy` of the mesh; without a mode it means `unset`.
 pub(super) fn outbound(
     spec: &mut Object<'_>,
     unset: OutboundPolicy,
     problems: &mut Problems,
 ) -> Option<OutboundPolicy> {
     let mut policy = spec.object("outboundTrafficPolicy", problems)?;
+    let mode = outbound_mode(&mut policy, unset, problems);
+    policy.finish(problems);
+    Some(mode)
+}
+
+/// Reads `outboundTrafficPolicy` with its `egressProxy` (S68).
+fn outbound_of_workloads(
+    spec: &mut Object<'_>,
+    namespace: &Arc<str>,
+    problems: &mut Problems,
+) -> (Option<OutboundPolicy>, Option<Destination>) {
+    let Some(mut policy) = spec.object("outboundTrafficPolicy", problems) else { return (None, None) };
+    let mode = outbound_mode(&mut policy, OutboundPolicy::RegistryOnly, problems);
+    let proxy = policy.object("egressProxy", problems).and_then(|mut object| {
+        let proxy = virtual_service::destination(&mut object, namespace, problems);
+        object.finish(problems);
+        proxy
+    });
+    if policy.has("egressProxy") && mode == OutboundPolicy::RegistryOnly {
+        problems.error(policy.at("egressProxy"), "is there beside mode REGISTRY_ONLY, wanted ALLOW_ANY");
+    }
+    policy.finish(problems);
+    (Some(mode), proxy)
+}
+
+fn outbound_mode(policy: &mut Object<'_>, unset: OutboundPolicy, problems: &mut Problems) -> OutboundPolicy {
     let modes = [("REGISTRY_ONLY", OutboundPolicy::RegistryOnly), ("ALLOW_ANY", OutboundPolicy::AllowAny)];
     let mode = policy.word("mode", &modes, problems);
-    if policy.has("egressProxy") {
-        if mode == Some(OutboundPolicy::RegistryOnly) {
-            problems.error(policy.at("egressProxy"), "is there beside mode REGISTRY_ONLY, wanted ALLOW_ANY");
-        } else {
-            problems.warning(policy.at("egressProxy"), "is not done by the mesh yet; it has no effect");
-        }
-    }
     if !policy.has("mode") {
         let word = if unset == OutboundPolicy::AllowAny { "ALLOW_ANY" } else { "REGISTRY_ONLY" };
         problems.warning(policy.at("mode"), format!("is missing, which means {word}"));
     }
-    policy.finish(problems);
-    Some(mode.unwrap_or(unset))
+    mode.unwrap_or(unset)
 }
 
 /// What nothing can be done about on the server's side. Nothing is repeated there, so that `maxRetries` is kept; apps are spoken to in the

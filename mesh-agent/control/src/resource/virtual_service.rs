@@ -313,13 +313,12 @@ fn gateways(object: &mut fields::Object<'_>, namespace: &str, problems: &mut Pro
     gateways
 }
 
-/// Reads a destination.
-fn destination(
+/// Reads a destination in a resource of `namespace`.
+pub(super) fn destination(
     object: &mut fields::Object<'_>,
-    scope: &RuleScope<'_>,
+    namespace: &Arc<str>,
     problems: &mut Problems,
 ) -> Option<Destination> {
-    let namespace = &scope.name.namespace;
     let host = match object.text("host", problems) {
         None => {
             if !object.has("host") {

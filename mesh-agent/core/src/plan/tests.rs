@@ -6,9 +6,10 @@ use super::*;
 use crate::{
     mode::{Mode, PortModes},
     route::{
-        Routes,
+        Origin, Routes,
         cluster::{Cluster, ClusterKey, ConnectionPool, TrafficPolicy},
-        scope::{Audience, InboundPools, Scoped, SidecarScope},
+        http::Backend,
+        scope::{Audience, EgressProxy, InboundPools, Scoped, SidecarScope},
     },
     snapshot::{Endpoint, Parts, PodSettings, Protocol, Service, ServicePort},
 };
@@ -127,7 +128,7 @@ fn s45_verdicts_are_void_when_the_connections_to_a_pod_come_to_be_counted() {
     let hash = |max: Option<u32>, more: u16| {
         let pool = ConnectionPool { max_connections: max, ..ConnectionPool::default() };
         let inbound = InboundPools { all: Some(pool), ports: [(more, ConnectionPool::default())].into() };
-        let scope = SidecarScope { egress: Vec::new(), outbound: None, inbound };
+        let scope = SidecarScope { egress: Vec::new(), outbound: None, egress_proxy: None, inbound };
         let name = Name::new("default", "limits");
         let routes = Routes { sidecars: [(name.clone(), Arc::new(scope))].into(), ..Routes::default() };
         let world = Snapshot::new(1, Parts { routes: Arc::new(routes), ..Parts::default() });
@@ -300,6 +301,45 @@ proptest! {
         let removed = steps.iter().any(|s| matches!(s, Step::Remove { .. }));
         prop_assert!(!removed, "{:?}", steps);
     }
+}
+
+#[test]
+fn s68_unknown_destinations_of_the_pods_with_an_egress_proxy_come_to_the_agent_but_those_of_its_own() {
+    let own = meshed("proxy");
+    let mut service = Service::named(Name::new("default", "out"));
+    let endpoint = Endpoint {
+        addr: own.addrs[0],
+        port: 80,
+        workload: Some(own.id),
+        ready: true,
+        hostname: None,
+        traits: None,
+    };
+    service.ports = vec![ServicePort {
+        name: "tcp".into(),
+        port: 80,
+        protocol: Protocol::Tcp,
+        app_protocol: None,
+        endpoints: vec![endpoint],
+    }];
+    let key = ClusterKey { service: service.name.clone(), port: 80, subset: None };
+    let name = Name::new("default", "through");
+    let origin = Origin { kind: "Sidecar".into(), name: name.clone(), field: "".into(), place: None };
+    let scope = SidecarScope {
+        egress: Vec::new(),
+        outbound: None,
+        egress_proxy: Some(EgressProxy { origin: Arc::new(origin), backend: Backend::Cluster(key) }),
+        inbound: InboundPools::default(),
+    };
+    let routes = Routes { sidecars: [(name.clone(), Arc::new(scope))].into(), ..Routes::default() };
+    let parts = Parts { services: vec![Arc::new(service)], routes: Arc::new(routes), ..Parts::default() };
+    let world = Snapshot::new(1, parts);
+    let asks = |pod: &str, sidecar: Option<&Name>| {
+        let addrs = if pod == "proxy" { own.addrs.clone() } else { vec![[10, 0, 0, 2].into()] };
+        let pod = Workload { sidecar: sidecar.cloned(), addrs, ..meshed(pod) };
+        PodConfig::of(&world, &pod).unwrap().proxy_unknown
+    };
+    assert!(asks("client", Some(&name)) && !asks("client", None) && !asks("proxy", Some(&name)));
 }
 
 #[test]

@@ -169,5 +169,8 @@ fn destinations(routes: &Routes) -> BTreeSet<Name> {
             rule.backends.iter().for_each(|weighted| add(&weighted.backend));
         }
     }
+    for proxy in routes.sidecars.values().filter_map(|sidecar| sidecar.egress_proxy.as_ref()) {
+        add(&proxy.backend);
+    }
     services
 }

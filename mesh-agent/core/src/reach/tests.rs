@@ -70,7 +70,12 @@ fn parts(pods: &[Arc<Workload>], services: &[Service]) -> Parts {
 fn sidecar(namespace: &str, name: &str, host: &str) -> Routes {
     let host = EgressHost { excluded: false, namespace: None, host: host.into() };
     let egress = vec![EgressListener { port: None, hosts: vec![host] }];
-    let scope = Arc::new(SidecarScope { egress, outbound: None, inbound: InboundPools::default() });
+    let scope = Arc::new(SidecarScope {
+        egress,
+        outbound: None,
+        egress_proxy: None,
+        inbound: InboundPools::default(),
+    });
     Routes { sidecars: [(Name::new(namespace, name), scope)].into(), ..Routes::default() }
 }
 

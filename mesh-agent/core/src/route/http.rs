@@ -111,6 +111,18 @@ pub struct WeightedBackend {
     pub response_headers: HeaderOps,
 }
 
+impl WeightedBackend {
+    /// The only one of its rule, which changes nothing.
+    pub fn alone(backend: Backend) -> Self {
+        Self {
+            weight: 1,
+            backend,
+            request_headers: HeaderOps::default(),
+            response_headers: HeaderOps::default(),
+        }
+    }
+}
+
 /// A destination, as far as it is one.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]

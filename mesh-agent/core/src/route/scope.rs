@@ -7,8 +7,9 @@ use std::{
 
 use crate::{
     route::{
-        Routes,
+        Origin, Routes,
         cluster::{Cluster, ClusterKey, ConnectionPool},
+        http::Backend,
         protocol::AppProtocol,
     },
     snapshot::{Endpoint, Protocol, Service, ServicePort, Snapshot, Workload},
@@ -93,9 +94,21 @@ pub struct SidecarScope {
     pub egress: Vec<EgressListener>,
     /// What happens to destinations that nothing describes; `None`: as the mesh says.
     pub outbound: Option<OutboundPolicy>,
+    /// Where such destinations are reached through.
+    #[serde(default)]
+    pub egress_proxy: Option<EgressProxy>,
     /// Limits of the connections that its workloads take.
     #[serde(default)]
     pub inbound: InboundPools,
+}
+
+/// Where connections and requests go whose destination nothing describes, instead of to where they were dialled (S68).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct EgressProxy {
+    /// Who says so.
+    pub origin: Arc<Origin>,
+    /// The service. One that is not there is no reason to go past it.
+    pub backend: Backend,
 }
 
 /// Limits of the server's side (S45): one of a port takes the place of the one for all.
@@ -335,6 +348,7 @@ mod tests {
         let scope = |hosts: &[&str]| SidecarScope {
             egress: vec![listener(None, hosts)],
             outbound: None,
+            egress_proxy: None,
             inbound: InboundPools::default(),
         };
         let cases: [(&[&str], &str, &str, bool); 8] = [
@@ -357,6 +371,7 @@ mod tests {
         let scope = SidecarScope {
             egress: vec![listener(Some(80), &["a/*"]), listener(None, &["b/*"])],
             outbound: None,
+            egress_proxy: None,
             inbound: InboundPools::default(),
         };
         assert!(scope.sees("a", "web", 80) && !scope.sees("b", "web", 80));

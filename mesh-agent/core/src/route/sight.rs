@@ -9,8 +9,8 @@ use std::{net::SocketAddr, sync::Arc};
 use crate::{
     id::{WorkloadId, hash},
     route::{
-        http::HttpTable,
-        scope::{OutboundPolicy, SidecarScope},
+        http::{Backend, HttpTable},
+        scope::{EgressProxy, OutboundPolicy, SidecarScope, leads_to},
     },
     snapshot::{Name, Protocol, Service, ServicePort, Snapshot, Workload},
 };
@@ -24,6 +24,8 @@ pub struct Sight<'a> {
     snapshot: &'a Snapshot,
     namespace: &'a str,
     scope: Option<&'a SidecarScope>,
+    /// Who looks, where that is known.
+    client: Option<&'a Workload>,
     /// Everything is seen, and nothing refused.
     all: bool,
 }
@@ -33,12 +35,12 @@ impl Snapshot {
     pub fn sight_of<'a>(&'a self, client: &'a Workload) -> Sight<'a> {
         let scope = client.sidecar.as_ref().and_then(|name| self.routes().sidecars.get(name));
         let scope = scope.map(|scope| &**scope);
-        Sight { snapshot: self, namespace: &client.name.namespace, scope, all: false }
+        Sight { snapshot: self, namespace: &client.name.namespace, scope, client: Some(client), all: false }
     }
 
     /// What a client sees of which nothing but the namespace is known.
     pub fn sight_from<'a>(&'a self, namespace: &'a str) -> Sight<'a> {
-        Sight { snapshot: self, namespace, scope: None, all: false }
+        Sight { snapshot: self, namespace, scope: None, client: None, all: false }
     }
 
     /// What a workload sees, or one that is gone and was in `namespace`.
@@ -48,7 +50,7 @@ impl Snapshot {
 
     /// What there is to see, for those who ask about nobody in particular.
     pub fn sight_of_all(&self) -> Sight<'_> {
-        Sight { snapshot: self, namespace: "", scope: None, all: true }
+        Sight { snapshot: self, namespace: "", scope: None, client: None, all: true }
     }
 
     /// Whether something is hidden from somebody.
@@ -137,10 +139,27 @@ impl<'a> Sight<'a> {
 
     /// Whether an address is refused, because nothing that the client sees describes it (F10).
     pub fn refuses(&self, dialled: SocketAddr) -> bool {
-        !self.all
-            && self.outbound() == OutboundPolicy::RegistryOnly
-            && self.service_at(dialled, Protocol::Tcp).is_none()
-            && self.snapshot.workload_at(dialled.ip()).is_none()
+        !self.all && self.outbound() == OutboundPolicy::RegistryOnly && self.is_unknown(dialled)
+    }
+
+    /// What connections to an address go through, because nothing that the client sees describes it (S68).
+    pub fn egress_proxy_to(&self, dialled: SocketAddr) -> Option<&'a EgressProxy> {
+        self.egress_proxy().filter(|_| self.is_unknown(dialled))
+    }
+
+    /// Whether a connection to an address does not simply go there, because nothing that the client sees describes it.
+    pub fn holds(&self, dialled: SocketAddr) -> bool {
+        self.refuses(dialled) || self.egress_proxy_to(dialled).is_some()
+    }
+
+    /// Whether some addresses are held so.
+    pub fn holds_unknown(&self) -> bool {
+        self.outbound() == OutboundPolicy::RegistryOnly || self.egress_proxy().is_some()
+    }
+
+    /// Whether nothing that the client sees describes an address, and it is no pod's.
+    fn is_unknown(&self, dialled: SocketAddr) -> bool {
+        self.service_at(dialled, Protocol::Tcp).is_none() && self.snapshot.workload_at(dialled.ip()).is_none()
     }
 
     /// The service that a TLS server's name means at a port (lower case, without trailing dot), if the client sees it there.
@@ -151,6 +170,20 @@ impl<'a> Sight<'a> {
     /// What happens to destinations that nothing describes (S68).
     pub fn outbound(&self) -> OutboundPolicy {
         self.scope.and_then(|scope| scope.outbound).unwrap_or(self.snapshot.mesh().defaults.outbound)
+    }
+
+    /// What destinations that nothing describes are reached through. Who is behind that service is not sent to itself.
+    pub fn egress_proxy(&self) -> Option<&'a EgressProxy> {
+        let proxy = self.scope?.egress_proxy.as_ref()?;
+        let service = match &proxy.backend {
+            Backend::Cluster(key) => self.snapshot.service(&key.service),
+            Backend::Broken { .. } => None,
+        };
+        let leads_to_it = |client: &Workload| {
+            let ports = service.iter().flat_map(|service| &service.ports);
+            ports.into_iter().any(|port| leads_to(port, client).next().is_some())
+        };
+        (!self.client.is_some_and(leads_to_it)).then_some(proxy)
     }
 }
 

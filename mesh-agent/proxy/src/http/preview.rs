@@ -314,15 +314,17 @@ pub fn preview_tls(
     let table = streams::table_of(snapshot, &sight, Some(client), dialled, sni);
     let view = StreamView { tls: true, sni, dialled: dialled.ip() };
     let of = ClientView { namespace, labels: &client.labels };
-    let rule = table.as_ref().and_then(|table| table.route(&view, &of));
+    let by_policy = || streams::by_policy(snapshot, &sight, Some(client), dialled, sni);
+    let rule = table.as_ref().and_then(|table| table.route(&view, &of)).cloned();
+    let rule = rule.or_else(|| by_policy().is_none().then(|| streams::through(&sight, dialled)).flatten());
     let place = |key: &ClusterKey| {
         shown(snapshot, client, dialled, &Destination::of(snapshot, key, Some(client), namespace)?)
     };
-    let backends = match rule {
+    let backends = match &rule {
         Some(rule) => {
             rule.backends.iter().map(|one| (one.weight, of_backend(&one.backend, &place))).collect()
         }
-        None => streams::by_policy(snapshot, &sight, Some(client), dialled, sni)
+        None => by_policy()
             .and_then(|destination| shown(snapshot, client, dialled, &destination))
             .map(|destination| (1, Ok(destination)))
             .into_iter()
@@ -331,7 +333,7 @@ pub fn preview_tls(
     let matched = |rule: &StreamRule| rule.matches.iter().position(|one| one.holds(&view, &of));
     StreamPreview {
         treatment: treatment(snapshot, Some(client), dialled),
-        rule: rule.map(|rule| (rule.clone(), matched(rule))),
+        rule: rule.map(|rule| (rule.clone(), matched(&rule))),
         backends,
     }
 }

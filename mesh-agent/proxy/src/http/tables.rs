@@ -7,7 +7,8 @@ use mesh_core::{
         Origin, Routes,
         cluster::{ClusterKey, ConnectionPool},
         host::resolve,
-        http::{Action, Backend, HeaderOps, HttpRule, HttpTable, WeightedBackend},
+        http::{Action, Backend, HttpRule, HttpTable, WeightedBackend},
+        scope::EgressProxy,
         sight::Sight,
     },
     snapshot::{Name, Protocol, Service, Snapshot, Workload},
@@ -17,6 +18,8 @@ use crate::{destination::seen_by, metrics::http::Refusal};
 
 /// Why a request is refused that nothing describes, and the name of its route.
 pub(super) const BLOCK_ALL: &str = "block_all";
+/// The name of the route of a request that nothing describes and a proxy takes.
+const ALLOW_ANY: &str = "allow_any";
 
 /// Whether anything is said about HTTP at a port of a service, or of a host that may be asked for there.
 pub(super) fn concerns(snapshot: &Snapshot, sight: &Sight<'_>, dialled: SocketAddr) -> bool {
@@ -29,7 +32,7 @@ pub(super) fn concerns(snapshot: &Snapshot, sight: &Sight<'_>, dialled: SocketAd
         // Of an address that is no service's, only the host that is asked for can say it.
         None => {
             let port = dialled.port();
-            snapshot.has_http_at(port) || sight.is_unlisted(port) || sight.refuses(dialled)
+            snapshot.has_http_at(port) || sight.is_unlisted(port) || sight.holds(dialled)
         }
     }
 }
@@ -80,7 +83,10 @@ pub(super) fn table_of(
         return Some(default_table(snapshot, &service.name, port));
     }
     let Some((service, _)) = sight.service_at(dialled, Protocol::Tcp) else {
-        return sight.refuses(dialled).then(block_all);
+        if sight.refuses(dialled) {
+            return Some(block_all());
+        }
+        return sight.egress_proxy_to(dialled).map(through);
     };
     of_host(&snapshot.host_of(service), Some(service))
         .or_else(|| Some(default_table(snapshot, &service.name, port)))
@@ -93,20 +99,26 @@ fn block_all() -> Arc<HttpTable> {
     Arc::new(HttpTable { rules: Vec::new(), unmatched })
 }
 
+/// What requests get that nothing describes, where a proxy takes them. As Istio's, it takes them once (S68).
+fn through(proxy: &EgressProxy) -> Arc<HttpTable> {
+    let rule = HttpRule {
+        name: Some(ALLOW_ANY.into()),
+        ..HttpRule::new(
+            Arc::clone(&proxy.origin),
+            Action::Forward(vec![WeightedBackend::alone(proxy.backend.clone())]),
+        )
+    };
+    Arc::new(HttpTable { rules: vec![rule], unmatched: Action::Passthrough })
+}
+
 /// What holds for a service without rules: all of its endpoints, and the mesh's retries.
 fn default_table(snapshot: &Snapshot, service: &Name, port: u16) -> Arc<HttpTable> {
     let key = ClusterKey { service: service.clone(), port, subset: None };
-    let backend = WeightedBackend {
-        weight: 1,
-        backend: Backend::Cluster(key),
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
-    };
     let origin = Origin { kind: "Service".into(), name: service.clone(), field: "spec".into(), place: None };
     let rule = HttpRule {
         name: Some("default".into()),
         retries: snapshot.mesh().defaults.retries.clone(),
-        ..HttpRule::new(origin, Action::Forward(vec![backend]))
+        ..HttpRule::new(origin, Action::Forward(vec![WeightedBackend::alone(Backend::Cluster(key))]))
     };
     Arc::new(HttpTable { rules: vec![rule], unmatched: Action::Passthrough })
 }

@@ -33,7 +33,7 @@ fn one_connection() -> ConnectionPool {
 /// Publishes these workloads, all of which have a Sidecar with these limits.
 pub(super) fn publish(world: &World, workloads: Vec<Workload>, inbound: InboundPools) {
     let name = Name::new("default", "limits");
-    let scope = SidecarScope { egress: Vec::new(), outbound: None, inbound };
+    let scope = SidecarScope { egress: Vec::new(), outbound: None, egress_proxy: None, inbound };
     let routes = Routes { sidecars: [(name.clone(), Arc::new(scope))].into(), ..Routes::default() };
     let with = |workload| Arc::new(Workload { sidecar: Some(name.clone()), ..workload });
     let workloads = workloads.into_iter().map(with).collect();

@@ -15,10 +15,12 @@ use mesh_core::{
         HostPort, Origin, Routes,
         cluster::{Algorithm, Cluster, ClusterKey, HashKey, HashTable, TrafficPolicy},
         http::{Backend, HeaderOps, WeightedBackend},
-        scope::Scoped,
+        scope::{
+            EgressHost, EgressListener, EgressProxy, InboundPools, OutboundPolicy, Scoped, SidecarScope,
+        },
         stream::{StreamMatch, StreamRule, StreamTable},
     },
-    snapshot::{Name, Parts, Resolution, Service, Snapshot},
+    snapshot::{Name, Parts, Resolution, Service, Snapshot, Workload},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -206,6 +208,56 @@ fn a_rule_that_leads_nowhere_resets_and_is_counted() {
             world.ended(CloseReason::NoCluster, count as u64 + 1).await;
         }
         assert_eq!(CloseReason::NoCluster.response_flags(), "NC");
+    });
+}
+
+#[test]
+fn s68_what_nothing_describes_is_relayed_to_the_egress_proxy_or_to_nobody() {
+    test(|world| async move {
+        let (proxy, outside) = (Server::named("P").await, Server::named("O").await);
+        let services = || {
+            vec![plain("web", VIP, "tcp", &[outside.addr]), plain("out", "10.96.0.2", "tcp", &[proxy.addr])]
+        };
+        // Not at the servers' address: who is behind it is not sent to it.
+        let own = || workload("client", "a", "127.0.0.7".parse().unwrap());
+        let publish = |backend: Option<Backend>| {
+            let name = Name::new("default", "own");
+            let origin = Origin { kind: "Sidecar".into(), name: name.clone(), field: "".into(), place: None };
+            let all = EgressHost { excluded: false, namespace: None, host: "*".into() };
+            let scope = SidecarScope {
+                egress: vec![EgressListener { port: None, hosts: vec![all] }],
+                outbound: Some(OutboundPolicy::AllowAny),
+                egress_proxy: backend.map(|backend| EgressProxy { origin: Arc::new(origin), backend }),
+                inbound: InboundPools::default(),
+            };
+            let client = Workload { sidecar: Some(name.clone()), ..own() };
+            let parts = Parts {
+                workloads: vec![Arc::new(client)],
+                services: services().into_iter().map(Arc::new).collect(),
+                routes: Arc::new(Routes { sidecars: [(name, Arc::new(scope))].into(), ..Routes::default() }),
+                ..Parts::default()
+            };
+            let version = world.snapshots.borrow().version() + 1;
+            world.snapshots.send_replace(Arc::new(Snapshot::new(version, parts)));
+        };
+        let unknown = SocketAddr::new("127.0.0.9".parse().unwrap(), outside.addr.port());
+        let web = SocketAddr::new(VIP.parse().unwrap(), 80);
+        publish(Some(Backend::Cluster(key("out"))));
+        for (dialled, server) in [(unknown, 'P'), (web, 'O')] {
+            world.dial(dialled);
+            let mut client = connect(&world).await;
+            client.write_all(b"\x00 no HTTP").await.unwrap();
+            assert_eq!(answered(&mut client, b"\x00 no HTTP").await, server, "{dialled}");
+        }
+        let broken = Backend::Broken { status: 503, reason: "gone".into() };
+        world.dial(unknown);
+        for (count, backend) in [broken, Backend::Cluster(key("gone"))].into_iter().enumerate() {
+            publish(Some(backend));
+            let mut client = connect(&world).await;
+            client.write_all(b"\x00 no HTTP").await.unwrap();
+            assert!(soon(client.read(&mut [0])).await.is_err());
+            world.ended_so_far(CloseReason::NoCluster, count as u64 + 1).await;
+        }
     });
 }
 

@@ -1,6 +1,29 @@
 //! Owns the sentences of `meshctl explain`.
 
+use std::net::SocketAddr;
+
 use mesh_common::stats::{Outcome, Reason};
+use mesh_core::{
+    route::{http::Backend, sight::Sight},
+    snapshot::Snapshot,
+};
+
+use crate::node::proxy_config::words;
+
+/// What becomes of connections to an address that nothing describes, unless they say a name that something does; `None`: they go there.
+pub(super) fn undescribed(snapshot: &Snapshot, sight: &Sight<'_>, dialled: SocketAddr) -> Option<String> {
+    const NOTHING: &str = "nothing that the pod sees describes it";
+    if sight.refuses(dialled) {
+        return Some(format!("{NOTHING}: refused, as the outbound policy is REGISTRY_ONLY"));
+    }
+    let proxy = sight.egress_proxy_to(dialled)?;
+    let (to, _) = words::backend(snapshot, &proxy.backend);
+    let origin = &proxy.origin;
+    Some(match &proxy.backend {
+        Backend::Cluster(_) => format!("{NOTHING}: sent to {to} by {origin}"),
+        Backend::Broken { .. } => format!("{NOTHING}: refused ({to}), as {origin} leads nowhere"),
+    })
+}
 
 /// What a connect hook's decision means.
 pub(super) fn connect(outcome: Outcome, reason: Reason) -> &'static str {

@@ -379,7 +379,7 @@ fn forward(cx: &Context<'_>, destinations: &[HttpDestination], namespace: &str, 
 
 /// The cluster of a destination; one that does not exist is 503 (S16). Whether its subset exists depends on the client, and is
 /// seen in the table of clusters.
-fn backend(cx: &Context<'_>, destination: &Destination, namespace: &str, port: u16) -> Backend {
+pub(super) fn backend(cx: &Context<'_>, destination: &Destination, namespace: &str, port: u16) -> Backend {
     let broken = |reason: String| Backend::Broken { status: 503, reason: reason.into() };
     let host = destination.host.full(&cx.mesh.cluster_domain);
     let Some(service) = cx.registry.at(&host, namespace) else {
@@ -391,10 +391,13 @@ fn backend(cx: &Context<'_>, destination: &Destination, namespace: &str, port: u
             port,
             subset: destination.subset.clone(),
         }),
-        None => {
-            let port = destination.port.unwrap_or(port);
-            broken(format!("cluster_not_found: {host} has no TCP port {port}"))
-        }
+        None => match destination.port.unwrap_or(port) {
+            // Nobody dialled one.
+            0 => {
+                broken(format!("cluster_not_found: {host} has several TCP ports or none, and none is named"))
+            }
+            port => broken(format!("cluster_not_found: {host} has no TCP port {port}")),
+        },
     }
 }
 

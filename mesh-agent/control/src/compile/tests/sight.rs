@@ -5,6 +5,7 @@ use mesh_core::{
     route::{
         cluster::{ClusterKey, Locality},
         defaults::Distribution,
+        http::Backend,
         scope::{Audience, OutboundPolicy},
     },
 };
@@ -119,6 +120,70 @@ fn a_sidecar_that_comes_and_goes_changes_its_workloads() {
     put(&mut index, "own.yaml", "");
     put(&mut index, "root.yaml", "");
     assert_eq!(of(&compiler.compile(&mut index)), None);
+}
+
+#[test]
+fn s68_an_egress_proxy_is_a_port_of_a_service_or_leads_nowhere() {
+    let two_ports = named(
+        "Service",
+        "v1",
+        "out",
+        "two",
+        "",
+        "clusterIP: None, ports: [{name: a, port: 80}, {name: b, port: 81}]",
+    );
+    let world = [pod_in("a", "web", "app: web", "n1"), service_in("out", "one", "", ""), two_ports].concat();
+    let through = |proxy: &str| {
+        sidecar(
+            "a",
+            "own",
+            1,
+            &format!("outboundTrafficPolicy: {{mode: ALLOW_ANY, egressProxy: {{{proxy}}}}}"),
+        )
+    };
+    let one = "one.out.svc.cluster.local";
+    let two = "two.out.svc.cluster.local";
+    for (proxy, expected) in [
+        (format!("host: {one}"), Ok(("one", 80, None))),
+        (format!("host: {one}, port: {{number: 80}}, subset: v1"), Ok(("one", 80, Some("v1")))),
+        (format!("host: {two}, port: {{number: 81}}"), Ok(("two", 81, None))),
+        (format!("host: {two}"), Err("none is named")),
+        (format!("host: {one}, port: {{number: 99}}"), Err("has no TCP port 99")),
+        ("host: one".to_owned(), Err("no service has the host one.a.svc.cluster.local")),
+    ] {
+        let compiled = compile(&(world.clone() + &through(&proxy)));
+        for snapshot in [(*compiled.snapshot).clone(), over_the_link(&compiled.snapshot)] {
+            let sight = snapshot.sight_of(workload(&snapshot, "web"));
+            let found = sight.egress_proxy().unwrap();
+            assert_eq!(&*found.origin.field, "spec.outboundTrafficPolicy.egressProxy");
+            match (&found.backend, expected) {
+                (Backend::Cluster(key), Ok((name, port, subset))) => {
+                    assert_eq!((&*key.service.name, key.port, key.subset.as_deref()), (name, port, subset));
+                }
+                (Backend::Broken { status: 503, reason }, Err(words)) => {
+                    assert!(reason.contains(words), "{reason}")
+                }
+                (found, _) => panic!("{proxy}: {found:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_service_that_comes_and_goes_is_or_is_not_the_egress_proxy_of_a_sidecar() {
+    let own = "outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: one.out.svc.cluster.local}}";
+    let text = pod_in("a", "web", "app: web", "n1") + &sidecar("a", "own", 1, own);
+    let mut index = index_of(&[("a.yaml", &text)]);
+    let mut compiler = Compiler::new(MeshSettings::default());
+    let is_there = |compiled: &Compiled| {
+        let sight = compiled.snapshot.sight_of(workload(&compiled.snapshot, "web"));
+        matches!(sight.egress_proxy().unwrap().backend, Backend::Cluster(_))
+    };
+    assert!(!is_there(&compiler.compile(&mut index)));
+    put(&mut index, "b.yaml", &service_in("out", "one", "", ""));
+    assert!(is_there(&compiler.compile(&mut index)));
+    put(&mut index, "b.yaml", "");
+    assert!(!is_there(&compiler.compile(&mut index)));
 }
 
 #[test]

@@ -65,7 +65,18 @@ fn s67_listeners_are_for_a_port_and_the_last_may_be_for_the_rest() {
 fn s64_s68_selector_and_outbound_policy_are_read() {
     let read = good("{workloadSelector: {labels: {app: a}}, outboundTrafficPolicy: {mode: REGISTRY_ONLY}}");
     assert_eq!(read.selector.len(), 1);
-    assert_eq!(read.outbound, Some(OutboundPolicy::RegistryOnly));
+    assert_eq!((read.outbound, read.egress_proxy), (Some(OutboundPolicy::RegistryOnly), None));
+    let through = |proxy: &str| {
+        let read = good(&format!("{{outboundTrafficPolicy: {{mode: ALLOW_ANY, egressProxy: {{{proxy}}}}}}}"));
+        assert_eq!(read.outbound, Some(OutboundPolicy::AllowAny));
+        let proxy = read.egress_proxy.unwrap();
+        (proxy.host.full("cluster.local").to_string(), proxy.port, proxy.subset.as_deref().map(str::to_owned))
+    };
+    assert_eq!(through("host: out"), ("out.shop.svc.cluster.local".to_owned(), None, None));
+    assert_eq!(
+        through("host: out.example, port: {number: 80}, subset: v1"),
+        ("out.example".to_owned(), Some(80), Some("v1".to_owned()))
+    );
     assert_eq!(
         good("{inboundConnectionPool: {tcp: {maxConnections: 1}}}").inbound_pool.unwrap().max_connections,
         Some(1)
@@ -102,9 +113,19 @@ fn mistakes_name_the_field() {
             "wanted ALLOW_ANY",
         ),
         (
-            "{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a}}}",
-            "W spec.outboundTrafficPolicy.egressProxy",
-            "no effect",
+            "{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {subset: v1}}}",
+            "E spec.outboundTrafficPolicy.egressProxy.host",
+            "is missing",
+        ),
+        (
+            "{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: '*'}}}",
+            "E spec.outboundTrafficPolicy.egressProxy.host",
+            "wanted the host of one service",
+        ),
+        (
+            "{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a, port: {}}}}",
+            "E spec.outboundTrafficPolicy.egressProxy.port.number",
+            "is missing",
         ),
         (
             "{inboundConnectionPool: {tcp: {maxConnections: 1}, http: {http2MaxRequests: 1, maxRetries: 1, useClientProtocol: true, http2KeepAlive: {interval: 1s}}}}",
@@ -122,6 +143,12 @@ fn mistakes_name_the_field() {
         assert!(only.starts_with(&format!("{start}: ")) && only.contains(words), "{spec}: {only}");
         assert_eq!(used.is_some(), start.starts_with('W'), "{spec}");
     }
+    // Without a mode it is REGISTRY_ONLY as well.
+    let (used, said) = read_in("shop", "{outboundTrafficPolicy: {egressProxy: {host: a}}}");
+    assert!(
+        used.is_none() && said[1].contains("egressProxy: is there beside mode REGISTRY_ONLY"),
+        "{said:?}"
+    );
     let (_, said) =
         read_in("istio-system", "{workloadSelector: {labels: {a: b}}, egress: [{hosts: ['*/*']}]}");
     assert!(said[0].starts_with("E spec.workloadSelector: is there in the root namespace"), "{said:?}");

@@ -327,7 +327,7 @@ pub(super) fn mirrors(rule: &mut Object<'_>, scope: &RuleScope<'_>, problems: &m
     let share = parts::percent(rule, "mirrorPercentage", problems);
     let older = rule.number("mirrorPercent", 0..=100, problems);
     if let Some(mut object) = rule.object("mirror", problems) {
-        let destination = super::destination(&mut object, scope, problems);
+        let destination = super::destination(&mut object, &scope.name.namespace, problems);
         object.finish(problems);
         #[expect(clippy::cast_precision_loss, reason = "at most 100")]
         let share = share.or(older.map(|older| parts::share(older as f64))).unwrap_or(Millionths::ALL);
@@ -338,7 +338,7 @@ pub(super) fn mirrors(rule: &mut Object<'_>, scope: &RuleScope<'_>, problems: &m
     }
     for mut object in rule.objects("mirrors", problems) {
         let destination = object.object("destination", problems).and_then(|mut inner| {
-            let read = super::destination(&mut inner, scope, problems);
+            let read = super::destination(&mut inner, &scope.name.namespace, problems);
             inner.finish(problems);
             read
         });

@@ -140,7 +140,7 @@ fn destinations(
     for mut object in rule.objects("route", problems) {
         let destination = match object.object("destination", problems) {
             Some(mut inner) => {
-                let read = super::destination(&mut inner, scope, problems);
+                let read = super::destination(&mut inner, &scope.name.namespace, problems);
                 inner.finish(problems);
                 read
             }

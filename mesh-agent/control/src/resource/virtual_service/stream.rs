@@ -55,7 +55,7 @@ fn rule(
     for mut object in listed {
         let destination = match object.object("destination", problems) {
             Some(mut inner) => {
-                let read = super::destination(&mut inner, scope, problems);
+                let read = super::destination(&mut inner, &scope.name.namespace, problems);
                 inner.finish(problems);
                 read
             }

@@ -160,6 +160,8 @@ fn s16_what_rules_refer_to_and_is_not_there_is_told_to_their_users_and_to_nobody
     let to = |host: &str| json!({"hosts": ["api.example.com"], "http": [{"route": [{"destination": {"host": host}}]}]});
     objects.push(rule("VirtualService", to("gone")));
     objects.push(rule("DestinationRule", json!({"host": "lost.example.com"})));
+    let through = json!({"mode": "ALLOW_ANY", "egressProxy": {"host": "lost"}});
+    objects.push(rule("Sidecar", json!({"outboundTrafficPolicy": through})));
     let mut world = world_of(&objects);
     let state = world.compile();
     let missing = |state: &super::world::State, kind: Kind| {
@@ -170,6 +172,7 @@ fn s16_what_rules_refer_to_and_is_not_there_is_told_to_their_users_and_to_nobody
     };
     assert_eq!(missing(&state, Kind::VirtualService), ["spec.http[0].route[0].destination.host"]);
     assert_eq!(missing(&state, Kind::DestinationRule), ["spec.host"]);
+    assert_eq!(missing(&state, Kind::Sidecar), ["spec.outboundTrafficPolicy.egressProxy.host"]);
     assert_eq!(missing(&state, Kind::HttpRoute), Vec::<String>::new());
     assert_eq!(state.status.errors, [], "agents are not told");
     // It appears; pods that come and go are no news.

@@ -8,11 +8,12 @@ use super::*;
 use crate::{
     route::{
         HostPort, Origin, Routes,
+        cluster::ClusterKey,
         defaults::MeshDefaults,
         http::{Action, HttpRule},
         scope::{Audience, EgressHost, EgressListener, InboundPools, Scoped},
     },
-    snapshot::{Mesh, Parts, Resolution},
+    snapshot::{Endpoint, Mesh, Parts, Resolution},
 };
 
 fn service(namespace: &str, name: &str, vip: &str, audience: Audience) -> Arc<Service> {
@@ -105,7 +106,7 @@ fn s65_s67_a_sidecar_limits_what_is_seen_port_by_port() {
         EgressListener { port: Some(81), hosts: vec![host(Some("b"), "*")] },
         EgressListener { port: None, hosts: vec![host(Some("a"), "*")] },
     ];
-    let scope = SidecarScope { egress, outbound: None, inbound: InboundPools::default() };
+    let scope = SidecarScope { egress, outbound: None, egress_proxy: None, inbound: InboundPools::default() };
     let world = world(OutboundPolicy::AllowAny, vec![(Name::new("a", "own"), scope)]);
     let limited = client("a", Some("own"));
     let sight = world.sight_of(&limited);
@@ -126,6 +127,7 @@ fn s66_rules_of_virtual_services_are_seen_by_their_own_namespace() {
     let scope = |namespace| SidecarScope {
         egress: vec![EgressListener { port: None, hosts: vec![host(Some(namespace), "*")] }],
         outbound: None,
+        egress_proxy: None,
         inbound: InboundPools::default(),
     };
     let sidecars = vec![(Name::new("a", "a"), scope("a")), (Name::new("a", "b"), scope("b"))];
@@ -159,9 +161,15 @@ fn s68_f10_under_registry_only_what_nothing_describes_is_refused() {
     let open = SidecarScope {
         egress: vec![EgressListener { port: None, hosts: vec![host(None, "*")] }],
         outbound: Some(OutboundPolicy::AllowAny),
+        egress_proxy: None,
         inbound: InboundPools::default(),
     };
-    let blind = SidecarScope { egress: Vec::new(), outbound: None, inbound: InboundPools::default() };
+    let blind = SidecarScope {
+        egress: Vec::new(),
+        outbound: None,
+        egress_proxy: None,
+        inbound: InboundPools::default(),
+    };
     let sidecars = vec![(Name::new("a", "open"), open), (Name::new("a", "blind"), blind)];
     let world = world(OutboundPolicy::RegistryOnly, sidecars);
     let refuses = |sidecar: Option<&str>, addr: &str| {
@@ -177,6 +185,70 @@ fn s68_f10_under_registry_only_what_nothing_describes_is_refused() {
     assert!(refuses(None, "203.0.113.7:80"), "in a network of one that is not exported to it");
     assert!(!refuses(Some("open"), "192.0.2.1:80"));
     assert!(refuses(Some("blind"), "10.96.0.1:80"));
+}
+
+#[test]
+fn s68_what_nothing_describes_goes_through_the_egress_proxy_but_for_those_who_are_it() {
+    let origin = Origin { kind: "Sidecar".into(), name: Name::new("a", "x"), field: "".into(), place: None };
+    let through = |backend| SidecarScope {
+        egress: vec![EgressListener { port: None, hosts: vec![host(Some("a"), "*")] }],
+        outbound: Some(OutboundPolicy::AllowAny),
+        egress_proxy: Some(EgressProxy { origin: Arc::new(origin.clone()), backend }),
+        inbound: InboundPools::default(),
+    };
+    let key = ClusterKey { service: Name::new("b", "out"), port: 80, subset: None };
+    let broken = Backend::Broken { status: 503, reason: "gone".into() };
+    let sidecars = [("set", through(Backend::Cluster(key))), ("broken", through(broken))];
+    let base =
+        world(OutboundPolicy::RegistryOnly, sidecars.map(|(name, s)| (Name::new("a", name), s)).into());
+    // Behind it are a workload, and an address that is another's.
+    let endpoint = |addr: &str, workload| Endpoint {
+        addr: addr.parse().unwrap(),
+        port: 8080,
+        workload,
+        ready: true,
+        hostname: None,
+        traits: None,
+    };
+    let mut out = (*service("b", "out", "10.96.0.9", Audience::Everyone)).clone();
+    let own = Name::new("a", "own");
+    let of_own = Workload::named(own.clone()).id;
+    out.ports[1].endpoints = vec![endpoint("10.0.0.7", Some(of_own)), endpoint("10.0.0.8", None)];
+    let parts = Parts {
+        services: base.services().cloned().chain([Arc::new(out)]).collect(),
+        workloads: base.workloads().cloned().collect(),
+        routes: Arc::clone(base.routes()),
+        mesh: Arc::clone(base.mesh()),
+        ..Parts::default()
+    };
+    let world = Snapshot::new(1, parts);
+    let of = |name: &str, sidecar: Option<&str>, addr: &str| {
+        let workload = Workload {
+            sidecar: sidecar.map(|sidecar| Name::new("a", sidecar)),
+            addrs: vec![addr.parse().unwrap()],
+            ..Workload::named(Name::new("a", name))
+        };
+        let sight = world.sight_of(&workload);
+        let goes = |to: &str| {
+            let to = at(to);
+            assert_eq!(sight.holds(to), sight.refuses(to) || sight.egress_proxy_to(to).is_some());
+            (sight.refuses(to), sight.egress_proxy_to(to).is_some())
+        };
+        (sight.holds_unknown(), ["192.0.2.1:80", "10.96.0.1:80", "10.96.0.2:80", "10.0.0.9:1"].map(goes))
+    };
+    let (direct, through, refused) = ((false, false), (false, true), (true, false));
+    // An address of nobody, a service that is seen, one that the Sidecar leaves out, a pod.
+    let all = [through, direct, through, direct];
+    assert_eq!(of("other", Some("set"), "10.0.0.1"), (true, all));
+    assert_eq!(
+        of("other", Some("broken"), "10.0.0.1"),
+        (true, all),
+        "nobody goes past one that is not there"
+    );
+    assert_eq!(of("other", None, "10.0.0.1"), (true, [refused, direct, direct, direct]));
+    assert_eq!(of("own", Some("set"), "10.0.0.1"), (false, [direct; 4]));
+    assert_eq!(of("third", Some("set"), "10.0.0.8"), (false, [direct; 4]), "by its address");
+    assert_eq!(of("own", Some("broken"), "10.0.0.1"), (true, all));
 }
 
 #[test]
@@ -297,7 +369,7 @@ proptest! {
         let seen_with = |egress: Option<Vec<EgressListener>>| {
             let sidecars = egress
                 .into_iter()
-                .map(|egress| (Name::new(from, "own"), Arc::new(SidecarScope { egress, outbound: None, inbound: InboundPools::default() })));
+                .map(|egress| (Name::new(from, "own"), Arc::new(SidecarScope { egress, outbound: None, egress_proxy: None, inbound: InboundPools::default() })));
             let routes = Arc::new(Routes { sidecars: sidecars.collect(), ..Routes::default() });
             let services = vec![
                 service("b", "web", "10.96.0.1", audience.clone()),

@@ -26,7 +26,7 @@ use mesh_core::{
         http::{Action, Backend, HeaderOps, HttpRule, HttpTable, WeightedBackend},
         scope::Scoped,
     },
-    snapshot::{Mesh, Name, Parts, Service, Snapshot},
+    snapshot::{Mesh, Name, Parts, Service, Snapshot, Workload},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -37,6 +37,8 @@ use tokio::{
 use crate::tests::fixture::{World, endpoint, in_world, service, soon, workload};
 
 pub(super) const VIP: &str = "10.96.0.1";
+/// Where a client is that has a Sidecar.
+pub(super) const APART: &str = "127.0.0.7";
 pub(super) const HOST: &str = "web.default.svc.cluster.local";
 
 /// A response's body in tests.
@@ -177,10 +179,13 @@ pub(super) fn publish_routes(world: &World, routes: Routes, services: &[(&str, S
     publish_mesh(world, Mesh::default(), routes, services);
 }
 
-/// The same of another mesh.
+/// The same of another mesh. The client has the first Sidecar of the routes, if there is one, and is then not at the servers' address:
+/// who is behind an egress proxy is not sent to it.
 pub(super) fn publish_mesh(world: &World, mesh: Mesh, routes: Routes, services: &[(&str, SocketAddr)]) {
     let version = world.snapshots.borrow().version() + 1;
-    let own = workload("client", "a", "127.0.0.1".parse().unwrap());
+    let sidecar = routes.sidecars.keys().next().cloned();
+    let addr = if sidecar.is_none() { "127.0.0.1" } else { APART };
+    let own = Workload { sidecar, ..workload("client", "a", addr.parse().unwrap()) };
     let made: Vec<Arc<Service>> = services
         .iter()
         .enumerate()

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::Response;
 use mesh_core::route::{
-    HostPort, Routes,
+    HostPort, Origin, Routes,
     cluster::{Algorithm, Balancing, Cluster, ClusterKey, ConnectionPool, HashKey, HashTable, TrafficPolicy},
     defaults::{DefaultClusters, MeshDefaults},
     http::{
@@ -13,17 +13,21 @@ use mesh_core::route::{
     },
     matching::{HeaderMatch, HttpMatch, PathMatch, StringMatch},
     normalize::PathNormalization,
-    scope::{OutboundPolicy, Scoped},
+    scope::{EgressHost, EgressListener, EgressProxy, InboundPools, OutboundPolicy, Scoped, SidecarScope},
     variables::HeaderText,
 };
 use mesh_core::snapshot::{Mesh, Name};
 use tokio::time::Instant;
 
 use super::fixture::{
-    Client, HOST, backend, cluster, echo, forward, full, no_route, publish, publish_mesh, publish_routes,
-    rule, server, test,
+    APART, Client, HOST, backend, cluster, echo, forward, full, no_route, publish, publish_mesh,
+    publish_routes, rule, server, test,
 };
-use crate::{metrics::http::Refusal, tests::fixture::eventually};
+use crate::{
+    http::preview::{AskedRequest, preview},
+    metrics::http::Refusal,
+    tests::fixture::eventually,
+};
 
 fn prefix(path: &str) -> HttpMatch {
     HttpMatch {
@@ -325,6 +329,77 @@ fn s8_what_nothing_describes_goes_as_dialled_or_is_refused_as_the_mesh_says() {
         bytes.send(b"\x00\x01 no request at all\r\n").await;
         assert!(bytes.is_ended().await, "nor do bytes get through");
         assert_eq!(seen.count(), 2);
+    });
+}
+
+#[test]
+fn s68_requests_that_nothing_describes_go_to_the_egress_proxy_as_they_are() {
+    test(|world| async move {
+        let (proxy, seen) = server("proxy", |parts, _| {
+            let status = if parts.uri.path() == "/fails" { 503 } else { 200 };
+            Response::builder().status(status).body(full("")).unwrap()
+        })
+        .await;
+        let (web, _) = echo("web").await;
+        let publish = |backend: Backend| {
+            let name = Name::new("default", "own");
+            let origin = Origin { kind: "Sidecar".into(), name: name.clone(), field: "".into(), place: None };
+            let all = EgressHost { excluded: false, namespace: None, host: "*".into() };
+            let scope = SidecarScope {
+                egress: vec![EgressListener { port: None, hosts: vec![all] }],
+                outbound: None,
+                egress_proxy: Some(EgressProxy { origin: Arc::new(origin), backend }),
+                inbound: InboundPools::default(),
+            };
+            let on = RetryOn { server_error: true, ..RetryOn::default() };
+            let retries = Some(RetryPolicy { on, ..RetryPolicy::built_in() });
+            let defaults = MeshDefaults { retries, ..MeshDefaults::default() };
+            let mesh = Mesh { defaults: Arc::new(defaults), ..Mesh::default() };
+            let routes = Routes { sidecars: [(name, Arc::new(scope))].into(), ..Routes::default() };
+            publish_mesh(&world, mesh, routes, &[("web", web), ("out", proxy)]);
+        };
+        publish(cluster("out"));
+        let unknown: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        world.dial(unknown);
+        let mut client = Client::connect(&world).await;
+        for (host, name) in [("unknown.example:8080", "proxy"), ("web", "web"), ("192.0.2.1", "proxy")] {
+            client.send(format!("GET /x?y HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            assert_eq!(client.reply().await.header("x-server"), Some(name), "{host}");
+            if name == "proxy" {
+                let last = seen.last();
+                let seen_host = last.headers["host"].to_str().unwrap();
+                assert_eq!((last.uri.to_string().as_str(), seen_host), ("/x?y", host));
+            }
+        }
+        client.send("GET /fails HTTP/1.1\r\nHost: other.example\r\n\r\n").await;
+        assert_eq!(client.reply().await.status, 503);
+        assert_eq!(seen.count(), 3, "once, whatever it answers");
+        // What is told before is what is done.
+        let asked = AskedRequest {
+            method: "GET".into(),
+            target: "/".into(),
+            authority: "other.example".into(),
+            headers: Vec::new(),
+        };
+        let told = || {
+            let snapshot = Arc::clone(&world.snapshots.borrow());
+            let client = Arc::clone(snapshot.workload_at(APART.parse().unwrap()).unwrap());
+            let told = preview(&snapshot, &client, unknown, &asked).unwrap();
+            let understood = told.understood.unwrap();
+            let rule = understood.rule().unwrap();
+            let backend = understood.backends[0].destination.as_ref();
+            let to = backend.map(|to| to.key.service.name.to_string()).map_err(|none| none.status);
+            (told.treatment.concerned, rule.origin.kind.to_string(), to)
+        };
+        assert_eq!(told(), (true, "Sidecar".to_owned(), Ok("out".to_owned())));
+
+        publish(Backend::Broken { status: 503, reason: "gone".into() });
+        world.dial(unknown);
+        let mut client = Client::connect(&world).await;
+        client.send("GET / HTTP/1.1\r\nHost: other.example\r\n\r\n").await;
+        assert_eq!(client.reply().await.status, 503);
+        assert_eq!(seen.count(), 3, "nothing goes past a proxy that is not there");
+        assert_eq!(told(), (true, "Sidecar".to_owned(), Err(503)));
     });
 }
 

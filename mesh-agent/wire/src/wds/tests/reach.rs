@@ -16,8 +16,8 @@ use mesh_core::{
         host::resolve,
         http::{Action, Backend, HeaderOps, HttpRule, HttpTable, WeightedBackend},
         scope::{
-            Audience, EgressHost, EgressListener, InNamespace, InboundPools, OutboundPolicy, Scoped,
-            SidecarScope,
+            Audience, EgressHost, EgressListener, EgressProxy, InNamespace, InboundPools, OutboundPolicy,
+            Scoped, SidecarScope,
         },
     },
     snapshot::{Endpoint, Name, Parts, Protocol, Resolution, Service, ServicePort, Snapshot, Workload},
@@ -168,9 +168,17 @@ fn routes() -> impl Strategy<Value = Routes> {
     let listener = (option::of(select(&PORTS[..2])), vec(egress, 0..3))
         .prop_map(|(port, hosts)| EgressListener { port, hosts });
     let outbound = option::of(select(vec![OutboundPolicy::AllowAny, OutboundPolicy::RegistryOnly]));
-    let scope = (vec(listener, 0..3), outbound).prop_map(|(egress, outbound)| {
-        Arc::new(SidecarScope { egress, outbound, inbound: InboundPools::default() })
+    let proxy = (names(&NAMESPACES), names(&NAMES)).prop_map(|(namespace, name)| {
+        let service = Name::new(namespace, name);
+        let origin = Origin { kind: "Sidecar".into(), name: service.clone(), field: "".into(), place: None };
+        let backend = Backend::Cluster(ClusterKey { service, port: 80, subset: None });
+        EgressProxy { origin: Arc::new(origin), backend }
     });
+    let scope = (vec(listener, 0..3), outbound, option::weighted(0.4, proxy)).prop_map(
+        |(egress, outbound, egress_proxy)| {
+            Arc::new(SidecarScope { egress, outbound, egress_proxy, inbound: InboundPools::default() })
+        },
+    );
     let sidecar = ((names(&NAMESPACES), names(&NAMES)), scope)
         .prop_map(|((namespace, name), scope)| (Name::new(namespace, name), scope));
     let limit =
@@ -301,6 +309,7 @@ fn answers(snapshot: &Snapshot, pod: &Workload) -> Vec<(String, String)> {
         let at = SocketAddr::new(addr, port);
         say(format!("{at}"), &sight.service_at(at, Protocol::Tcp));
         say(format!("{at} refused"), &sight.refuses(at));
+        say(format!("{at} through"), &sight.egress_proxy_to(at));
         // Datagrams and the agent's own questions know no visibility.
         say(format!("{at} udp"), &snapshot.service_at(addr, port, Protocol::Udp));
         if port == 53 {
@@ -329,6 +338,11 @@ fn answers(snapshot: &Snapshot, pod: &Workload) -> Vec<(String, String)> {
         if is_led_to {
             say(format!("rules to {namespace}/{name}"), &exported);
         }
+    }
+    if let Some(Backend::Cluster(key)) = sight.egress_proxy().map(|proxy| &proxy.backend) {
+        let service = snapshot.service(&key.service);
+        let exported = service.filter(|service| service.audience.includes(&pod.name.namespace));
+        say("egress proxy".to_owned(), &exported);
     }
     say("spoken".to_owned(), &snapshot.spoken_at(pod, 8080));
     say("limits".to_owned(), &snapshot.inbound_pool(pod, 8080));

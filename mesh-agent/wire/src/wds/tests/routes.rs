@@ -406,7 +406,7 @@ fn sidecar() -> impl Strategy<Value = Arc<SidecarScope>> {
         (option::of(any::<u16>()), vec(host, 0..2)).prop_map(|(port, hosts)| EgressListener { port, hosts });
     let outbound = option::of(select(vec![OutboundPolicy::AllowAny, OutboundPolicy::RegistryOnly]));
     (vec(listener, 0..2), outbound).prop_map(|(egress, outbound)| {
-        Arc::new(SidecarScope { egress, outbound, inbound: Default::default() })
+        Arc::new(SidecarScope { egress, outbound, egress_proxy: None, inbound: Default::default() })
     })
 }
 
