@@ -51,8 +51,11 @@ use crate::{
 const CHANGES_MAX: usize = 4096;
 /// A change waits so long for others.
 const QUIET: Duration = Duration::from_millis(10);
-/// And never longer than this.
+/// And never longer than this, in quiet times.
 const QUIET_MAX: Duration = Duration::from_millis(50);
+/// States follow one another at this distance at least. A state costs by the pods of the cluster and by agents, hardly by what is new in it:
+/// under changes without end more of them in fewer states leave the CPU to what else the changes need.
+const PACE: Duration = Duration::from_millis(150);
 
 /// What of a cluster is read, and how.
 #[derive(Clone, Debug)]
@@ -131,6 +134,7 @@ pub async fn start(client: Client, options: KubernetesOptions) -> Result<Kuberne
         judged: judged_tx,
         wanted: wanted_tx,
         first: Some(first_tx),
+        next: Instant::now(),
     };
     let runtime = Handle::current();
     thread::Builder::new()
@@ -151,6 +155,8 @@ struct Publisher {
     /// The Secrets to follow.
     wanted: latest::Sender<BTreeSet<Name>>,
     first: Option<oneshot::Sender<()>>,
+    /// When the next state may follow.
+    next: Instant,
 }
 
 impl Publisher {
@@ -163,16 +169,18 @@ impl Publisher {
             };
             let Some(first) = first else { return };
             self.world.apply(first);
-            let latest = Instant::now() + QUIET_MAX;
-            while let Ok(Some(next)) =
-                timeout_at(latest.min(Instant::now() + QUIET), self.received.recv()).await
-            {
+            let latest = self.next.max(Instant::now() + QUIET_MAX);
+            while let Ok(Some(next)) = {
+                let quiet = self.next.max(Instant::now() + QUIET);
+                timeout_at(latest.min(quiet), self.received.recv()).await
+            } {
                 self.world.apply(next);
                 if Instant::now() >= latest {
                     break;
                 }
             }
             if self.world.is_listed() {
+                self.next = Instant::now() + PACE;
                 self.publish();
             }
         }
