@@ -67,8 +67,8 @@ pub fn analyze(
     found
 }
 
-/// What VirtualServices, DestinationRules and the egress proxies of Sidecars refer to and is not there, sorted: what a controller tells their users, beside what it
-/// finds when it compiles. Workloads are left out: that a Deployment has no pods for a moment is no news.
+/// What VirtualServices, DestinationRules and the egress proxies of Sidecars refer to and is not there, sorted: what a controller tells their
+/// users, beside what it finds when it compiles. Workloads are left out: that a Deployment has no pods for a moment is no news.
 pub(crate) fn references(index: &Index, settings: &MeshSettings) -> Vec<SourceError> {
     let rules = || {
         let kinds = [Kind::VirtualService, Kind::DestinationRule, Kind::Sidecar];

@@ -328,16 +328,21 @@ fn locality() -> Schema {
     object([
         ("enabled", truth()),
         ("distribute", list(object([("from", text()), ("to", map(count()))]))),
-        ("failover", list(object([("from", text()), ("to", text())]))),
+        ("failover", failover()),
         ("failoverPriority", texts()),
     ])
+}
+
+/// Regions and the region that stands in for each.
+fn failover() -> Schema {
+    list(object([("from", text()), ("to", text())]))
 }
 
 fn zone_aware() -> Schema {
     object([
         ("enabled", truth()),
         ("minClusterSize", count()),
-        ("failover", list(object([("from", text()), ("to", text())]))),
+        ("failover", failover()),
         ("failoverPriority", texts()),
     ])
 }

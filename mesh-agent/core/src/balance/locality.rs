@@ -171,6 +171,9 @@ pub(super) enum By {
 impl<'a> Judge<'a> {
     /// Failover needs outlier detection, or to be forced.
     pub(super) fn new(locality: &'a Locality, client: &Located<'_>, has_outlier_detection: bool) -> Self {
+        let stand_in = |regions: &'a [(Arc<str>, Arc<str>)]| {
+            regions.iter().find(|(from, _)| *from == client.place.region).map(|(_, to)| &**to)
+        };
         match locality {
             Locality::Anywhere => Self::All,
             Locality::Distribute(distributions) => distributions
@@ -179,14 +182,12 @@ impl<'a> Judge<'a> {
                 .map_or(Self::All, Self::Distribute),
             Locality::Failover { forced: false, .. } if !has_outlier_detection => Self::All,
             Locality::Failover { regions, labels, .. } => {
-                let to = regions.iter().find(|(from, _)| *from == client.place.region);
                 let is_by_place = labels.is_empty() || !regions.is_empty();
                 let by = if is_by_place { By::All } else { By::Nothing };
-                Self::Failover { to: to.map(|(_, to)| &**to), labels, by }
+                Self::Failover { to: stand_in(regions), labels, by }
             }
             Locality::ZoneAware { regions, labels, .. } => {
-                let to = regions.iter().find(|(from, _)| *from == client.place.region);
-                Self::Failover { to: to.map(|(_, to)| &**to), labels, by: By::Region }
+                Self::Failover { to: stand_in(regions), labels, by: By::Region }
             }
         }
     }

@@ -144,7 +144,9 @@ impl<'a> Sight<'a> {
 
     /// What connections to an address go through, because nothing that the client sees describes it (S68).
     pub fn egress_proxy_to(&self, dialled: SocketAddr) -> Option<&'a EgressProxy> {
-        self.egress_proxy().filter(|_| self.is_unknown(dialled))
+        // Who is behind the proxy is looked for last: most of what is dialled is described.
+        let is_named = self.scope.is_some_and(|scope| scope.egress_proxy.is_some());
+        if is_named && self.is_unknown(dialled) { self.egress_proxy() } else { None }
     }
 
     /// Whether a connection to an address does not simply go there, because nothing that the client sees describes it.

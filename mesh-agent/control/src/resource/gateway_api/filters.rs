@@ -504,16 +504,13 @@ fn origin_match(origin: &str) -> Option<StringMatch> {
         let is_fit = |b: u8| b.is_ascii_alphanumeric() || b"-.".contains(&b);
         !host.is_empty() && host.bytes().all(is_fit)
     };
+    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
     match host.strip_prefix('*') {
-        None => is_host(host).then(|| {
-            let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-            StringMatch::Exact(format!("{scheme}://{host}{port}").into())
-        }),
+        None => is_host(host).then(|| StringMatch::Exact(format!("{scheme}://{host}{port}").into())),
         Some(suffix) => {
             let good = suffix.is_empty() || suffix.strip_prefix('.').is_some_and(is_host);
             // Both parts hold letters, digits, '+', '-' and '.' alone; those with a meaning are escaped.
             let escape = |text: &str| text.replace('.', "\\.").replace('+', "\\+");
-            let port = port.map(|port| format!(":{port}")).unwrap_or_default();
             // A colon is a port's, but for addresses of IPv6.
             let any = if suffix.is_empty() { r"(?:\[[^\]/]+\]|[^/:\[\]]+)" } else { "[^/:]+" };
             let pattern = format!("{}://{any}{}{port}", escape(scheme), escape(suffix));
