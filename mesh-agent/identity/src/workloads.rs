@@ -339,18 +339,30 @@ impl Certificates {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).get(identity).map(Arc::clone)
     }
 
+    /// Why an identity has no valid certificate, if it has none. Nothing is asked for.
+    pub fn missing(&self, identity: &Identity) -> Option<NotReady> {
+        self.held(identity, self.now()).err()
+    }
+
+    /// The valid certificate of an identity.
+    fn held(&self, identity: &Identity, now: SystemTime) -> Result<Arc<Slot>, NotReady> {
+        let state = self.entry(identity).ok_or(NotReady::NotWanted)?;
+        let state = state.borrow();
+        match (&state.slot, &state.error) {
+            (Some(slot), _) if slot.svid.validity().contains(now) => Ok(Arc::clone(slot)),
+            (Some(_), _) => Err(NotReady::Expired),
+            (None, Some(error)) => Err(NotReady::Failed(error.clone())),
+            (None, None) => Err(NotReady::Pending),
+        }
+    }
+
     /// The valid certificate of an identity; asks for one with priority if there is none.
     fn slot(&self, identity: &Identity) -> Result<Arc<Slot>, NotReady> {
-        let state = self.entry(identity).ok_or(NotReady::NotWanted)?;
         let now = self.now();
-        let why = {
-            let state = state.borrow();
-            match (&state.slot, &state.error) {
-                (Some(slot), _) if slot.svid.validity().contains(now) => return Ok(Arc::clone(slot)),
-                (Some(_), _) => NotReady::Expired,
-                (None, Some(error)) => NotReady::Failed(error.clone()),
-                (None, None) => NotReady::Pending,
-            }
+        let why = match self.held(identity, now) {
+            Err(NotReady::NotWanted) => return Err(NotReady::NotWanted),
+            Err(why) => why,
+            held => return held,
         };
         let mut schedule = self.schedule.lock().unwrap_or_else(PoisonError::into_inner);
         if schedule.hurry(identity, Priority::OnDemand, now) {

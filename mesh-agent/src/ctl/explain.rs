@@ -15,6 +15,13 @@ pub(super) fn render(view: &ExplainView) -> String {
     if !view.enrolled {
         put(&mut out, 0, &format!("{} is not enrolled: the kernel leaves its sockets alone", view.from));
     }
+    if let Some(why) = &view.without_certificate {
+        put(
+            &mut out,
+            0,
+            &format!("{} has no certificate ({why}): what goes by mutual TLS is refused", view.from),
+        );
+    }
     for address in &view.addresses {
         out.push('\n');
         explain_address(&mut out, address);
@@ -182,6 +189,7 @@ mod tests {
         ExplainView {
             from: "shop/cart".into(),
             enrolled: true,
+            without_certificate: None,
             to: "web:80".into(),
             resolution: ResolutionView {
                 kind: ResolutionKind::Mesh,
@@ -290,6 +298,15 @@ mod tests {
             Some(VerdictView { action: "deny".into(), policy_gen: 3, current_gen: Some(4), valid: false });
         let text = render(&view);
         assert!(text.contains("cached verdict: deny, void (made for policy generation 3, now 4)"), "{text}");
+    }
+
+    #[test]
+    fn a_client_without_a_certificate_is_said_to_be_refused() {
+        let mut view = view();
+        view.without_certificate = Some("the certificate is being fetched".into());
+        let text = render(&view);
+        let said = "shop/cart has no certificate (the certificate is being fetched): what goes by mutual TLS is refused";
+        assert!(text.lines().any(|line| line == said), "{text}");
     }
 
     #[test]

@@ -163,8 +163,10 @@ fn explain_now(
     let world = World { tables: &tables, snapshot: &snapshot, inbound: &inbound };
     let request =
         request.map(|asked| RequestQuestion { asked, in_use: of_pod(&used, entry.map(|(id, _)| *id)) });
-    explain(&world, &Question { from, pod, host, port, now_ns: monotonic_ns(), request })
-        .map_err(|error| Refusal::asked(error.to_string()))
+    let without_certificate = entry.and_then(|_| shared.identities.certificates().missing(&from.identity()));
+    let view = explain(&world, &Question { from, pod, host, port, now_ns: monotonic_ns(), request })
+        .map_err(|error| Refusal::asked(error.to_string()))?;
+    Ok(ExplainView { without_certificate: without_certificate.map(|why| why.to_string()), ..view })
 }
 
 /// The local pod that `text` names: `namespace/name`, or a name that only one has.

@@ -99,6 +99,7 @@ pub(super) fn explain<T: Tables>(
     Ok(ExplainView {
         from: question.from.name.to_string(),
         enrolled: question.pod.is_some(),
+        without_certificate: None,
         to: format!("{}:{}", question.host, question.port),
         request: request.transpose()?,
         resolution,

@@ -17,6 +17,9 @@ pub struct ExplainView {
     pub from: String,
     /// Whether that pod is enrolled; if not, the kernel leaves its sockets alone.
     pub enrolled: bool,
+    /// Why that pod has no certificate now, if it has none: what goes by mutual TLS is refused then.
+    #[serde(default)]
+    pub without_certificate: Option<String>,
     /// `HOST:PORT` as asked.
     pub to: String,
     /// How the host became addresses.

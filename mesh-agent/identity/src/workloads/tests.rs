@@ -155,6 +155,7 @@ async fn two_nodes_of_a_mesh_shake_hands_and_the_server_knows_the_client() {
     let nodes = [mesh.node(DAY, 8, SECOND), mesh.node(DAY, 8, SECOND)];
     nodes[0].certificates.want([identity("a")]);
     nodes[1].certificates.want([identity("b")]);
+    assert_eq!(nodes[0].certificates.missing(&identity("a")), Some(NotReady::Pending));
     assert_eq!(nodes[0].certificates.client_config(&identity("a"), &[]).unwrap_err(), NotReady::Pending);
     nodes[0].ready("a").await;
     nodes[1].ready("b").await;
@@ -257,12 +258,14 @@ async fn an_outage_longer_than_a_life_ends_in_expired_and_heals() {
     node.ready("a").await;
     node.issuer.set(Mood::Down);
     sleep(61 * MINUTE).await;
+    assert_eq!(node.certificates.missing(&identity("a")), Some(NotReady::Expired));
     assert_eq!(node.certificates.server_config(&identity("a")).unwrap_err(), NotReady::Expired);
     assert_eq!(node.certificates.views()[0].state, "expired");
     assert_eq!(node.certificates.counters().valid, 0);
     node.issuer.set(Mood::Up);
     let waiting = Instant::now();
     node.ready("a").await;
+    assert_eq!(node.certificates.missing(&identity("a")), None);
     assert!(waiting.elapsed() <= 4 * SECOND, "a connection waits: {:?}", waiting.elapsed());
 }
 
