@@ -293,35 +293,45 @@ fn compile(
 
     let mut new = Routes::default();
     let mut found = Problems::new();
-    for service in services.values() {
-        let host = cx.registry.host(service);
+    let hosts: BTreeSet<Arc<str>> = services.values().map(|service| cx.registry.host(service)).collect();
+    for host in hosts {
         // Another name of a service: its requests are that one's (B2).
-        if cx.registry.alias_of(service).is_some() {
-            continue;
+        let of_host: Vec<&Arc<Service>> =
+            cx.registry.with_host(&host).filter(|service| cx.registry.alias_of(service).is_none()).collect();
+        let ports = of_host.iter().flat_map(|service| &service.ports).filter(|port| port.port != 0);
+        let mut protocols: BTreeMap<u16, BTreeSet<AppProtocol>> = BTreeMap::new();
+        for port in ports {
+            protocols.entry(port.port).or_default().insert(AppProtocol::of(port));
         }
-        for port in service.ports.iter().filter(|port| port.port != 0) {
-            let protocol = AppProtocol::of(port);
-            let at = HostPort { host: Arc::clone(&host), port: port.port };
-            let attached = gateway_routes.attached(service, port);
-            if protocol.is_http() || protocol == AppProtocol::Sniffed {
-                let table = http_tables(cx, &virtual_services, &attached, &host, port.port, &mut found);
+        for (port, protocols) in protocols {
+            let is_any = |wanted: &dyn Fn(AppProtocol) -> bool| protocols.iter().any(|found| wanted(*found));
+            let at = HostPort { host: Arc::clone(&host), port };
+            let attached = gateway_routes.attached(&of_host, port);
+            if is_any(&|protocol| protocol.is_http() || protocol == AppProtocol::Sniffed) {
+                let table = http_tables(cx, &virtual_services, &attached, &host, port, &mut found);
                 if let Some(table) = table {
                     new.http.insert(at.clone(), table);
                 }
             }
-            if matches!(protocol, AppProtocol::Tls | AppProtocol::Tcp | AppProtocol::Sniffed) {
-                let table = stream_tables(cx, &virtual_services, &attached, &host, port.port);
+            if is_any(&|protocol| {
+                matches!(protocol, AppProtocol::Tls | AppProtocol::Tcp | AppProtocol::Sniffed)
+            }) {
+                let table = stream_tables(cx, &virtual_services, &attached, &host, port);
                 if let Some(table) = table {
                     new.streams.insert(at, table);
                 }
             }
-            if protocol != AppProtocol::Udp {
-                destination_rules.clusters(cx, service, &host, port.port, &mut new.clusters);
+        }
+        for service in of_host {
+            for port in service.ports.iter().filter(|port| port.port != 0) {
+                if AppProtocol::of(port) != AppProtocol::Udp {
+                    destination_rules.clusters(cx, service, &host, port.port, &mut new.clusters);
+                }
             }
         }
     }
     for host in virtual_services.unknown_hosts().filter(|host| is_affected(host)) {
-        let nothing = gateway_api::Attached::default();
+        let nothing = gateway_api::OfHost::default();
         let table = http_tables(cx, &virtual_services, &nothing, host, UNKNOWN_HOST_PORT, &mut found);
         if let Some(table) = table {
             new.http.insert(HostPort { host: Arc::clone(host), port: UNKNOWN_HOST_PORT }, table);
@@ -370,7 +380,7 @@ fn alias_tables(cx: &Context<'_>, routes: &mut Routes) {
 fn http_tables(
     cx: &Context<'_>,
     virtual_services: &VirtualServices<'_>,
-    attached: &gateway_api::Attached<'_>,
+    attached: &gateway_api::OfHost<'_>,
     host: &Arc<str>,
     port: u16,
     found: &mut Problems,
@@ -384,7 +394,7 @@ fn http_tables(
         let chosen = candidates.chosen(client);
         if let Some(routes) = attached.http_for(client) {
             if let Some(chosen) = chosen {
-                problems.extend(attached.replaces(cx, &routes, &chosen.key(), host, port));
+                problems.extend(routes.replace(cx, &chosen.key(), host, port));
             }
             return Some(made.or_make(routes.identity(), || gateway_api::http_table(cx, &routes, port)));
         }
@@ -402,7 +412,7 @@ fn http_tables(
 fn stream_tables(
     cx: &Context<'_>,
     virtual_services: &VirtualServices<'_>,
-    attached: &gateway_api::Attached<'_>,
+    attached: &gateway_api::OfHost<'_>,
     host: &Arc<str>,
     port: u16,
 ) -> Option<Scoped<StreamTable>> {

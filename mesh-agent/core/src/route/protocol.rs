@@ -3,7 +3,7 @@
 use crate::snapshot::{Protocol, ServicePort};
 
 /// What is spoken at a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AppProtocol {
     /// HTTP/1.1; clients may also begin with HTTP/2.

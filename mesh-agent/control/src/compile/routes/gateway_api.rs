@@ -11,6 +11,7 @@ use mesh_core::{
         cluster::ClusterKey,
         http::{Action, Backend, HeaderOps, HttpRule, HttpTable, Mirror, RetryPolicy, WeightedBackend},
         matching::HttpMatch,
+        scope::Audience,
         stream::{StreamMatch, StreamRule, StreamTable},
     },
     snapshot::{Name, Service, ServicePort},
@@ -109,14 +110,22 @@ impl<'a> GatewayRoutes<'a> {
         Self { all, by_service }
     }
 
-    /// The routes that are attached to a port of a service.
-    pub(super) fn attached(&self, service: &'a Service, port: &ServicePort) -> Attached<'_> {
-        let mut attached = Attached { service_namespace: &service.name.namespace, ..Attached::default() };
+    /// The routes that are attached to a port of the services of one host, which come by precedence.
+    pub(super) fn attached<'s>(&'s self, services: &[&'s Arc<Service>], port: u16) -> OfHost<'s> {
+        OfHost(services.iter().map(|service| (&***service, self.attached_to(service, port))).collect())
+    }
+
+    fn attached_to<'s>(&'s self, service: &'s Service, number: u16) -> Attached<'s> {
+        let mut attached =
+            Attached { service_namespace: &service.name.namespace, http: Vec::new(), streams: Vec::new() };
+        let ports: Vec<&ServicePort> = service.ports.iter().filter(|port| port.port == number).collect();
         let mut places = BTreeSet::new();
         for (parent, at) in self.by_service.get(&service.name).into_iter().flatten() {
-            let is_meant = parent.port.is_none_or(|number| number == port.port)
-                && parent.section.as_ref().is_none_or(|name| *name == port.name);
-            if is_meant {
+            let is_meant = |port: &&ServicePort| {
+                parent.port.is_none_or(|wanted| wanted == number)
+                    && parent.section.as_ref().is_none_or(|name| *name == port.name)
+            };
+            if ports.iter().any(is_meant) {
                 places.insert(*at);
             }
         }
@@ -137,9 +146,70 @@ pub(super) fn services_of_entry(index: &Index, name: &Name) -> Vec<Name> {
     entry.hosts.iter().map(own).collect()
 }
 
-/// The routes of one service port.
+/// The routes of one port of a host, for each service that has the host. Several have one of a ServiceEntry: in each namespace a
+/// client means one of them (S57), and what is attached to the others is none of its business.
 #[derive(Default)]
-pub(super) struct Attached<'r> {
+pub(super) struct OfHost<'r>(Vec<(&'r Service, Attached<'r>)>);
+
+impl<'r> OfHost<'r> {
+    /// What is attached to the service that clients of a namespace mean; `None`: of one that nothing here names.
+    fn meant_by(&self, client: Option<&str>) -> Option<&Attached<'r>> {
+        let is_own = |service: &Service| client == Some(&*service.name.namespace);
+        let is_seen = |service: &Service| match client {
+            Some(namespace) => service.audience.includes(namespace),
+            None => service.audience == Audience::Everyone,
+        };
+        let mut seen = self.0.iter().filter(|(service, _)| is_seen(service));
+        // Who sees none is refused its rules with each request.
+        let found = seen.clone().find(|(service, _)| is_own(service)).or_else(|| seen.next());
+        found.or(self.0.first()).map(|(_, attached)| attached)
+    }
+
+    /// Namespaces whose clients may mean another service than others do.
+    fn sides(&self) -> BTreeSet<Arc<str>> {
+        if self.0.len() < 2 {
+            return BTreeSet::new();
+        }
+        let named = |service: &Service| match &service.audience {
+            Audience::Everyone => BTreeSet::new(),
+            Audience::Only(namespaces) => namespaces.iter().cloned().collect(),
+        };
+        let of = |(service, _): &(&Service, _)| {
+            let mut all: BTreeSet<Arc<str>> = named(service);
+            all.insert(Arc::clone(&service.name.namespace));
+            all
+        };
+        self.0.iter().flat_map(of).collect()
+    }
+
+    /// Namespaces whose clients may see other HTTP routes than others do: those with routes of their own for services of another
+    /// (consumer routes, S114), and those that may mean another service.
+    pub(super) fn http_namespaces(&self) -> BTreeSet<Arc<str>> {
+        let consumers = self.0.iter().flat_map(|(_, attached)| attached.consumers(&attached.http));
+        consumers.chain(self.sides()).collect()
+    }
+
+    /// The same for TLS and TCP.
+    pub(super) fn stream_namespaces(&self) -> BTreeSet<Arc<str>> {
+        let consumers = self.0.iter().flat_map(|(_, attached)| attached.consumers(&attached.streams));
+        consumers.chain(self.sides()).collect()
+    }
+
+    /// The HTTP routes that count for clients of a namespace; `None` when there are none.
+    pub(super) fn http_for(&self, client: Option<&str>) -> Option<Counting<'r>> {
+        let attached = self.meant_by(client)?;
+        attached.counting(&attached.http, client)
+    }
+
+    /// The same for TLS and TCP.
+    pub(super) fn streams_for(&self, client: Option<&str>) -> Option<Counting<'r>> {
+        let attached = self.meant_by(client)?;
+        attached.counting(&attached.streams, client)
+    }
+}
+
+/// The routes of one service port.
+struct Attached<'r> {
     service_namespace: &'r str,
     http: Vec<&'r Route<'r>>,
     streams: Vec<&'r Route<'r>>,
@@ -156,32 +226,26 @@ impl Counting<'_> {
     pub(super) fn identity(&self) -> Vec<usize> {
         self.routes.iter().map(|route| std::ptr::from_ref(*route) as usize).collect()
     }
+
+    /// Says of a VirtualService that it has no effect where these count.
+    pub(super) fn replace(
+        &self,
+        cx: &Context<'_>,
+        virtual_service: &Key,
+        host: &str,
+        port: u16,
+    ) -> Option<SourceError> {
+        let first = self.routes.first()?.key();
+        let message =
+            format!("hold {host}, to whose port {port} {first} is attached: this one has no effect there");
+        cx.warning(virtual_service, "spec.hosts", message)
+    }
 }
 
 impl<'r> Attached<'r> {
-    /// Namespaces with HTTP routes of their own for services of another (consumer routes, S114).
-    pub(super) fn http_namespaces(&self) -> BTreeSet<Arc<str>> {
-        self.consumers(&self.http)
-    }
-
-    /// The same for TLS and TCP.
-    pub(super) fn stream_namespaces(&self) -> BTreeSet<Arc<str>> {
-        self.consumers(&self.streams)
-    }
-
     fn consumers(&self, routes: &[&Route<'_>]) -> BTreeSet<Arc<str>> {
         let namespaces = routes.iter().map(|route| &route.name.namespace);
         namespaces.filter(|namespace| ***namespace != *self.service_namespace).cloned().collect()
-    }
-
-    /// The HTTP routes that count for clients of a namespace; `None` when there are none.
-    pub(super) fn http_for(&self, client: Option<&str>) -> Option<Counting<'r>> {
-        self.counting(&self.http, client)
-    }
-
-    /// The same for TLS and TCP.
-    pub(super) fn streams_for(&self, client: Option<&str>) -> Option<Counting<'r>> {
-        self.counting(&self.streams, client)
     }
 
     /// The client's own routes replace those of the service's namespace (S114).
@@ -195,21 +259,6 @@ impl<'r> Attached<'r> {
         }
         let service_namespace = self.service_namespace;
         (!routes.is_empty()).then_some(Counting { service_namespace, routes })
-    }
-
-    /// Says of a VirtualService that it has no effect where these routes count.
-    pub(super) fn replaces(
-        &self,
-        cx: &Context<'_>,
-        routes: &Counting<'_>,
-        virtual_service: &Key,
-        host: &str,
-        port: u16,
-    ) -> Option<SourceError> {
-        let first = routes.routes.first()?.key();
-        let message =
-            format!("hold {host}, to whose port {port} {first} is attached: this one has no effect there");
-        cx.warning(virtual_service, "spec.hosts", message)
     }
 }
 

@@ -95,6 +95,11 @@ impl Registry {
         self.services.values().filter_map(|service| Some((service, self.alias_of(service)?)))
     }
 
+    /// The services that have a host, by precedence.
+    pub(super) fn with_host(&self, host: &str) -> impl Iterator<Item = &Arc<Service>> {
+        self.by_host.get(host).into_iter().flatten().filter_map(|name| self.services.get(name))
+    }
+
     /// All hosts.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &Arc<str>> {
         self.by_host.keys()

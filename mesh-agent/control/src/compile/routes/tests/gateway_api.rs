@@ -32,6 +32,42 @@ fn with(more: &[String]) -> Vec<String> {
 }
 
 #[test]
+fn s57_a_route_of_an_entry_is_for_those_who_mean_that_entry_and_not_another_with_its_host() {
+    const HOST: &str = "api.x.com";
+    let entry = |namespace: &str, export: &str| {
+        let spec = format!(
+            "hosts: [{HOST}], resolution: DNS, exportTo: [{export}], ports: [{{name: http, number: 80, protocol: HTTP}}]"
+        );
+        document("networking.istio.io/v1", "ServiceEntry", &format!("{namespace}/ext"), &spec)
+    };
+    let route = |namespace: &str| {
+        let parent = "parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: ext}]";
+        let spec = format!("{parent}, rules: [{{backendRefs: [{{name: own, port: 80}}]}}]");
+        aged(GATEWAY, "HTTPRoute", &format!("{namespace}/r"), Some(1), &spec)
+    };
+    let own = || ["a", "b", "c"].map(|namespace| service(&format!("{namespace}/own"), &["http:80"])).to_vec();
+    let of = |documents: &[String], namespace: &str| {
+        let all = routes(&[own(), documents.to_vec()].concat());
+        http(&all, HOST, 80, namespace).map(|table| shown(Some(table)).concat())
+    };
+    let rule = |namespace: &str| Some(format!("r spec.rules[0].matches[0]: {namespace}/own:80=1"));
+
+    let private = [entry("a", "'.'"), entry("b", "'.'")];
+    let one = [&private[..], &[route("a")]].concat();
+    assert_eq!((of(&one, "a"), of(&one, "b")), (rule("a"), None), "b means its own, which has no routes");
+    let both = [&private[..], &[route("a"), route("b")]].concat();
+    assert_eq!((of(&both, "a"), of(&both, "b")), (rule("a"), rule("b")));
+
+    let shared = [entry("a", "'.', c"), entry("b", "'*'"), route("a"), route("b")];
+    assert_eq!((of(&shared, "a"), of(&shared, "b")), (rule("a"), rule("b")));
+    assert_eq!(
+        (of(&shared, "c"), of(&shared, "x")),
+        (rule("a"), rule("b")),
+        "of several the first that is seen"
+    );
+}
+
+#[test]
 fn s113_a_route_is_for_every_port_of_its_service_or_for_the_one_it_names() {
     let documents = with(&[route("shop/r", 1, &format!("rules: [{{{}}}]", to("v2")))]);
     let all = routes(&documents);
