@@ -60,6 +60,7 @@ pub(crate) use self::{
     authorization_policy::{read as authorization_policy, wire as authorization_wire},
     destination_rule::read as destination_rule_of,
     endpoint_slice::read as endpoint_slice,
+    fields::is_nothing,
     gateway_api::{
         FILTER_TYPES, GROUP as GATEWAY_GROUP, grpc_route, http_route, reference_grant, tcp_route, tls_route,
         wire as gateway_wire,

@@ -444,7 +444,8 @@ fn snake(camel: &str) -> String {
     snake
 }
 
-fn is_nothing(value: &Value) -> bool {
+/// Whether a value says no more than its absence would.
+pub(crate) fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Array(items) => items.is_empty(),

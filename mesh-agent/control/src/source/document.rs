@@ -509,7 +509,8 @@ fn unknown_fields(written: &Value, known: &Value, path: &str, problems: &mut Pro
                 let checked = matches!(path.as_str(), "apiVersion" | "kind" | "status");
                 match known.get(key) {
                     Some(known) => unknown_fields(value, known, &path, problems),
-                    None if checked || is_nothing(value) => {}
+                    // Empty values may be dropped by a type that has the field.
+                    None if checked || resource::is_nothing(value) => {}
                     None => problems.warning(path, UNKNOWN_FIELD),
                 }
             }
@@ -520,16 +521,6 @@ fn unknown_fields(written: &Value, known: &Value, path: &str, problems: &mut Pro
             }
         }
         _ => {}
-    }
-}
-
-/// Empty values may be dropped by a type that has the field.
-fn is_nothing(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
 }
 
