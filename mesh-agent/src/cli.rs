@@ -4,6 +4,7 @@
 //! value before the node starts, so nothing reads the environment later.
 
 use std::{
+    fmt::Display,
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
     path::PathBuf,
@@ -11,12 +12,15 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::core::Selector;
 use mesh_control::{
     kubernetes::names::NAMESPACE,
     link::{DEFAULT_LISTEN, RUN_DIR},
     subscribe::channel::ControllerUrl,
 };
 use mesh_identity::KeyAlgorithm;
+use serde_json::{Map, Value};
 
 use crate::{cni::install::Unenrolled, ctl::DEFAULT_ADMIN_SOCKET};
 
@@ -357,6 +361,10 @@ pub struct ControllerArgs {
     /// directory they are read in any case.
     #[arg(long, env = "MESH_READ_SECRETS", requires = "kubernetes")]
     pub read_secrets: bool,
+    /// Which nodes have an agent, by their labels: a LabelSelector of Kubernetes as JSON. Pods of other nodes are not in the mesh,
+    /// whatever their labels say. Without it every node has one.
+    #[arg(long, env = "MESH_AGENT_NODES", value_name = "SELECTOR", default_value = "{}", hide_default_value = true, value_parser = nodes)]
+    pub agent_nodes: Selector,
     /// Namespace of the mesh's own objects in the cluster.
     #[arg(long, env = "MESH_NAMESPACE", value_name = "NAMESPACE", default_value = NAMESPACE, requires = "kubernetes")]
     pub namespace: String,
@@ -468,6 +476,25 @@ fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(wanted)
 }
 
+/// A LabelSelector as JSON.
+fn nodes(text: &str) -> Result<Selector, String> {
+    let wanted = |why: &dyn Display| {
+        format!(
+            "{why}; wanted a LabelSelector such as {{\"matchLabels\":{{\"kubernetes.io/os\":\"linux\"}}}}"
+        )
+    };
+    let fields: Map<String, Value> = serde_json::from_str(text).map_err(|error| wanted(&error))?;
+    // One that is spelled wrongly would select every node.
+    if let Some(other) =
+        fields.keys().find(|key| !["matchLabels", "matchExpressions"].contains(&key.as_str()))
+    {
+        return Err(wanted(&format!("{other} is no field of it")));
+    }
+    let selector: LabelSelector =
+        serde_json::from_value(Value::Object(fields)).map_err(|error| wanted(&error))?;
+    Selector::try_from(selector).map_err(|error| wanted(&error))
+}
+
 /// An address with a port, or an address alone, which means port 53.
 fn resolver(text: &str) -> Result<SocketAddr, String> {
     if let Ok(ip) = text.parse::<IpAddr>() {
@@ -530,6 +557,28 @@ mod tests {
         }
         for text in ["", "s", "1.5s", "10 s", "-1s", "99999999999999999999s", "18446744073709551615h"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn nodes_with_agents_are_told_by_a_selector() {
+        let nodes = |text: &str| {
+            let args = ["mesh-agent", "controller", "--kubernetes", "--agent-nodes", text];
+            Args::try_parse_from(args).map(|args| match args.command {
+                Command::Controller(args) => args.agent_nodes.to_string(),
+                other => panic!("{other:?}"),
+            })
+        };
+        let expressions = r#"{"matchExpressions":[{"key":"type","operator":"NotIn","values":["virtual"]}],"matchLabels":{"a/b":"c"}}"#;
+        assert_eq!(nodes(expressions).unwrap(), "a/b=c,type notin (virtual)");
+        assert_eq!(nodes("{}").unwrap(), "");
+        for text in [
+            "",
+            "a=b",
+            r#"{"matchLabel":{}}"#,
+            r#"{"matchExpressions":[{"key":"a","operator":"Gt","values":["1"]}]}"#,
+        ] {
+            assert!(nodes(text).is_err(), "{text}");
         }
     }
 

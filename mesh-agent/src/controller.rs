@@ -90,6 +90,7 @@ fn serve(args: &ControllerArgs) -> anyhow::Result<()> {
         root_namespace: args.trust.root_namespace().to_owned(),
         trust_domain: args.trust.trust_domain.clone(),
         read_secrets: true,
+        agent_nodes: args.agent_nodes.clone(),
     };
     let (snapshots, sources) = FileSource::start(config, mesh)?;
     let ca = Arc::new(authority(&args.trust)?);

@@ -115,6 +115,7 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         root_namespace: args.trust.root_namespace().to_owned(),
         trust_domain: args.trust.trust_domain.clone(),
         read_secrets: true,
+        ..MeshSettings::default()
     };
     // In a cluster a roll-out starts the next agent before it ends this one: no node is without longer than it takes to take over.
     let takes_over = args.kubernetes || args.take_over;

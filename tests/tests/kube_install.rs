@@ -32,13 +32,14 @@ logging: {level: "info,mesh_proxy=debug", format: json}
 controller:
   replicas: 3
   resources: {requests: {cpu: "1"}, limits: null}
-  nodeSelector: {disk: ssd}
+  nodeSelector: null
   tolerations: [{key: a, operator: Equal, value: b, effect: NoExecute, tolerationSeconds: 30}]
   priorityClassName: ""
   podAnnotations: {prometheus.io/scrape: "true"}
   env: {MESH_LOG: trace, A: "1"}
 agent:
-  nodeSelector: null
+  nodeSelector: {kubernetes.io/os: null, pool: mesh, disk: ""}
+  nodeExpressions: [{key: pool, operator: Exists}, {key: zone, operator: In, values: [a, b]}]
   tolerations: []
   podAnnotations: {a: b}
   env: {MESH_WORKERS: 2, B: true}
@@ -206,6 +207,42 @@ fn an_installation_is_accepted_repeated_changed_and_taken_out_again() -> TestRes
     let again = meshctl(Some(&config), &["uninstall", "--skip-nodes"])?;
     assert!(again.status.success() && again.stdout.is_empty(), "{again:?}");
     nothing_is_left(&api)
+}
+
+#[test]
+fn helm_does_not_install_over_an_uninstall_that_has_not_ended() -> TestResult {
+    require_api_server!();
+    let api = ApiServer::start(test_name!())?;
+    let helm = || {
+        Ok::<_, anyhow::Error>(
+            Binaries::find()?
+                .command("helm")?
+                .args([
+                    "install",
+                    "nodemesh",
+                    CHART,
+                    "--namespace",
+                    NAMESPACE,
+                    "--dry-run=server",
+                    "--kubeconfig",
+                ])
+                .arg(api.kubeconfig())
+                .output()?,
+        )
+    };
+    api.kubectl().apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}"))?;
+    let clean = helm()?;
+    assert!(clean.status.success(), "{}", String::from_utf8_lossy(&clean.stderr));
+    let labels = "{app.kubernetes.io/name: nodemesh-cleanup}";
+    api.kubectl().apply(&format!(
+        "{{apiVersion: apps/v1, kind: DaemonSet, metadata: {{name: nodemesh-cleanup, namespace: {NAMESPACE}}}, \
+         spec: {{selector: {{matchLabels: {labels}}}, template: {{metadata: {{labels: {labels}}}, \
+         spec: {{containers: [{{name: cleanup, image: none}}]}}}}}}}}"
+    ))?;
+    let refused = helm()?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("meshctl uninstall"), "{said}");
+    Ok(())
 }
 
 /// Removes the webhook, which nobody answers here, and waits until the API server does not ask it any more.

@@ -18,6 +18,7 @@ use std::{
     sync::Arc,
 };
 
+use kube::core::{Selector, SelectorExt as _};
 use mesh_core::{
     policy::AuthorizationPolicy,
     route::scope::Audience,
@@ -28,7 +29,7 @@ use self::{entries::Entries, routes::RouteCompiler, sidecars::NamespaceSidecars}
 use crate::{
     index::{Index, Origin, located},
     problem::{Level, SourceError},
-    resource::{ExportTo, Key, Kind, PeerAuthentication, Pod, place_of},
+    resource::{ExportTo, Key, Kind, Node, PeerAuthentication, Pod, place_of},
 };
 
 /// Settings of the mesh.
@@ -42,6 +43,8 @@ pub struct MeshSettings {
     pub trust_domain: String,
     /// Secrets that DestinationRules name are read.
     pub read_secrets: bool,
+    /// The nodes that have an agent, by their labels. On others nobody could put a pod into the mesh, whatever its labels ask for.
+    pub agent_nodes: Selector,
 }
 
 impl Default for MeshSettings {
@@ -51,11 +54,21 @@ impl Default for MeshSettings {
             root_namespace: "istio-system".to_owned(),
             trust_domain: "cluster.local".to_owned(),
             read_secrets: true,
+            agent_nodes: Selector::default(),
         }
     }
 }
 
 impl MeshSettings {
+    /// Why nobody of this node is in the mesh. A node that is not known may have an agent.
+    fn no_agent(&self, node: Option<&Node>) -> Option<Arc<str>> {
+        let node = node.filter(|node| !self.agent_nodes.matches(&node.labels))?;
+        Some(
+            format!("its node {} has no agent, which is for nodes with {}", node.name, self.agent_nodes)
+                .into(),
+        )
+    }
+
     /// The mesh as a whole: these settings, over which the MeshConfig in `index` wins.
     fn mesh(&self, index: &Index) -> Mesh {
         let config = index.mesh_config();
@@ -202,6 +215,7 @@ impl Compiler {
             let before = self.namespaces.remove(&namespace).unwrap_or_default();
             let cx = World {
                 index,
+                settings: &self.settings,
                 mesh: &self.mesh,
                 mesh_wide,
                 audience: &self.service_audience,
@@ -358,6 +372,7 @@ impl Placed {
 /// What all namespaces are compiled with.
 struct World<'a> {
     index: &'a Index,
+    settings: &'a MeshSettings,
     mesh: &'a Mesh,
     mesh_wide: Option<&'a PeerAuthentication>,
     /// Who sees a service that does not say.
@@ -380,7 +395,7 @@ fn compile_namespace(
     before: &CompiledNamespace,
     stale: &StalePods,
 ) -> CompiledNamespace {
-    let World { index, mesh, mesh_wide, entries, .. } = *cx;
+    let World { index, settings, mesh, mesh_wide, entries, .. } = *cx;
     let mut problems = Vec::new();
     let opt_in = index.namespace(namespace).and_then(|n| n.opt_in).unwrap_or(false);
     let modes_of =
@@ -399,13 +414,20 @@ fn compile_namespace(
         }
         let (modes, mode_sources) = modes_of.modes(&pod.workload.labels);
         let (policies, policy_hash) = rules.of_workload(&pod.workload.labels, &modes);
-        let (meshed, skipped) = pod.membership(opt_in);
+        let node = index.node(&pod.workload.node);
+        let (meshed, skipped) = match pod.membership(opt_in) {
+            (true, _) => {
+                let obstacle = settings.no_agent(node);
+                (obstacle.is_none(), obstacle)
+            }
+            other => other,
+        };
         let workload = Workload {
             meshed,
             skipped,
             tunnel: if meshed && !pod.tunnel_off { Tunnel::Hbone } else { Tunnel::None },
             trust_domain: Arc::clone(&mesh.trust_domain),
-            place: place_of(&pod.workload.place, &pod.workload.node, index.node(&pod.workload.node)),
+            place: place_of(&pod.workload.place, &pod.workload.node, node),
             sidecar: sidecars.of_workload(&pod.workload.labels),
             policies,
             policy_hash,

@@ -124,6 +124,7 @@ impl Started {
                 root_namespace,
                 trust_domain: args.trust.trust_domain.clone(),
                 read_secrets: args.read_secrets,
+                agent_nodes: args.agent_nodes.clone(),
             },
             mesh_config: rules.mesh_config.clone(),
         };

@@ -114,6 +114,36 @@ fn the_pod_wins_over_its_namespace_and_the_host_network_over_both() {
 }
 
 #[test]
+fn pods_of_nodes_that_have_no_agent_are_not_in_the_mesh_until_their_node_may_have_one() {
+    let node = |name: &str, os: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Node, metadata: {{name: {name}, labels: {{kubernetes.io/os: {os}}}}}}}\n"
+        )
+    };
+    let of = |name: &str, node: &str| {
+        pod(name, "", "istio.io/dataplane-mode: ambient", &format!("nodeName: {node}"))
+    };
+    let pods = [of("a", "linux-1"), of("b", "windows-1"), of("c", "unheard-of")].concat();
+    let mut index = index_of(&[("pods.yaml", &pods), ("l.yaml", &node("linux-1", "linux"))]);
+    put(&mut index, "w.yaml", &node("windows-1", "windows"));
+    let agent_nodes = [("kubernetes.io/os", "linux")].into_iter().collect();
+    let mut compiler = Compiler::new(MeshSettings { agent_nodes, ..MeshSettings::default() });
+    let first = compiler.compile(&mut index).snapshot;
+    for (name, tunnel) in [("a", Tunnel::Hbone), ("b", Tunnel::None), ("c", Tunnel::Hbone)] {
+        let of = workload(&first, name);
+        assert_eq!((of.tunnel, of.meshed), (tunnel, tunnel == Tunnel::Hbone), "{name}");
+    }
+    let why = "its node windows-1 has no agent, which is for nodes with kubernetes.io/os=linux";
+    assert_eq!(workload(&first, "b").skipped.as_deref(), Some(why));
+    assert_eq!(workload(&first, "a").skipped, None);
+
+    put(&mut index, "w.yaml", &node("windows-1", "linux"));
+    let second = compiler.compile(&mut index).snapshot;
+    let of = workload(&second, "b");
+    assert_eq!((of.tunnel, of.meshed, of.skipped.as_deref()), (Tunnel::Hbone, true, None));
+}
+
+#[test]
 fn endpoints_are_the_selected_pods_with_their_own_named_ports() {
     let port =
         |number| format!("containers: [{{name: c, ports: [{{containerPort: {number}, name: http}}]}}]");

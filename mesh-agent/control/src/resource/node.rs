@@ -1,5 +1,7 @@
 //! Nodes: where their pods are.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1;
 use mesh_core::balance::locality::Place;
 
@@ -20,6 +22,8 @@ pub struct Node {
     pub name: std::sync::Arc<str>,
     /// Where it is.
     pub place: Place,
+    /// Its labels, as selectors of nodes take them.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Reads a node.
@@ -34,7 +38,7 @@ pub(crate) fn read(object: &v1::Node, problems: &mut Problems) -> Node {
         node: name.clone(),
         network: part(NETWORK),
     };
-    Node { name, place }
+    Node { name, place, labels: object.metadata.labels.clone().unwrap_or_default() }
 }
 
 /// What a pod's own labels say of its place; its node says the rest.

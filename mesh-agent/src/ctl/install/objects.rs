@@ -63,6 +63,8 @@ pub(crate) fn all(values: &Values, namespace: &str) -> Result<Vec<Manifest>, Obj
     Ok(all)
 }
 
+pub(super) use agent::nodes_of;
+
 /// The agents alone.
 pub(crate) fn agents(values: &Values, namespace: &str) -> DaemonSet {
     agent::daemon_set(values, namespace)

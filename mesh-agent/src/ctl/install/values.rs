@@ -6,7 +6,11 @@
 
 use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
-use k8s_openapi::api::core::v1::{LocalObjectReference, ResourceRequirements, Toleration};
+use k8s_openapi::{
+    api::core::v1::{LocalObjectReference, ResourceRequirements, Toleration},
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement},
+};
+use kube::core::Selector;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -93,6 +97,9 @@ pub(crate) struct Agent {
     pub(crate) resources: ResourceRequirements,
     #[serde(default)]
     pub(crate) node_selector: BTreeMap<String, String>,
+    /// What is asked of their nodes' labels beside that.
+    #[serde(default)]
+    pub(crate) node_expressions: Vec<LabelSelectorRequirement>,
     #[serde(default)]
     pub(crate) tolerations: Vec<Toleration>,
     pub(crate) priority_class_name: String,
@@ -105,6 +112,16 @@ pub(crate) struct Agent {
     pub(crate) drain: String,
     pub(crate) termination_grace_period_seconds: i64,
     pub(crate) max_surge: i32,
+}
+
+impl Agent {
+    /// The nodes that have one.
+    pub(crate) fn nodes(&self) -> LabelSelector {
+        LabelSelector {
+            match_expressions: (!self.node_expressions.is_empty()).then(|| self.node_expressions.clone()),
+            match_labels: (!self.node_selector.is_empty()).then(|| self.node_selector.clone()),
+        }
+    }
 }
 
 /// Where container runtimes look for CNI plugins, and what becomes of pods that cannot be enrolled.
@@ -193,6 +210,10 @@ impl Values {
                 let reason = format!("is {found:?}, wanted {}", wanted.join(" or "));
                 return Err(ValuesError::Value { field: field.to_owned(), reason });
             }
+        }
+        if let Err(error) = Selector::try_from(values.agent.nodes()) {
+            let field = "agent.nodeExpressions".to_owned();
+            return Err(ValuesError::Value { field, reason: error.to_string() });
         }
         if values.image.is_empty() {
             return Err(ValuesError::Value { field: "image".to_owned(), reason: "is empty".to_owned() });

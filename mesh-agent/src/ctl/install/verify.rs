@@ -10,13 +10,13 @@ use k8s_openapi::{
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
-use kube::{Api, ResourceExt};
+use kube::{Api, ResourceExt, core::SelectorExt as _};
 
 use super::{
     InstallError,
     apply::complaint,
     finding::{self, Finding},
-    objects::{AGENT, CONTROLLER, MESH, ROOTS, ROOTS_KEY},
+    objects::{self, AGENT, CONTROLLER, MESH, ROOTS, ROOTS_KEY},
     ready,
 };
 use crate::{
@@ -139,13 +139,13 @@ async fn nodes(cluster: &Cluster, set: &DaemonSet, selector: &str) -> Result<Vec
         cluster.agents().await?.into_iter().map(|agent| (agent.node.clone(), agent)).collect();
     let spec = set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
     let image = spec.and_then(|spec| spec.containers.first()).and_then(|container| container.image.clone());
-    let wanted = spec.and_then(|spec| spec.node_selector.clone()).unwrap_or_default();
+    let wanted = objects::nodes_of(set).unwrap_or_default();
     let mut findings = Vec::new();
     for node in nodes {
         let name = node.name_any();
         let subject = format!("node {name}");
-        if !wanted.iter().all(|(key, value)| node.labels().get(key) == Some(value)) {
-            let advice = "values agent.nodeSelector leave it out";
+        if !wanted.matches(node.labels()) {
+            let advice = "values agent.nodeSelector and agent.nodeExpressions leave it out";
             findings.push(Finding::warning(
                 subject,
                 "is not to have an agent: its pods are not in the mesh",

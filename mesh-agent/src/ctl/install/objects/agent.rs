@@ -4,14 +4,18 @@ use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet},
         core::v1::{
-            AppArmorProfile, Capabilities, ConfigMapVolumeSource, Container, HTTPGetAction,
-            HostPathVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource,
-            SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
-            VolumeProjection,
+            Affinity, AppArmorProfile, Capabilities, ConfigMapVolumeSource, Container, HTTPGetAction,
+            HostPathVolumeSource, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm,
+            PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource, SeccompProfile,
+            SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
         },
     },
-    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta},
+        util::intstr::IntOrString,
+    },
 };
+use kube::core::Selector;
 
 use super::{
     AGENT, AGENT_METRICS_PORT, CONTROLLER, ROOTS, ROOTS_KEY, RUN_DIR, STATE_DIR, Values, XDS_PORT, field,
@@ -62,6 +66,7 @@ pub(super) fn daemon_set(values: &Values, namespace: &str) -> DaemonSet {
         dns_policy: Some("ClusterFirstWithHostNet".to_owned()),
         priority_class_name: (!of.priority_class_name.is_empty()).then(|| of.priority_class_name.clone()),
         node_selector: unless_empty(&of.node_selector),
+        affinity: (!of.node_expressions.is_empty()).then(|| only_on(&of.node_expressions)),
         tolerations: unless_none(&of.tolerations),
         image_pull_secrets: unless_none(&values.image_pull_secrets),
         termination_grace_period_seconds: Some(of.termination_grace_period_seconds),
@@ -100,6 +105,47 @@ pub(super) fn daemon_set(values: &Values, namespace: &str) -> DaemonSet {
         ..Default::default()
     };
     DaemonSet { metadata: meta(AGENT, AGENT, Some(namespace)), spec: Some(spec), ..Default::default() }
+}
+
+/// Nodes whose labels all of these hold for.
+fn only_on(expressions: &[LabelSelectorRequirement]) -> Affinity {
+    let requirement = |of: &LabelSelectorRequirement| NodeSelectorRequirement {
+        key: of.key.clone(),
+        operator: of.operator.clone(),
+        values: of.values.clone(),
+    };
+    let term = NodeSelectorTerm {
+        match_expressions: Some(expressions.iter().map(requirement).collect()),
+        match_fields: None,
+    };
+    let required = NodeSelector { node_selector_terms: vec![term] };
+    let node = NodeAffinity {
+        required_during_scheduling_ignored_during_execution: Some(required),
+        ..Default::default()
+    };
+    Affinity { node_affinity: Some(node), ..Default::default() }
+}
+
+/// The nodes on which a DaemonSet that was made here has pods; `None`: somebody has put something else into it.
+pub(in crate::ctl::install) fn nodes_of(set: &DaemonSet) -> Option<Selector> {
+    let pod = set.spec.as_ref()?.template.spec.as_ref()?;
+    let affinity = pod.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = affinity.and_then(|of| of.required_during_scheduling_ignored_during_execution.as_ref());
+    let requirement = |of: NodeSelectorRequirement| LabelSelectorRequirement {
+        key: of.key,
+        operator: of.operator,
+        values: of.values,
+    };
+    let expressions = match required.map(|of| &of.node_selector_terms[..]) {
+        None => None,
+        Some([NodeSelectorTerm { match_expressions, match_fields: None }]) => match_expressions.clone(),
+        Some(_) => return None,
+    };
+    let selector = LabelSelector {
+        match_labels: pod.node_selector.clone(),
+        match_expressions: expressions.map(|all| all.into_iter().map(requirement).collect()),
+    };
+    Selector::try_from(selector).ok()
 }
 
 fn container(values: &Values, namespace: &str) -> Container {

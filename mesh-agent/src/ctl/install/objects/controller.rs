@@ -11,7 +11,10 @@ use k8s_openapi::{
         },
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
-    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
 };
 
 use super::{
@@ -26,7 +29,7 @@ pub(super) fn all(values: &Values, namespace: &str) -> Result<Vec<Manifest>, ser
     Ok(vec![
         Manifest::of(&service(namespace))?,
         Manifest::of(&budget(namespace))?,
-        Manifest::of(&deployment(values, namespace))?,
+        Manifest::of(&deployment(values, namespace)?)?,
     ])
 }
 
@@ -68,7 +71,7 @@ fn budget(namespace: &str) -> PodDisruptionBudget {
     }
 }
 
-fn deployment(values: &Values, namespace: &str) -> Deployment {
+fn deployment(values: &Values, namespace: &str) -> Result<Deployment, serde_json::Error> {
     let of = &values.controller;
     let strategy = RollingUpdateDeployment {
         max_surge: Some(IntOrString::Int(1)),
@@ -97,7 +100,7 @@ fn deployment(values: &Values, namespace: &str) -> Deployment {
             }),
             ..Default::default()
         }),
-        containers: vec![container(values)],
+        containers: vec![container(values)?],
         volumes: Some(vec![volume("run"), volume("state")]),
         ..Default::default()
     };
@@ -119,11 +122,11 @@ fn deployment(values: &Values, namespace: &str) -> Deployment {
         template,
         ..Default::default()
     };
-    Deployment {
+    Ok(Deployment {
         metadata: meta(CONTROLLER, CONTROLLER, Some(namespace)),
         spec: Some(spec),
         ..Default::default()
-    }
+    })
 }
 
 /// Replicas on different nodes where there are several.
@@ -141,7 +144,7 @@ fn apart() -> Affinity {
     Affinity { pod_anti_affinity: Some(anti), ..Default::default() }
 }
 
-fn container(values: &Values) -> Container {
+fn container(values: &Values) -> Result<Container, serde_json::Error> {
     let listen = &values.listen_address;
     let mut env = vec![
         field("POD_NAMESPACE", "metadata.namespace"),
@@ -151,6 +154,10 @@ fn container(values: &Values) -> Container {
         variable("MESH_LOG", &values.logging.level),
         variable("MESH_LOG_FORMAT", &values.logging.format),
     ];
+    let nodes = values.agent.nodes();
+    if nodes != LabelSelector::default() {
+        env.push(variable("MESH_AGENT_NODES", &serde_json::to_string(&nodes)?));
+    }
     env.extend(values.controller.env.iter().map(|(name, value)| variable(name, value)));
     let port = |name: &str, port: i32| ContainerPort {
         name: Some(name.to_owned()),
@@ -185,7 +192,7 @@ fn container(values: &Values) -> Container {
     if values.controller.read_secrets {
         args.push("--read-secrets".to_owned());
     }
-    Container {
+    Ok(Container {
         name: "controller".to_owned(),
         image: Some(values.image.clone()),
         image_pull_policy: Some(values.image_pull_policy.clone()),
@@ -208,5 +215,5 @@ fn container(values: &Values) -> Container {
         }),
         volume_mounts: Some(vec![mount("run", RUN_DIR), mount("state", STATE_DIR)]),
         ..Default::default()
-    }
+    })
 }

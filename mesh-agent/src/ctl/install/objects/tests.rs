@@ -1,10 +1,16 @@
 //! What must be true of the objects whatever the values are.
 
-use k8s_openapi::api::{
-    apps::v1::{DaemonSet, Deployment},
-    core::v1::{ConfigMap, PodSpec},
-    rbac::v1::{ClusterRole, PolicyRule, Role},
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{DaemonSet, Deployment},
+        core::v1::{ConfigMap, PodSpec},
+        rbac::v1::{ClusterRole, PolicyRule, Role},
+    },
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
+use kube::core::{Selector, SelectorExt as _};
 use serde::de::DeserializeOwned;
 
 use super::*;
@@ -127,6 +133,39 @@ fn the_webhook_never_stands_in_the_way_of_the_cluster_itself() {
     }
     let without = made(&["webhook.enabled=false"]);
     assert!(!without.iter().any(|manifest| manifest.kind.kind == "ValidatingWebhookConfiguration"));
+}
+
+#[test]
+fn the_controller_is_told_on_which_nodes_agents_run() {
+    let told = |objects: &[Manifest]| {
+        let controller: Deployment = get(objects, "Deployment", CONTROLLER);
+        let containers = controller.spec.and_then(|spec| spec.template.spec).unwrap().containers;
+        let env = containers.into_iter().flat_map(|container| container.env.unwrap_or_default());
+        let mut nodes = env.filter(|variable| variable.name == "MESH_AGENT_NODES");
+        let text = nodes.next()?.value.unwrap();
+        Some(Selector::try_from(serde_json::from_str::<LabelSelector>(&text).unwrap()).unwrap())
+    };
+    let of = |set: &[&str]| {
+        let objects = made(set);
+        let agents: DaemonSet = get(&objects, "DaemonSet", AGENT);
+        (nodes_of(&agents), told(&objects))
+    };
+    let (run, told) = of(&[r"agent.nodeSelector.pool=mesh"]);
+    assert_eq!(run, told);
+    let labels = |more: &[(&str, &str)]| {
+        let all = [&[("kubernetes.io/os", "linux"), ("pool", "mesh")], more].concat();
+        all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>()
+    };
+    let told = told.unwrap();
+    assert!(told.matches(&labels(&[])));
+    for other in [("kubernetes.io/os", "windows"), ("pool", "other"), ("type", "virtual-kubelet")] {
+        assert!(!told.matches(&labels(&[other])), "{other:?}");
+    }
+    assert!(!told.matches(&labels(&[("eks.amazonaws.com/compute-type", "fargate")])));
+    assert_eq!(
+        of(&["agent.nodeSelector=null", "agent.nodeExpressions=null"]),
+        (Some(Selector::default()), None)
+    );
 }
 
 #[test]
