@@ -63,8 +63,12 @@ impl VirtualService {
 
     /// Whether it is for workloads, and not for gateways only.
     pub fn is_for_mesh(&self) -> bool {
-        self.gateways.iter().any(|gateway| &**gateway == MESH_GATEWAY)
+        is_for_mesh(&self.gateways)
     }
+}
+
+fn is_for_mesh(gateways: &[Arc<str>]) -> bool {
+    gateways.iter().any(|gateway| &**gateway == MESH_GATEWAY)
 }
 
 /// A rule for HTTP.
@@ -242,8 +246,11 @@ pub(crate) fn read(value: &Value, problems: &mut Problems) -> VirtualService {
     let hosts = hosts(&mut spec, &name.namespace, problems);
     let gateways = gateways(&mut spec, &name.namespace, problems);
     let has_gateways = !gateways.is_empty();
+    let gateways = if has_gateways { gateways } else { vec![MESH_GATEWAY.into()] };
+    let hosts = distinct(hosts, is_for_mesh(&gateways), problems);
+    let is_delegate = spec.list("hosts", &mut Problems::default()).is_empty();
     let export_to = parts::export_to(&mut spec, "exportTo", problems);
-    let scope = RuleScope { name: &name, hosts: &hosts, is_delegate: hosts.is_empty() };
+    let scope = RuleScope { name: &name, hosts: &hosts, is_delegate };
     let http = http::read(&mut spec, &scope, problems);
     let tls = stream::read(&mut spec, stream::Proto::Tls, &scope, problems);
     let tcp = stream::read(&mut spec, stream::Proto::Tcp, &scope, problems);
@@ -264,7 +271,6 @@ pub(crate) fn read(value: &Value, problems: &mut Problems) -> VirtualService {
         problems.error("spec", "has no rules, wanted at least one of http, tls and tcp");
     }
     spec.finish(problems);
-    let gateways = if has_gateways { gateways } else { vec![MESH_GATEWAY.into()] };
     VirtualService { name, created: metadata::created(&meta), hosts, gateways, export_to, http, tls, tcp }
 }
 
@@ -275,23 +281,53 @@ struct RuleScope<'a> {
     is_delegate: bool,
 }
 
-fn hosts(spec: &mut fields::Object<'_>, namespace: &Arc<str>, problems: &mut Problems) -> Vec<RuleHost> {
+/// A host with the path and the text that it was read from.
+struct WrittenHost<'a> {
+    path: String,
+    text: &'a str,
+    host: RuleHost,
+}
+
+fn hosts<'a>(
+    spec: &mut fields::Object<'a>,
+    namespace: &Arc<str>,
+    problems: &mut Problems,
+) -> Vec<WrittenHost<'a>> {
     let mut hosts = Vec::new();
     for (path, text) in spec.texts("hosts", problems) {
-        if text.parse::<std::net::IpAddr>().is_err()
-            && let Err(wanted) = host::check_pattern(text)
-        {
-            problems.error(path, format!("is {text:?}, wanted {wanted}"));
-            continue;
-        }
-        let host = RuleHost::new(text, namespace);
-        if hosts.contains(&host) {
-            problems.error(path, format!("is {text:?}, which is there already"));
-        } else {
-            hosts.push(host);
+        match host::check_pattern(text) {
+            Err(wanted) if text.parse::<std::net::IpAddr>().is_err() => {
+                problems.error(path, format!("is {text:?}, wanted {wanted}"));
+            }
+            _ => hosts.push(WrittenHost { path, text, host: RuleHost::new(text, namespace) }),
         }
     }
     hosts
+}
+
+/// The hosts of one resource, each of which has to be for names of its own: which rules a name had would be a matter of luck. Compared
+/// as they are written, short names too, since Istio refuses by that alone. Rules for workloads may not take every name there is.
+fn distinct(hosts: Vec<WrittenHost<'_>>, is_for_mesh: bool, problems: &mut Problems) -> Vec<RuleHost> {
+    let mut distinct: Vec<(String, RuleHost)> = Vec::new();
+    for WrittenHost { path, text, host } in hosts {
+        if text == "*" && is_for_mesh {
+            let wanted =
+                "wanted names or \"*.suffix\": rules for workloads (gateway \"mesh\") are not for every host";
+            problems.error(path, format!("is \"*\", {wanted}"));
+            continue;
+        }
+        let lower = text.to_ascii_lowercase();
+        match distinct.iter().find(|(before, _)| host::overlap(before, &lower)) {
+            Some((before, _)) if *before == lower => {
+                problems.error(path, format!("is {text:?}, which is there already"));
+            }
+            Some((before, _)) => {
+                problems.error(path, format!("is {text:?}, which has names in common with {before:?}"));
+            }
+            None => distinct.push((lower, host)),
+        }
+    }
+    distinct.into_iter().map(|(_, host)| host).collect()
 }
 
 /// Reads `gateways`, of the whole or of one match.

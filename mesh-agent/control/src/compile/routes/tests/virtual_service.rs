@@ -57,7 +57,7 @@ fn s6_s24_of_several_for_one_host_the_oldest_has_it_then_by_name_then_by_namespa
 fn s4_s25_the_most_specific_host_wins_over_age_and_hosts_nobody_has_are_known_at_port_80_only() {
     let routes = routes(&[
         service("shop/web", &["http:80", "http-b:8080"]),
-        vs_of("shop/all", 1, &format!("hosts: ['*'], http: [{{{}}}]", to("web"))),
+        vs_of("shop/all", 1, &format!("hosts: ['*.cluster.local'], http: [{{{}}}]", to("web"))),
         vs_of("shop/wild", 2, &format!("hosts: ['*.shop.svc.cluster.local'], http: [{{{}}}]", to("web"))),
         vs_of(
             "shop/exact",
@@ -178,8 +178,12 @@ fn s58_to_s63_what_is_for_gateways_alone_changes_nothing_for_workloads() {
         document(ISTIO, "Gateway", "shop/edge", gateway),
         vs(
             "shop/gw",
-            "hosts: [web, www.example.com, '*'], gateways: [edge, other/edge], http: [{directResponse: {status: 500}}],
+            "hosts: ['*'], gateways: [edge, other/edge], http: [{directResponse: {status: 500}}],
              tls: [{match: [{sniHosts: ['*']}], route: [{destination: {host: web, port: {number: 443}}}]}]",
+        ),
+        vs(
+            "shop/gw-web",
+            "hosts: [web, www.example.com], gateways: [edge], http: [{directResponse: {status: 500}}]",
         ),
         document(
             GATEWAY,
