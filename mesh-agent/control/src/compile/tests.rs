@@ -613,3 +613,25 @@ spec: {nodeName: n1, containers: [{name: app}]}
     assert!(workload(&snapshot, "plain").meshed);
     assert_eq!(workload(&snapshot, "plain").tunnel, Tunnel::None);
 }
+
+#[test]
+fn a_pod_with_a_wrong_annotation_is_still_behind_its_service_and_closed_where_that_was_meant() {
+    let text = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, labels: {app: web, nodemesh.dev/mesh: enabled}, annotations: {nodemesh.dev/fail-closed: both, nodemesh.dev/tunnel: 'off'}}
+spec: {nodeName: n1, containers: [{name: app}]}
+status: {podIP: 10.0.0.1}
+";
+    let snapshot = compile(text).snapshot;
+    let pod = workload(&snapshot, "web-1");
+    assert!(pod.meshed && pod.settings.outbound_fail_closed);
+    assert_eq!(pod.tunnel, Tunnel::Hbone);
+    let web = snapshot.service(&Name::new("default", "web")).unwrap();
+    assert_eq!(web.ports[0].endpoints.iter().map(|e| e.workload).collect::<Vec<_>>(), [Some(pod.id)]);
+}

@@ -159,8 +159,12 @@ pub(super) fn port_list(text: &str, field: &str, problems: &mut Problems) -> BTr
             Ok(port) if port != 0 => {
                 ports.insert(port);
             }
-            _ => problems
-                .error(field, format!("holds {item:?}, wanted numbers from 1 to 65535 with commas between")),
+            _ => problems.warning(
+                field,
+                format!(
+                    "holds {item:?}, which has no effect: wanted numbers from 1 to 65535 with commas between"
+                ),
+            ),
         }
     }
     ports

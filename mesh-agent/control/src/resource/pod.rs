@@ -1,4 +1,7 @@
 //! Pods.
+//!
+//! Invariant: no annotation keeps a pod from being read. Nobody refuses a pod for one, and a pod that the controller does not know is one
+//! that nobody can call; so what cannot be read is a warning, and counts as not said, or as the stricter of what could be meant.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -79,11 +82,13 @@ pub(crate) fn read(object: &v1::Pod, problems: &mut Problems) -> Pod {
     let (ports, probe_ports) = container_ports(&spec, problems);
     let annotation = |key: &str| object.metadata.annotations.as_ref()?.get(key).map(String::as_str);
 
-    let netns = annotation(NETNS).map(|path| {
-        if !path.starts_with('/') {
-            problems.error(annotation_field(NETNS), format!("is {path:?}, wanted an absolute path"));
+    let netns = annotation(NETNS).filter(|path| {
+        let is_absolute = path.starts_with('/');
+        if !is_absolute {
+            let message = format!("is {path:?}, wanted an absolute path; it has no effect");
+            problems.warning(annotation_field(NETNS), message);
         }
-        Arc::from(path)
+        is_absolute
     });
     let opt_in = metadata::opt_in(&object.metadata, problems);
     let mut named_ports = BTreeMap::new();
@@ -109,7 +114,7 @@ pub(crate) fn read(object: &v1::Pod, problems: &mut Problems) -> Pod {
         addrs: if host_network { Vec::new() } else { addrs.clone() },
         ready: is_ready(object),
         terminated: is_terminated(object),
-        netns,
+        netns: netns.map(Arc::from),
         place: super::node::place_of_pod(&labels),
         labels,
         named_ports,
@@ -125,7 +130,8 @@ pub(crate) fn read(object: &v1::Pod, problems: &mut Problems) -> Pod {
         None | Some("hbone") => false,
         Some("none") => true,
         Some(other) => {
-            problems.error(annotation_field(TUNNEL), format!("is {other:?}, wanted \"hbone\" or \"none\""));
+            let wanted = "wanted \"hbone\" or \"none\"; it has no effect";
+            problems.warning(annotation_field(TUNNEL), format!("is {other:?}, {wanted}"));
             false
         }
     };
@@ -295,11 +301,12 @@ fn settings<'a>(annotation: &impl Fn(&str) -> Option<&'a str>, problems: &mut Pr
         None | Some("" | "none") => false,
         Some("outbound") => true,
         Some(other) => {
-            problems.error(
+            // Whoever writes it wants more protection than others have.
+            problems.warning(
                 annotation_field(FAIL_CLOSED),
-                format!("is {other:?}, wanted \"outbound\" or \"none\""),
+                format!("is {other:?}, wanted \"outbound\" or \"none\"; it counts as \"outbound\""),
             );
-            false
+            true
         }
     };
     let capture = [DNS_CAPTURE, DNS_CAPTURE_ISTIO].into_iter().find_map(|key| Some((key, annotation(key)?)));
@@ -307,7 +314,8 @@ fn settings<'a>(annotation: &impl Fn(&str) -> Option<&'a str>, problems: &mut Pr
         None | Some((_, "true")) => false,
         Some((_, "false")) => true,
         Some((key, other)) => {
-            problems.error(annotation_field(key), format!("is {other:?}, wanted \"true\" or \"false\""));
+            let wanted = "wanted \"true\" or \"false\"; it has no effect";
+            problems.warning(annotation_field(key), format!("is {other:?}, {wanted}"));
             false
         }
     };
@@ -328,8 +336,12 @@ fn networks(text: &str, field: &str, problems: &mut Problems) -> Vec<IpNet> {
             Ok(network) => {
                 networks.insert(network.trunc());
             }
-            Err(_) => problems
-                .error(field, format!("holds {item:?}, wanted networks like 10.0.0.0/8 with commas between")),
+            Err(_) => problems.warning(
+                field,
+                format!(
+                    "holds {item:?}, which has no effect: wanted networks like 10.0.0.0/8 with commas between"
+                ),
+            ),
         }
     }
     networks.into_iter().collect()

@@ -275,32 +275,8 @@ fn mistakes_in_other_kinds_name_the_field_and_what_is_wanted() {
         ),
         (pod("spec: {containers: {name: a}}"), "E1 spec.containers: invalid type: map, expected a sequence"),
         (
-            annotated("nodemesh.dev/netns", "run/a"),
-            "E1 metadata.annotations.nodemesh.dev/netns: is \"run/a\", wanted an absolute path",
-        ),
-        (
             annotated("nodemesh.dev/dns-capture", "false"),
             "E1 metadata.annotations.nodemesh.dev/dns-capture: invalid type: boolean `false`, expected a string",
-        ),
-        (
-            annotated("nodemesh.dev/tunnel", "tls"),
-            "E1 metadata.annotations.nodemesh.dev/tunnel: is \"tls\", wanted \"hbone\" or \"none\"",
-        ),
-        (
-            annotated("nodemesh.dev/dns-capture", "'off'"),
-            "E1 metadata.annotations.nodemesh.dev/dns-capture: is \"off\", wanted \"true\" or \"false\"",
-        ),
-        (
-            annotated("nodemesh.dev/fail-closed", "yes please"),
-            "E1 metadata.annotations.nodemesh.dev/fail-closed: is \"yes please\", wanted \"outbound\" or \"none\"",
-        ),
-        (
-            annotated("nodemesh.dev/exclude-inbound-ports", "'80, http'"),
-            "E1 metadata.annotations.nodemesh.dev/exclude-inbound-ports: holds \"http\", wanted numbers from 1 to 65535 with commas between",
-        ),
-        (
-            annotated("nodemesh.dev/exclude-outbound-cidrs", "10.0.0.0/33"),
-            "E1 metadata.annotations.nodemesh.dev/exclude-outbound-cidrs: holds \"10.0.0.0/33\", wanted networks like 10.0.0.0/8 with commas between",
         ),
         (slice("addressType: ipv4"), "E1 addressType: is \"ipv4\", wanted \"IPv4\" or \"IPv6\""),
         (
@@ -323,6 +299,54 @@ fn mistakes_in_other_kinds_name_the_field_and_what_is_wanted() {
         let parsed = parse_text(&text);
         assert!(lines(&parsed).iter().any(|line| line == wanted), "{text}\n{:#?}", lines(&parsed));
         assert_eq!(parsed.resources.len(), 0, "{text}");
+    }
+}
+
+#[test]
+fn a_wrong_word_in_an_annotation_never_keeps_a_pod_from_being_read() {
+    let table = [
+        ("netns", "run/a", "is \"run/a\", wanted an absolute path; it has no effect"),
+        ("tunnel", "tls", "is \"tls\", wanted \"hbone\" or \"none\"; it has no effect"),
+        ("dns-capture", "'off'", "is \"off\", wanted \"true\" or \"false\"; it has no effect"),
+        (
+            "fail-closed",
+            "inbound",
+            "is \"inbound\", wanted \"outbound\" or \"none\"; it counts as \"outbound\"",
+        ),
+        (
+            "exclude-inbound-ports",
+            "'80, http'",
+            "holds \"http\", which has no effect: wanted numbers from 1 to 65535 with commas between",
+        ),
+        (
+            "exclude-outbound-ports",
+            "'0,80'",
+            "holds \"0\", which has no effect: wanted numbers from 1 to 65535 with commas between",
+        ),
+        (
+            "exclude-outbound-cidrs",
+            "'10.0.0.0/33,10.0.0.0/8'",
+            "holds \"10.0.0.0/33\", which has no effect: wanted networks like 10.0.0.0/8 with commas between",
+        ),
+    ];
+    for (key, value, wanted) in table {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: a, annotations: {{nodemesh.dev/{key}: {value}}}}}\nspec: {{}}\n"
+        );
+        let parsed = parse_text(&text);
+        assert_eq!(lines(&parsed), [format!("W1 metadata.annotations.nodemesh.dev/{key}: {wanted}")]);
+        let Resource::Pod(pod) = &*parsed.resources[0].1 else { panic!("a pod") };
+        let (workload, settings) = (&pod.workload, &pod.workload.settings);
+        assert_eq!(
+            (workload.netns.as_deref(), pod.tunnel_off, settings.dns_capture_off),
+            (None, false, false)
+        );
+        assert_eq!(settings.outbound_fail_closed, key == "fail-closed", "in doubt closed");
+        // What can be read counts.
+        let ports = |of: &str| if key == of { vec![80] } else { Vec::new() };
+        assert_eq!(Vec::from_iter(settings.exclude_inbound_ports.clone()), ports("exclude-inbound-ports"));
+        assert_eq!(Vec::from_iter(settings.exclude_outbound_ports.clone()), ports("exclude-outbound-ports"));
+        assert_eq!(settings.exclude_outbound_cidrs.len(), usize::from(key == "exclude-outbound-cidrs"));
     }
 }
 
