@@ -177,6 +177,9 @@ pub struct ConnectionPool {
     pub keepalive: Option<(Option<u32>, Option<Duration>, Option<Duration>)>,
     /// A connection without traffic is closed after this, 1 h unless set; zero: never.
     pub idle_timeout: Duration,
+    /// The same for a connection that carries requests, when none is on it; `None`: as for all.
+    #[serde(default)]
+    pub http_idle_timeout: Option<Duration>,
     /// A connection is closed after this whatever it does.
     pub max_connection_duration: Option<Duration>,
     /// Requests that wait for a connection.
@@ -192,8 +195,11 @@ pub struct ConnectionPool {
     /// Connections of HTTP/2 that are silent are asked whether they live.
     #[serde(default)]
     pub http2_keepalive: Option<Http2Keepalive>,
-    /// HTTP/1.1 clients are served by HTTP/2 upstream.
+    /// HTTP/1.1 clients are served by HTTP/2 upstream, at ports that are declared to be HTTP.
     pub h2_upgrade: bool,
+    /// And at all others where HTTP is found: who says that of a destination knows it. What is said of the whole mesh does not mean them.
+    #[serde(default)]
+    pub h2_upgrade_sniffed: bool,
     /// The client's own protocol is used upstream.
     pub use_client_protocol: bool,
 }
@@ -223,6 +229,7 @@ impl Default for ConnectionPool {
             connect_timeout: Duration::from_secs(10),
             keepalive: None,
             idle_timeout: Duration::from_secs(3600),
+            http_idle_timeout: None,
             max_connection_duration: None,
             max_pending: None,
             max_requests: None,
@@ -231,6 +238,7 @@ impl Default for ConnectionPool {
             max_concurrent_streams: None,
             http2_keepalive: None,
             h2_upgrade: false,
+            h2_upgrade_sniffed: false,
             use_client_protocol: false,
         }
     }

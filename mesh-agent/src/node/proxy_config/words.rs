@@ -286,6 +286,7 @@ pub(in super::super) fn limits(pool: &ConnectionPool) -> Vec<String> {
     if pool.idle_timeout != default.idle_timeout {
         all.push(format!("idleTimeout={}", duration(pool.idle_timeout)));
     }
+    all.extend(pool.http_idle_timeout.map(|time| format!("http.idleTimeout={}", duration(time))));
     all.extend(pool.max_connection_duration.map(|time| format!("maxConnectionDuration={}", duration(time))));
     all.extend(
         pool.http2_keepalive

@@ -337,8 +337,9 @@ pub(in crate::compile) fn pool(own: spec::ConnectionPool, mesh: &ConnectionPool)
         max_connections: own.max_connections,
         connect_timeout: own.connect_timeout.unwrap_or(mesh.connect_timeout),
         keepalive: own.keepalive.or(mesh.keepalive),
-        // That of HTTP beats that of TCP (S43).
-        idle_timeout: own.http_idle_timeout.or(own.tcp_idle_timeout).unwrap_or(mesh.idle_timeout),
+        // That of HTTP beats that of TCP (S43) where there are requests, and means nothing to bytes that are relayed.
+        idle_timeout: own.tcp_idle_timeout.unwrap_or(mesh.idle_timeout),
+        http_idle_timeout: own.http_idle_timeout,
         max_connection_duration: own.max_connection_duration,
         max_pending: own.max_pending,
         max_requests: own.max_requests,
@@ -347,6 +348,7 @@ pub(in crate::compile) fn pool(own: spec::ConnectionPool, mesh: &ConnectionPool)
         max_concurrent_streams: own.max_concurrent_streams,
         http2_keepalive: own.http2_keepalive,
         h2_upgrade: own.h2_upgrade.unwrap_or(mesh.h2_upgrade),
+        h2_upgrade_sniffed: own.h2_upgrade == Some(true),
         use_client_protocol: own.use_client_protocol,
     }
 }

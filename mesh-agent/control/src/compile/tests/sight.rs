@@ -80,7 +80,7 @@ fn s45_limits_of_the_servers_side_reach_its_workloads_by_port() {
             "limits",
             1,
             "inboundConnectionPool: {tcp: {maxConnections: 5, connectTimeout: 3s}}, ingress: [
-               {port: {number: 8080, protocol: HTTP, name: h}, defaultEndpoint: '127.0.0.1:8080', connectionPool: {tcp: {idleTimeout: 7s}}}]",
+               {port: {number: 8080, protocol: HTTP, name: h}, defaultEndpoint: '127.0.0.1:8080', connectionPool: {tcp: {idleTimeout: 7s}, http: {idleTimeout: 9s}}}]",
         ),
     ]
     .concat();
@@ -91,8 +91,8 @@ fn s45_limits_of_the_servers_side_reach_its_workloads_by_port() {
         assert_eq!((all.max_connections, all.connect_timeout), (Some(5), Duration::from_secs(3)));
         let own = of("web", 8080).unwrap();
         assert_eq!(
-            (own.max_connections, own.idle_timeout),
-            (None, Duration::from_secs(7)),
+            (own.max_connections, own.idle_timeout, own.http_idle_timeout),
+            (None, Duration::from_secs(7), Some(Duration::from_secs(9))),
             "replaced as a whole"
         );
         assert_eq!(of("free", 80), None);

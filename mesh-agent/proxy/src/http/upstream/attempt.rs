@@ -395,6 +395,7 @@ impl<'a> Exchange<'a> {
         let port = service.ports.iter().find(|port| port.port == key.port);
         match port.map(AppProtocol::of) {
             Some(protocol) if protocol.is_http2() => Version::Http2,
+            _ if pool.is_some_and(|pool| pool.h2_upgrade_sniffed) => Version::Http2,
             Some(protocol) if protocol.is_http() && pool.is_some_and(|pool| pool.h2_upgrade) => {
                 Version::Http2
             }

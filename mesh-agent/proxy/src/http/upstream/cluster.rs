@@ -435,7 +435,7 @@ fn lifetime(policy: Option<&Arc<Cluster>>) -> Lifetime {
         requests_max: pool.max_requests_per_connection.filter(|max| *max > 0).unwrap_or(u32::MAX),
         streams_max: pool.max_concurrent_streams.filter(|max| *max > 0).unwrap_or(u32::MAX),
         ticks_max: pool.max_connection_duration.map_or(u32::MAX, or_never),
-        idle_ticks_max: or_never(pool.idle_timeout),
+        idle_ticks_max: or_never(pool.http_idle_timeout.unwrap_or(pool.idle_timeout)),
     }
 }
 

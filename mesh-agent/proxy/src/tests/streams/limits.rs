@@ -104,6 +104,29 @@ fn connections_live_as_long_as_the_policy_lets_them() {
 }
 
 #[test]
+fn the_idle_time_of_requests_is_none_of_relayed_bytes() {
+    test(|world| async move {
+        let a = Server::named("A").await;
+        let services = || vec![plain("web", VIP, "tcp", &[a.addr])];
+        publish(
+            &world,
+            services(),
+            policy(|policy| policy.pool.http_idle_timeout = Some(Duration::from_millis(100))),
+        );
+        let mut long = connect(&world).await;
+        assert_eq!(answered(&mut long, b"").await, 'A');
+        // One that begins later and ends by its own time shows that the first one's would have been over.
+        publish(&world, services(), policy(|policy| policy.pool.idle_timeout = Duration::from_millis(400)));
+        let mut short = connect(&world).await;
+        assert_eq!(answered(&mut short, b"").await, 'A');
+        assert!(soon(short.read(&mut [0])).await.is_err());
+        world.ended_so_far(CloseReason::IdleTimeout, 1).await;
+        long.write_all(b"x").await.unwrap();
+        soon(long.read_exact(&mut [0])).await.unwrap();
+    });
+}
+
+#[test]
 fn keep_alive_is_set_as_the_policy_says() {
     test(|world| async move {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -101,6 +101,23 @@ fn the_connection_to_one_endpoint_makes_room_for_another_when_only_one_may_be() 
 }
 
 #[test]
+fn an_idle_connection_ends_by_the_time_of_requests_else_by_that_of_all() {
+    test(|world| async move {
+        let soon_over = Duration::from_millis(200);
+        let all = |policy: &mut TrafficPolicy| policy.pool.idle_timeout = soon_over;
+        let requests = |policy: &mut TrafficPolicy| policy.pool.http_idle_timeout = Some(soon_over);
+        for shape in [&all as &dyn Fn(&mut TrafficPolicy), &requests] {
+            let server = Server::start("127.0.0.1:0", |_| Reply::ok("a")).await;
+            publish(&world, vec![endpoint(server.addr, None)]);
+            let open = client(&world);
+            let answer = send(&world, get("/"), plan(&world, open.live(), destination(&world, shape))).await;
+            assert_eq!(read(answer).await.0, 200);
+            eventually(|| server.closed(), |closed| *closed == 1).await;
+        }
+    });
+}
+
+#[test]
 fn what_is_in_use_and_who_failed_can_be_asked_for() {
     test(|world| async move {
         let server = Server::start("127.0.0.1:0", |head| match head.contains("/bad") {

@@ -121,6 +121,45 @@ fn a_port_of_http2_is_spoken_to_in_streams_of_one_connection() {
 }
 
 #[test]
+fn a_client_of_http1_is_upgraded_to_http2_where_the_rule_or_at_declared_ports_the_mesh_says_so() {
+    test(|world| async move {
+        // The port's name, who says it, and whether it is HTTP/2 then.
+        let table = [
+            ("http", Said::Nobody, false),
+            ("http", Said::Mesh, true),
+            ("http", Said::Rule, true),
+            ("unnamed", Said::Nobody, false),
+            ("unnamed", Said::Mesh, false),
+            ("unnamed", Said::Rule, true),
+        ];
+        for (name, said, is_http2) in table {
+            let (two, connections) = http2_server().await;
+            let one = Server::start("127.0.0.1:0", |_| Reply::ok("one")).await;
+            let at = if is_http2 { two } else { one.addr };
+            let mut web = service("web", VIP.into(), vec![endpoint(at, None)]);
+            web.ports[0].name = name.into();
+            world.publish(Vec::new(), vec![web]);
+            let to = destination(&world, |policy| {
+                policy.pool.h2_upgrade = said != Said::Nobody;
+                policy.pool.h2_upgrade_sniffed = said == Said::Rule;
+            });
+            let open = client(&world);
+            let answer = send(&world, get("/x"), plan(&world, open.live(), to)).await;
+            assert_eq!(status(&answer), 200, "{name} {said:?}");
+            assert_eq!((connections.get(), one.connections()), (u32::from(is_http2), usize::from(!is_http2)));
+        }
+    });
+}
+
+/// Who wants HTTP/2 upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    Nobody,
+    Mesh,
+    Rule,
+}
+
+#[test]
 fn the_bytes_behind_a_switch_of_protocols_are_handed_over() {
     test(|world| async move {
         let server = Server::start("127.0.0.1:0", |_| Reply::Echo).await;

@@ -356,6 +356,8 @@ fn cluster() -> impl Strategy<Value = Cluster> {
                 max_connections: max,
                 max_pending: max,
                 connect_timeout,
+                http_idle_timeout: keepalive.and_then(|(_, idle)| idle),
+                h2_upgrade_sniffed: max.is_some(),
                 keepalive: keepalive.map(|(probes, idle)| (probes, idle, idle)),
                 http2_keepalive: keepalive
                     .and_then(|(_, idle)| Some(Http2Keepalive { interval: idle?, timeout: connect_timeout })),

@@ -72,6 +72,34 @@ fn s37_the_clients_own_rule_comes_first_then_the_services_then_the_roots() {
 }
 
 #[test]
+fn s43_the_idle_time_of_http_is_for_requests_and_that_of_tcp_for_both() {
+    for (said, wanted) in [
+        ("http: {idleTimeout: 5s}", (3600, Some(5))),
+        ("tcp: {idleTimeout: 7s}", (7, None)),
+        ("tcp: {idleTimeout: 7s}, http: {idleTimeout: 5s}", (7, Some(5))),
+        ("http: {idleTimeout: 0s}", (3600, Some(0))),
+    ] {
+        let all =
+            with(&[dr("shop/r", 1, &format!("host: {WEB}, trafficPolicy: {{connectionPool: {{{said}}}}}"))]);
+        let pool = cluster(&all, None, 80, "x").unwrap().policy.pool.clone();
+        let found = (pool.idle_timeout.as_secs(), pool.http_idle_timeout.map(|time| time.as_secs()));
+        assert_eq!(found, wanted, "{said}");
+    }
+}
+
+#[test]
+fn a_rules_upgrade_to_http2_is_for_ports_that_do_not_say_they_are_http_too() {
+    for (said, wanted) in
+        [("UPGRADE", (true, true)), ("DO_NOT_UPGRADE", (false, false)), ("DEFAULT", (false, false))]
+    {
+        let spec = format!("trafficPolicy: {{connectionPool: {{http: {{h2UpgradePolicy: {said}}}}}}}");
+        let all = with(&[dr("shop/r", 1, &format!("host: {WEB}, {spec}"))]);
+        let pool = &cluster(&all, None, 80, "x").unwrap().policy.pool;
+        assert_eq!((pool.h2_upgrade, pool.h2_upgrade_sniffed), wanted, "{said}");
+    }
+}
+
+#[test]
 fn s37_an_exact_host_beats_wildcards_and_longer_ones_shorter_ones() {
     let on = |host: &str, max: u32| limit(max, "").replace(WEB, &format!("'{host}'"));
     let all = with(&[

@@ -54,6 +54,7 @@ fn what_is_said_reaches_agents_in_process_and_over_the_link() {
     assert_eq!(policy.pool.connect_timeout, Duration::from_secs(3));
     assert_eq!(policy.pool.keepalive, Some((None, Some(Duration::from_secs(60)), None)));
     assert_eq!((policy.pool.max_pending, policy.pool.h2_upgrade), (Some(4), true));
+    assert!(!policy.pool.h2_upgrade_sniffed, "nobody says it of a destination");
     assert_eq!(policy.outlier.as_ref().and_then(|outlier| outlier.consecutive_5xx), Some(9));
     assert!(matches!(policy.balancing.locality, Locality::Distribute(_)));
     let near = traffic(&there, Some(Distribution::SameZone));
