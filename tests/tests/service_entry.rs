@@ -243,6 +243,84 @@ spec:
     Ok(())
 }
 
+/// One ServiceEntry of two hosts, each of which DNS knows at another server; `more` are fields besides.
+fn two_hosts(ports: &str, more: &str) -> String {
+    format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: twins, namespace: shop}}
+spec:
+  hosts: [one.twins.test, two.twins.test]
+  ports: [{ports}]
+  resolution: DNS
+  {more}
+"
+    )
+}
+
+#[test]
+fn each_host_of_one_entry_is_where_dns_has_it() -> TestResult {
+    require_agent!();
+    let scene = Scene::set(test_name!(), |one| vec![("one.twins.test.", vec![one.into()])])?;
+    scene.names.set("two.twins.test.", vec![scene.two.into()])?;
+    let http = format!("{{name: http, number: 80, protocol: HTTP, targetPort: {PORT}}}");
+    scene.shop.world().manifests().apply_text("twins.yaml", &two_hosts(&http, ""))?;
+    for (host, server) in [("one.twins.test", "one"), ("two.twins.test", "two")] {
+        let vip = scene.virtual_address(host)?;
+        scene.settles(vip, host, "/", (200, server))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn hosts_that_share_an_address_are_told_apart_by_the_name_that_is_asked_for() -> TestResult {
+    require_agent!();
+    let scene = Scene::set(test_name!(), |_| Vec::new())?;
+    let world = scene.shop.world();
+    let authority = WebAuthority::new("web")?;
+    let certificate = authority.issue("*.twins.test")?;
+    let (mut http, mut tls) = (Vec::new(), Vec::new());
+    for name in ["one", "two"] {
+        let place = world.outsider(&format!("twin-{name}"))?;
+        http.push(place.tool()?.serve(everywhere(PORT), ServerOptions::named(name).serving(Serve::Http))?);
+        tls.push(serve_tls(&place, TLS_PORT, name, &certificate, None)?);
+        scene.names.set(&format!("{name}.twins.test."), vec![place.ip4().into()])?;
+    }
+    let roots = world.manifests().directory().with_extension("pem");
+    fs::write(&roots, &authority.certificate)?;
+    let ports = format!(
+        "{{name: http, number: 80, protocol: HTTP, targetPort: {PORT}}}, {{name: tls, number: 443, protocol: TLS, targetPort: {TLS_PORT}}}"
+    );
+    let vip = Ipv4Addr::new(240, 240, 77, 77);
+    world.manifests().apply_text("twins.yaml", &two_hosts(&ports, &format!("addresses: [{vip}]")))?;
+    let (web, secure) = (SocketAddr::from((vip, 80)), SocketAddr::from((vip, 443)));
+    // Nothing else is said of any of them. Who names neither is the first one's.
+    for (host, server) in [
+        ("two.twins.test", "two"),
+        ("one.twins.test", "one"),
+        ("else.test", "one"),
+        ("two.twins.test", "two"),
+    ] {
+        scene.settles(web, host, "/", (200, server))?;
+    }
+    let ask = |name: &str| {
+        ask_tls(&scene.client, secure, name, &roots).unwrap_or_else(|error| format!("{error:?}"))
+    };
+    for (host, server) in [("two.twins.test", "two"), ("one.twins.test", "one"), ("else.twins.test", "one")] {
+        let wanted = format!("{server} sni={host} client=no\n");
+        eventually(SOON, || ask(host), |said| *said == wanted)?;
+    }
+    let status = scene.agent.meshctl(&["status"])?;
+    assert_eq!(status["source_errors"].as_array().map(Vec::len), Some(0), "{status}");
+
+    // What is said of the second one holds for it alone.
+    scene.gone_rule("two.twins.test")?;
+    scene.settles(web, "two.twins.test", "/gone", (410, ""))?;
+    assert_eq!(scene.get(web, "one.twins.test", "/gone"), (200, "one".to_owned()));
+    Ok(())
+}
+
 /// Servers that are called by their names, whatever addresses these have.
 fn called(port: u16, protocol: &str) -> String {
     format!(

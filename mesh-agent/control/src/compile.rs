@@ -22,7 +22,9 @@ use kube::core::{Selector, SelectorExt as _};
 use mesh_core::{
     policy::AuthorizationPolicy,
     route::scope::Audience,
-    snapshot::{Mesh, Name, Parts, Protocol, Service, Snapshot, Tunnel, Workload},
+    snapshot::{
+        Mesh, Name, Parts, Protocol, Service, ServicePort, Snapshot, Tunnel, Workload, are_told_apart,
+    },
 };
 
 use self::{entries::Entries, routes::RouteCompiler, sidecars::NamespaceSidecars};
@@ -322,7 +324,9 @@ impl Compiler {
             owners.clear();
             for p in &placed {
                 for (addr, owner) in p.claim(&mut owners) {
-                    problems.push(p.loses(addr, owner));
+                    if !p.shares_with(owner) {
+                        problems.push(p.loses(addr, owner));
+                    }
                 }
             }
         }
@@ -341,11 +345,30 @@ impl Placed {
             for port in &self.service.ports {
                 let owner = *owners.entry((addr, port.port, port.protocol)).or_insert(self);
                 if owner.service.name != self.service.name {
-                    lost.entry(addr).or_insert(owner);
+                    // Of several owners the one that keeps it to itself is told of.
+                    let known = lost.entry(addr).or_insert(owner);
+                    if self.shares_with(known) {
+                        *known = owner;
+                    }
                 }
             }
         }
         lost
+    }
+
+    /// Whether both may have an address, at all ports that both have: hosts of entries that requests or server names tell apart. Those of
+    /// one entry are meant so, whatever is spoken there.
+    fn shares_with(&self, owner: &Self) -> bool {
+        if self.kind == Kind::ServiceEntry && owner.kind == self.kind && self.declared == owner.declared {
+            return true;
+        }
+        let both = self.service.ports.iter().filter_map(|port| {
+            let same = |other: &&ServicePort| (other.port, other.protocol) == (port.port, port.protocol);
+            Some((port, owner.service.ports.iter().find(same)?))
+        });
+        let mut both = both.peekable();
+        both.peek().is_some()
+            && both.all(|(own, other)| are_told_apart((&owner.service, other), (&self.service, own)))
     }
 
     fn loses(&self, addr: IpAddr, owner: &Self) -> SourceError {

@@ -165,14 +165,16 @@ pub fn tables(snapshot: &Snapshot, view: &NodeView, previous: &Tables) -> Tables
             }
         };
         let frontend = Frontend { addr, port: port.port, protocol: port.protocol };
-        let l7 = port.protocol == Protocol::Tcp && is_routed(snapshot, service, port.port);
+        // Of several services behind one address only who hears the name knows which is meant.
+        let shared = port.protocol == Protocol::Tcp && snapshot.sharing(addr, port.port).next().is_some();
+        let l7 = shared || port.protocol == Protocol::Tcp && is_routed(snapshot, service, port.port);
         let entry = ServiceEntry {
             service: service.id,
             slots,
             count: u32::try_from(count).unwrap_or(u32::MAX),
             affinity_s: service.affinity.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX)),
             l7,
-            answered: l7 && is_answered(snapshot, service, port),
+            answered: shared || l7 && is_answered(snapshot, service, port),
             hidden: sights
                 .iter()
                 .filter(|(_, sight)| port.protocol == Protocol::Tcp && !sight.sees(service, port.port))

@@ -17,6 +17,7 @@ use ipnet::IpNet;
 
 pub use self::{
     credential::{Credential, Material},
+    lookup::are_told_apart,
     resolution::{DnsEndpoint, DnsResolution, Resolution, Traits},
 };
 use crate::{
@@ -349,6 +350,12 @@ type Map<K, V> = HashMap<K, V, RandomState>;
 /// Services and places of their ports, by what is dialled.
 type Frontends = Map<(IpAddr, u16, Protocol), (Name, usize)>;
 
+/// Those that came after the first one at an address, by what is dialled.
+type Later = Vec<((IpAddr, u16, Protocol), (Name, usize))>;
+
+/// Of those that several services share, all of them.
+type Shared = Map<(IpAddr, u16), Vec<(Name, usize)>>;
+
 /// Secrets by node and name.
 type Credentials = BTreeMap<(Arc<str>, Name), Arc<Credential>>;
 
@@ -361,6 +368,8 @@ pub struct Snapshot {
     policies: Arc<BTreeMap<Name, Arc<AuthorizationPolicy>>>,
     by_addr: Arc<Map<IpAddr, WorkloadId>>,
     by_vip: Arc<Frontends>,
+    /// Those of TCP that the name which is asked for tells apart: the one in `by_vip`, then the others by name.
+    shared: Arc<Shared>,
     /// Services by the hosts that Kubernetes does not know, those of precedence first.
     by_host: Arc<HashMap<Arc<str>, Vec<Name>>>,
     /// Whether a wildcard among those hosts begins within a label, as `*-a.b` does.
@@ -413,6 +422,7 @@ impl Snapshot {
         let mut by_vip = Frontends::default();
         let mut by_host: HashMap<Arc<str>, Vec<Name>> = HashMap::new();
         let mut by_network = Vec::new();
+        let mut later = Later::new();
         for service in &services {
             if let Some(host) = &service.hostname {
                 by_host.entry(Arc::clone(host)).or_default().push(service.name.clone());
@@ -420,9 +430,11 @@ impl Snapshot {
             by_network.extend(service.networks.iter().map(|net| (*net, service.name.clone())));
             for vip in service.frontend_addrs() {
                 for (index, port) in service.ports.iter().enumerate() {
-                    by_vip
-                        .entry((vip, port.port, port.protocol))
-                        .or_insert_with(|| (service.name.clone(), index));
+                    let frontend = (vip, port.port, port.protocol);
+                    let owner = by_vip.entry(frontend).or_insert_with(|| (service.name.clone(), index));
+                    if owner.0 != service.name {
+                        later.push((frontend, (service.name.clone(), index)));
+                    }
                 }
             }
         }
@@ -433,6 +445,7 @@ impl Snapshot {
             policies: Arc::new(policies.into_iter().map(|p| (p.name.clone(), p)).collect()),
             by_addr: Arc::new(by_addr),
             by_vip: Arc::new(by_vip),
+            shared: Arc::default(),
             has_partial_hosts: by_host.keys().any(|host| host.starts_with('*') && !host.starts_with("*.")),
             by_host: Arc::new(by_host),
             by_network: by_network.into(),
@@ -451,6 +464,7 @@ impl Snapshot {
             routes,
             mesh,
         };
+        snapshot.shared = Arc::new(snapshot.find_shared(later));
         snapshot.unlisted = snapshot.find_unlisted().collect();
         snapshot.routed_by_name = snapshot.find_routed_by_name().collect();
         snapshot
@@ -481,6 +495,7 @@ impl Snapshot {
             && self.workloads == other.workloads
             && self.by_addr == other.by_addr
             && self.by_vip == other.by_vip
+            && self.shared == other.shared
             && self.by_host == other.by_host
             && self.policies == other.policies
             && self.routes == other.routes

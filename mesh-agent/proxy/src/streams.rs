@@ -63,7 +63,10 @@ pub(crate) async fn route(
     let snapshot = worker.snapshot();
     let routes = snapshot.routes();
     let is_held = || snapshot.sight(live.pod.workload, &live.pod.name.namespace).holds(dialled);
-    let is_quiet = routes.streams.is_empty() && routes.clusters.is_empty() && !snapshot.has_unlisted();
+    let is_quiet = routes.streams.is_empty()
+        && routes.clusters.is_empty()
+        && !snapshot.has_unlisted()
+        && !snapshot.has_shared();
     if is_quiet && !is_held() {
         return Way::AsDialled;
     }
@@ -85,8 +88,8 @@ fn patience(worker: &Worker, live: &Live, snapshot: &Snapshot, dialled: SocketAd
     let sight = snapshot.sight(live.pod.workload, &live.pod.name.namespace);
     match sight.service_at(dialled, Protocol::Tcp) {
         Some((_, port)) => {
-            let needs_name =
-                table_of(snapshot, &sight, client_of(snapshot, live), dialled, None)?.needs_sni();
+            let table = table_of(snapshot, &sight, client_of(snapshot, live), dialled, None);
+            let needs_name = sight.is_shared(dialled) || table.is_some_and(|table| table.needs_sni());
             let is_tls = AppProtocol::of(port) == AppProtocol::Tls;
             needs_name.then_some(if is_tls { settings.hello_timeout } else { detection })
         }
@@ -114,7 +117,7 @@ pub(crate) fn table_of(
 ) -> Option<Arc<StreamTable>> {
     let routes = snapshot.routes();
     let port = dialled.port();
-    let table = match sight.service_at(dialled, Protocol::Tcp) {
+    let table = match sight.service_at_named(dialled, sni) {
         Some((service, port)) => routes.stream(&snapshot.host_of(service), port.port),
         None => routes.stream(sni?.trim_end_matches('.'), port),
     };
@@ -169,10 +172,10 @@ pub(crate) fn by_policy(
     dialled: SocketAddr,
     sni: Option<&str>,
 ) -> Option<Destination> {
-    let key = match sight.service_at(dialled, Protocol::Tcp) {
+    let key = match sight.service_at_named(dialled, sni) {
         Some((service, port)) => {
             let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
-            snapshot.routes().clusters.contains_key(&key).then_some(key)?
+            (snapshot.routes().clusters.contains_key(&key) || sight.is_shared(dialled)).then_some(key)?
         }
         None => {
             let name = sni?.trim_end_matches('.').to_ascii_lowercase();

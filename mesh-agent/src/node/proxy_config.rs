@@ -357,7 +357,12 @@ pub(super) fn listeners<T: Tables>(
             let decision = match &entry {
                 None => "absent",
                 Some(entry) if entry.count == 0 && entry.flags & SERVICE_ANSWERED == 0 => "refuse",
-                Some(_) if !is_routed(snapshot, service, port.port) => "direct",
+                Some(_)
+                    if !is_routed(snapshot, service, port.port)
+                        && snapshot.sharing(addr, port.port).next().is_none() =>
+                {
+                    "direct"
+                }
                 Some(_) => {
                     let treatment = preview::treatment(snapshot, None, (addr, port.port).into());
                     let looks = protocol.is_http() || protocol == AppProtocol::Sniffed;

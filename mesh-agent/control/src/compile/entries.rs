@@ -289,13 +289,10 @@ fn service(
             if !is_dns(resolution) {
                 Resolution::Listed
             } else {
-                // Without endpoints the host itself is asked for, the first of several (S51).
-                if entry.endpoints.is_empty()
-                    && entry.selector.is_none()
-                    && let Some(first) = entry.hosts.first()
-                {
+                // Without endpoints each host is itself the name to ask for.
+                if entry.endpoints.is_empty() && entry.selector.is_none() {
                     names.push(DnsEndpoint {
-                        host: Arc::clone(first),
+                        host: Arc::clone(host),
                         ports: entry.ports.iter().map(|port| port.target.unwrap_or(port.number)).collect(),
                         traits: None,
                     });

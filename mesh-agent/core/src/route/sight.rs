@@ -12,7 +12,7 @@ use crate::{
         http::{Backend, HttpTable},
         scope::{EgressProxy, OutboundPolicy, SidecarScope, leads_to},
     },
-    snapshot::{Name, Protocol, Service, ServicePort, Snapshot, Workload},
+    snapshot::{Name, Protocol, Service, ServicePort, Snapshot, Workload, are_told_apart},
 };
 
 /// Kinds of sight that the kernel tells apart; more of them share.
@@ -108,16 +108,69 @@ impl<'a> Sight<'a> {
     ) -> Option<(&'a Arc<Service>, &'a ServicePort)> {
         let found = self.snapshot.service_at(dialled.ip(), dialled.port(), protocol);
         let seen = found.filter(|(service, _)| self.sees(service, dialled.port()));
-        seen.or_else(|| self.service_of_network(dialled).filter(|_| protocol == Protocol::Tcp))
+        let other = || self.sharing(dialled).next().or_else(|| self.service_of_network(dialled));
+        seen.or_else(|| if protocol == Protocol::Tcp { other() } else { None })
+    }
+
+    /// The service port of TCP behind an address for who asks for a server of this name there: of several it is the one with that host.
+    pub fn service_at_named(
+        &self,
+        dialled: SocketAddr,
+        name: Option<&str>,
+    ) -> Option<(&'a Arc<Service>, &'a ServicePort)> {
+        let named = name.and_then(|name| {
+            let name = name.trim_end_matches('.').to_ascii_lowercase();
+            let rank = |service: &Service| match service.hostname.as_deref()?.strip_prefix('*') {
+                Some(suffix) => name.ends_with(suffix).then_some((false, suffix.len())),
+                None => (service.hostname.as_deref() == Some(&*name)).then_some((true, 0)),
+            };
+            let ranked = self.all_sharing(dialled).into_iter();
+            let ranked = ranked.filter_map(|found| Some((rank(found.0)?, found)));
+            Some(ranked.max_by_key(|(rank, _)| *rank)?.1)
+        });
+        named.or_else(|| self.service_at(dialled, Protocol::Tcp))
+    }
+
+    /// Whether an address leads to several services that the client sees, so that the name which is asked for says what is meant.
+    pub fn is_shared(&self, dialled: SocketAddr) -> bool {
+        self.all_sharing(dialled).len() > 1
+    }
+
+    /// The services that the client sees and that share an address of their own.
+    fn sharing(&self, dialled: SocketAddr) -> impl Iterator<Item = (&'a Arc<Service>, &'a ServicePort)> {
+        let all = self.snapshot.sharing(dialled.ip(), dialled.port());
+        all.filter(move |(service, _)| self.sees(service, dialled.port()))
+    }
+
+    /// The services that share an address, or the network that it is in.
+    fn all_sharing(&self, dialled: SocketAddr) -> Vec<(&'a Arc<Service>, &'a ServicePort)> {
+        if !self.snapshot.has_shared() {
+            return Vec::new();
+        }
+        let listed: Vec<_> = self.sharing(dialled).collect();
+        if !listed.is_empty() {
+            return listed;
+        }
+        let Some(first) = self.service_at(dialled, Protocol::Tcp).filter(|(s, _)| !s.networks.is_empty())
+        else {
+            return Vec::new();
+        };
+        let lengths = |service: &Service| {
+            let of = service.networks.iter().filter(|net| net.contains(&dialled.ip()));
+            of.map(ipnet::IpNet::prefix_len).max()
+        };
+        let others = self.snapshot.services_with_network_of(dialled.ip()).filter_map(|(length, service)| {
+            let port = tcp_port(service, dialled.port())?;
+            let is_one = Some(length) == lengths(first.0) && self.sees(service, dialled.port());
+            (is_one && are_told_apart((first.0, first.1), (service, port))).then_some((service, port))
+        });
+        std::iter::once(first).chain(others).collect()
     }
 
     /// The service with the smallest network that an address is in, unless the address is a pod's.
     fn service_of_network(&self, dialled: SocketAddr) -> Option<(&'a Arc<Service>, &'a ServicePort)> {
         let (addr, number) = (dialled.ip(), dialled.port());
-        let tcp = |service: &'a Arc<Service>| {
-            let is_it = |port: &&ServicePort| port.port == number && port.protocol == Protocol::Tcp;
-            Some((service, service.ports.iter().find(is_it)?))
-        };
+        let tcp = |service: &'a Arc<Service>| Some((service, tcp_port(service, number)?));
         let all =
             self.snapshot.services_with_network_of(addr).filter(|(_, service)| self.sees(service, number));
         let ports = all.filter_map(|(length, service)| Some((length, tcp(service)?)));
@@ -190,7 +243,11 @@ impl<'a> Sight<'a> {
 }
 
 fn has_tcp(service: &Service, number: u16) -> bool {
-    service.ports.iter().any(|port| port.port == number && port.protocol == Protocol::Tcp)
+    tcp_port(service, number).is_some()
+}
+
+fn tcp_port(service: &Service, number: u16) -> Option<&ServicePort> {
+    service.ports.iter().find(|port| port.port == number && port.protocol == Protocol::Tcp)
 }
 
 /// Which of [`SIGHTS`] kinds a workload's sight is. It depends on nothing but the workload, so that the tables of services and of pods

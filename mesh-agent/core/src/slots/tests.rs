@@ -363,3 +363,23 @@ fn b9_a_preference_leaves_the_nearest_ready_endpoints() {
     let of = |tables: &Tables| Arc::clone(&tables.backends[&tables.services[&key].slots]);
     assert!(Arc::ptr_eq(&of(&near), &of(&again)), "nothing changed");
 }
+
+#[test]
+fn an_address_that_several_hosts_share_is_the_agents() {
+    let hosted = |host: &str, endpoints: Vec<Endpoint>| {
+        let mut service = service(&["192.0.2.1"], endpoints);
+        service.ports[0].name = "http".into();
+        let name = Name::new("default", host);
+        Arc::new(Service { hostname: Some(host.into()), name, ..service })
+    };
+    let entry = |services: Vec<Arc<Service>>| {
+        let snapshot = Snapshot::new(1, Parts { services, ..Parts::default() });
+        let tables = tables(&snapshot, &NodeView::default(), &Tables::default());
+        let at = Frontend { addr: "192.0.2.1".parse().unwrap(), port: 80, protocol: Protocol::Tcp };
+        (tables.services[&at].l7, tables.services[&at].answered)
+    };
+    let far = || vec![endpoint("10.0.0.1", true, None)];
+    assert_eq!(entry(vec![hosted("a.x", far())]), (false, false));
+    // The first one's endpoints say nothing of the other's.
+    assert_eq!(entry(vec![hosted("a.x", Vec::new()), hosted("b.x", far())]), (true, true));
+}

@@ -12,7 +12,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Name, Protocol, Resolution, Service, ServicePort, Snapshot, Workload};
+use super::{Later, Name, Protocol, Resolution, Service, ServicePort, Shared, Snapshot, Workload};
 use crate::{
     route::{lookup::suffixes, protocol::AppProtocol, scope::leads_to, sight::Sight},
     slots::is_routed,
@@ -61,7 +61,57 @@ impl Ord for dyn NameParts + '_ {
     }
 }
 
+/// Whether two service ports may have one address, because each request or server name says which is meant: of hosts that one namespace
+/// declares, in one protocol that has names.
+pub fn are_told_apart(one: (&Service, &ServicePort), other: (&Service, &ServicePort)) -> bool {
+    let protocol = AppProtocol::of(one.1);
+    one.0.name != other.0.name
+        && one.0.hostname.is_some()
+        && other.0.hostname.is_some()
+        && one.0.name.namespace == other.0.name.namespace
+        && protocol == AppProtocol::of(other.1)
+        && !matches!(protocol, AppProtocol::Tcp | AppProtocol::Udp)
+}
+
 impl Snapshot {
+    /// The service ports behind an address and port of TCP that only the name which is asked for tells apart: first the one that
+    /// [`Self::service_at`] has. None where it is one's alone.
+    pub fn sharing(&self, addr: IpAddr, port: u16) -> impl Iterator<Item = (&Arc<Service>, &ServicePort)> {
+        let all = self.shared.get(&(addr.to_canonical(), port)).into_iter().flatten();
+        all.filter_map(|(name, index)| {
+            let service = self.service(name)?;
+            Some((service, service.ports.get(*index)?))
+        })
+    }
+
+    /// Whether services share an address or a network.
+    pub fn has_shared(&self) -> bool {
+        !self.shared.is_empty() || self.by_network.len() > 1
+    }
+
+    /// `later` are the service ports, with the address of each, that came after the first one there.
+    pub(super) fn find_shared(&self, later: Later) -> Shared {
+        let port_of = |(name, index): &(Name, usize)| {
+            let service = self.service(name)?;
+            Some((&**service, service.ports.get(*index)?))
+        };
+        let mut shared = Shared::default();
+        for (frontend, one) in later {
+            let Some(owner) = self.by_vip.get(&frontend) else { continue };
+            let apart =
+                port_of(owner).zip(port_of(&one)).is_some_and(|(owner, one)| are_told_apart(owner, one));
+            let (addr, port, protocol) = frontend;
+            if apart && protocol == Protocol::Tcp {
+                shared.entry((addr, port)).or_insert_with(|| vec![owner.clone()]).push(one);
+            }
+        }
+        for all in shared.values_mut() {
+            all[1..].sort_unstable();
+            all.dedup();
+        }
+        shared
+    }
+
     /// A service by namespace and name.
     pub fn service_named(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
         let parts = (namespace, name);

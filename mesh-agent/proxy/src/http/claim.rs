@@ -44,6 +44,7 @@ const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "
 pub(crate) fn may_claim(snapshot: &Snapshot) -> bool {
     !snapshot.routes().is_empty()
         || snapshot.has_unlisted()
+        || snapshot.has_shared()
         || snapshot.counts_requests()
         || snapshot.mesh().defaults.outbound == OutboundPolicy::RegistryOnly
 }

@@ -28,6 +28,7 @@ pub(super) fn concerns(snapshot: &Snapshot, sight: &Sight<'_>, dialled: SocketAd
         Some((service, port)) => {
             routes.http(&snapshot.host_of(service), port.port).is_some()
                 || has_policy(routes, &service.name, port.port)
+                || sight.is_shared(dialled)
         }
         // Of an address that is no service's, only the host that is asked for can say it.
         None => {

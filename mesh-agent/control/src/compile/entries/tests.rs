@@ -145,7 +145,7 @@ fn b4_no_address_is_given_where_one_is_written_or_none_is_wanted() {
 }
 
 #[test]
-fn s51_names_are_left_to_the_agents_and_without_endpoints_the_first_host_is_the_name() {
+fn s51_names_are_left_to_the_agents_and_without_endpoints_each_host_is_its_own_name() {
     let compiled = compile(&[
         entry("shop/a", &format!("hosts: [a.x.com, b.x.com], resolution: DNS, {WEB}")),
         entry("shop/c", "hosts: [c.x.com], resolution: DNS_ROUND_ROBIN, endpoints: [{address: real.x.com, ports: {http: 81}}],
@@ -159,13 +159,65 @@ fn s51_names_are_left_to_the_agents_and_without_endpoints_the_first_host_is_the_
     for host in ["a.x.com", "b.x.com"] {
         let dns = dns(host);
         assert!(!dns.one_at_a_time);
-        assert_eq!((&*dns.names[0].host, &dns.names[0].ports[..]), ("a.x.com", &[80][..]), "{host}");
+        assert_eq!((&*dns.names[0].host, &dns.names[0].ports[..]), (host, &[80][..]));
+        assert_eq!(dns.names.len(), 1, "{host}");
     }
     let one = dns("c.x.com");
     assert!(one.one_at_a_time);
     assert_eq!((&*one.names[0].host, &one.names[0].ports[..]), ("real.x.com", &[81][..]));
     assert_eq!(&*dns("*.d.com").names[0].host, "d.x.com");
     assert_eq!(shown(service(&compiled.snapshot, "shop", "*.d.com"), 0), "192.0.2.1:80");
+}
+
+#[test]
+fn hosts_of_one_entry_share_its_addresses_and_others_share_them_where_names_tell_them_apart() {
+    let of = |name: &str, hosts: &str, protocol: &str| {
+        entry(
+            name,
+            &format!(
+                "hosts: [{hosts}], addresses: [192.0.2.1], resolution: STATIC, endpoints: [{{address: 192.0.2.9}}],
+                 ports: [{{name: p, number: 80, protocol: {protocol}}}]"
+            ),
+        )
+    };
+    let said = |documents: &[String]| -> Vec<String> {
+        let compiled = compile(documents);
+        let said = |p: &SourceError| format!("{} {}", p.name.clone().unwrap_or_default(), p.message);
+        compiled.problems.iter().map(said).collect()
+    };
+    let none = Vec::<String>::new();
+    for protocol in ["HTTP", "TLS"] {
+        let documents = [of("shop/a", "c.x.com, a.x.com, b.x.com", protocol)];
+        assert_eq!(said(&documents), none);
+        let shared = compile(&documents).snapshot;
+        let hosts: Vec<String> =
+            shared.sharing("192.0.2.1".parse().unwrap(), 80).map(|(s, _)| s.name.name.to_string()).collect();
+        assert_eq!(hosts, ["a.x.com", "b.x.com", "c.x.com"]);
+        assert_eq!(said(&[of("shop/a@1", "a.x.com", protocol), of("shop/b@2", "b.x.com", protocol)]), none);
+    }
+    let keeps = |loser: &str, owner: &str| {
+        vec![format!(
+            "{loser} holds 192.0.2.1, which service {owner} has on the same port; that one keeps it"
+        )]
+    };
+    assert_eq!(
+        said(&[of("shop/a@1", "a.x.com", "TCP"), of("shop/b@2", "b.x.com", "TCP")]),
+        keeps("b", "shop/a.x.com")
+    );
+    assert_eq!(
+        said(&[of("shop/a@1", "a.x.com", "HTTP"), of("shop/b@2", "b.x.com", "TLS")]),
+        keeps("b", "shop/a.x.com")
+    );
+    assert_eq!(
+        said(&[of("one/a@1", "a.x.com", "HTTP"), of("two/b@2", "b.x.com", "HTTP")]),
+        keeps("b", "one/a.x.com")
+    );
+    let kube =
+        resource("v1", "Service", "shop/web", "", "clusterIP: 192.0.2.1, ports: [{name: http, port: 80}]");
+    assert_eq!(
+        said(&[kube, of("shop/a", "a.x.com, b.x.com", "HTTP")]),
+        [keeps("a", "shop/web"), keeps("a", "shop/web")].concat()
+    );
 }
 
 #[test]

@@ -404,3 +404,74 @@ proptest! {
         prop_assert!(left.is_subset(&all), "{:?} {:?}", left, all);
     }
 }
+
+/// A host of a ServiceEntry with an address, or networks, and HTTP at port 80.
+fn hosted(
+    namespace: &str,
+    host: &str,
+    vip: Option<&str>,
+    networks: &[&str],
+    audience: Audience,
+) -> Arc<Service> {
+    let mut service = (*declared(namespace, host, audience, networks)).clone();
+    service.vips = vip.map(|vip| vip.parse().unwrap()).into_iter().collect();
+    service.ports.truncate(1);
+    service.ports[0].name = "http".into();
+    Arc::new(service)
+}
+
+#[test]
+fn of_hosts_behind_one_address_the_one_that_is_asked_for_is_meant() {
+    let vip = Some("192.0.2.1");
+    let mut bytes = (*hosted("a", "bytes.x", vip, &[], Audience::Everyone)).clone();
+    bytes.ports[0].name = "tcp".into();
+    let services = vec![
+        hosted("a", "b.x", vip, &[], only(&["a"])),
+        hosted("a", "c.x", vip, &[], Audience::Everyone),
+        hosted("a", "a.x", vip, &[], Audience::Everyone),
+        hosted("a", "*.w.x", vip, &[], Audience::Everyone),
+        hosted("else", "d.x", vip, &[], Audience::Everyone),
+        Arc::new(bytes),
+        service("a", "kube", "192.0.2.1", Audience::Everyone),
+        hosted("a", "alone.x", Some("192.0.2.2"), &[], Audience::Everyone),
+        service("a", "first", "192.0.2.3", Audience::Everyone),
+        hosted("a", "later.x", Some("192.0.2.3"), &[], Audience::Everyone),
+        hosted("a", "n.x", None, &["198.51.100.0/24"], Audience::Everyone),
+        hosted("a", "m.x", None, &["198.51.100.0/24"], Audience::Everyone),
+        hosted("a", "wide.x", None, &["198.51.0.0/16"], Audience::Everyone),
+    ];
+    let world = Snapshot::new(1, Parts { services, ..Parts::default() });
+    let sharing: Vec<&str> =
+        world.sharing("192.0.2.1".parse().unwrap(), 80).map(|(service, _)| &*service.name.name).collect();
+    assert_eq!(
+        sharing,
+        ["b.x", "*.w.x", "a.x", "c.x"],
+        "the owner, then by name; what has no name is not told"
+    );
+    let of = |client: &str, dialled: &str, name: Option<&str>| {
+        let sight = world.sight_from(client);
+        let found =
+            sight.service_at_named(at(dialled), name).map(|(service, _)| service.name.name.to_string());
+        (found.unwrap_or_default(), sight.is_shared(at(dialled)))
+    };
+    for (client, dialled, name, wanted, shared) in [
+        ("a", "192.0.2.1:80", Some("c.x"), "c.x", true),
+        ("a", "192.0.2.1:80", Some("A.X."), "a.x", true),
+        ("a", "192.0.2.1:80", Some("q.w.x"), "*.w.x", true),
+        ("a", "192.0.2.1:80", Some("d.x"), "b.x", true),
+        ("a", "192.0.2.1:80", Some("bytes.x"), "b.x", true),
+        ("a", "192.0.2.1:80", None, "b.x", true),
+        // Who does not see the first one has the first that is seen.
+        ("z", "192.0.2.1:80", None, "*.w.x", true),
+        ("z", "192.0.2.1:80", Some("b.x"), "*.w.x", true),
+        ("a", "192.0.2.2:80", Some("c.x"), "alone.x", false),
+        ("a", "192.0.2.3:80", Some("later.x"), "first", false),
+        ("a", "198.51.100.7:80", Some("m.x"), "m.x", true),
+        ("a", "198.51.100.7:80", Some("wide.x"), "n.x", true),
+        ("a", "198.51.100.7:80", None, "n.x", true),
+        ("a", "198.51.1.7:80", None, "wide.x", false),
+        ("a", "192.0.2.9:80", Some("c.x"), "", false),
+    ] {
+        assert_eq!(of(client, dialled, name), (wanted.to_owned(), shared), "{client} {dialled} {name:?}");
+    }
+}
