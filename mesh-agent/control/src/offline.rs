@@ -82,12 +82,14 @@ impl Loaded {
 /// If one of `paths` cannot be read, or is a folder without manifests. Bad documents are no error: see
 /// [`Loaded::errors`].
 pub fn load(paths: &[PathBuf], settings: MeshSettings) -> Result<Loaded, LoadError> {
-    Ok(load_texts(texts(paths)?, settings))
+    let rules = Rules::new(&settings.root_namespace);
+    Ok(load_texts(texts(paths)?, settings, &rules))
 }
 
-/// As [`load`], for texts that are no files; each comes with the name it has in messages.
-pub fn load_texts(texts: Vec<(PathBuf, String)>, settings: MeshSettings) -> Loaded {
-    let World { mut index, problems, ignored, unread, files } = read_all(texts, &settings.root_namespace);
+/// As [`load`], for texts that are no files; each comes with the name it has in messages. `rules` say where the MeshConfig is, and have the
+/// root namespace of `settings`.
+pub fn load_texts(texts: Vec<(PathBuf, String)>, settings: MeshSettings, rules: &Rules) -> Loaded {
+    let World { mut index, problems, ignored, unread, files } = read_all(texts, rules);
     let compiled = Compiler::new(settings).compile(&mut index);
     let (mut errors, mut warnings): (Vec<_>, Vec<_>) =
         problems.into_iter().partition(|problem| problem.level == Level::Error);
@@ -115,12 +117,12 @@ pub struct Validated {
 /// # Errors
 /// As [`load`].
 pub fn validate(paths: &[PathBuf], root_namespace: &str) -> Result<Validated, LoadError> {
-    Ok(validate_texts(texts(paths)?, root_namespace))
+    Ok(validate_texts(texts(paths)?, &Rules::new(root_namespace)))
 }
 
 /// As [`validate`], for texts that are no files; each comes with the name it has in messages.
-pub fn validate_texts(texts: Vec<(PathBuf, String)>, root_namespace: &str) -> Validated {
-    let World { index, mut problems, ignored, files, unread: _ } = read_all(texts, root_namespace);
+pub fn validate_texts(texts: Vec<(PathBuf, String)>, rules: &Rules) -> Validated {
+    let World { index, mut problems, ignored, files, unread: _ } = read_all(texts, rules);
     problems.sort();
     problems.dedup();
     Validated { problems, files, resources: index.len(), ignored }
@@ -143,8 +145,7 @@ fn texts(paths: &[PathBuf]) -> Result<Vec<(PathBuf, String)>, LoadError> {
     files(paths)?.into_iter().map(text).collect()
 }
 
-fn read_all(texts: Vec<(PathBuf, String)>, root_namespace: &str) -> World {
-    let rules = Rules::new(root_namespace);
+fn read_all(texts: Vec<(PathBuf, String)>, rules: &Rules) -> World {
     let mut world = World {
         index: Index::default(),
         problems: Vec::new(),
@@ -153,7 +154,7 @@ fn read_all(texts: Vec<(PathBuf, String)>, root_namespace: &str) -> World {
         files: texts.len(),
     };
     for (file, text) in texts {
-        let parsed = document::parse(&file, &text, &rules, &Known::new());
+        let parsed = document::parse(&file, &text, rules, &Known::new());
         world.problems.extend(parsed.problems);
         world.unread.extend(parsed.unread);
         for (kind, count) in parsed.ignored {

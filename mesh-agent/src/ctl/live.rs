@@ -11,12 +11,20 @@ use kube::{
     api::{ApiResource, DynamicObject},
 };
 
+use mesh_control::kubernetes::names::MESH_CONFIG;
+use mesh_core::snapshot::Name;
+
 use super::{
     cluster::{self, Cluster, ClusterArgs, ClusterError, Doing, defined, list, resource},
     install::ObjectKind,
 };
 
-/// Every object of a kind that the mesh reads: one text a kind, named after it.
+/// Where a cluster's mesh has its MeshConfig.
+pub(super) fn mesh_config(of: &ClusterArgs) -> Name {
+    Name::new(of.mesh_namespace.as_str(), MESH_CONFIG)
+}
+
+/// Every object of a kind that the mesh reads, and its MeshConfig: one text a kind, named after it.
 pub(super) fn texts(of: &ClusterArgs) -> Result<Vec<(PathBuf, String)>, ClusterError> {
     cluster::run(of, async |cluster| {
         let mut kinds: Vec<ApiResource> = [
@@ -26,7 +34,6 @@ pub(super) fn texts(of: &ClusterArgs) -> Result<Vec<(PathBuf, String)>, ClusterE
             ObjectKind::of::<Pod>(),
             ObjectKind::of::<Service>(),
             ObjectKind::of::<EndpointSlice>(),
-            ObjectKind::of::<ConfigMap>(),
         ]
         .into_iter()
         .map(resource)
@@ -39,6 +46,13 @@ pub(super) fn texts(of: &ClusterArgs) -> Result<Vec<(PathBuf, String)>, ClusterE
             let text = objects.into_iter().filter_map(|object| document(&kind, object)).collect();
             texts.push((PathBuf::from(format!("cluster/{}", kind.plural)), text));
         }
+        // Of all others nothing is read, and who asks need not be allowed to.
+        let kind = resource(ObjectKind::of::<ConfigMap>());
+        let config = mesh_config(of);
+        let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), &config.namespace, &kind);
+        let found = api.get_opt(&config.name).await.doing(|| format!("read ConfigMap {config}"))?;
+        let text = found.and_then(|object| document(&kind, object));
+        texts.extend(text.map(|text| (PathBuf::from(format!("cluster/{}", kind.plural)), text)));
         Ok(texts)
     })
 }

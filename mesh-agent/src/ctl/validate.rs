@@ -13,6 +13,7 @@ use mesh_control::{
     compile::MeshSettings,
     offline::{self, LoadError},
     problem::{Level, SourceError},
+    source::document::Rules,
 };
 
 use super::{
@@ -39,7 +40,7 @@ pub struct ValidateArgs {
     /// What is in the cluster instead.
     #[arg(long, conflicts_with = "files")]
     pub live: bool,
-    /// Namespace of mesh-wide policies and of the MeshConfig.
+    /// Namespace of mesh-wide policies and, of files, of the MeshConfig; a cluster's is where its mesh is installed.
     #[arg(long, value_name = "NAME", default_value = "istio-system")]
     pub root_namespace: String,
 }
@@ -53,7 +54,7 @@ pub struct AnalyzeArgs {
     /// What is in the cluster instead.
     #[arg(long, conflicts_with = "files")]
     pub live: bool,
-    /// Namespace of mesh-wide policies and of the MeshConfig.
+    /// Namespace of mesh-wide policies and, of files, of the MeshConfig; a cluster's is where its mesh is installed.
     #[arg(long, value_name = "NAME", default_value = "istio-system")]
     pub root_namespace: String,
     /// DNS suffix of services.
@@ -106,9 +107,14 @@ fn finish(answered: Result<bool, ValidateError>) -> ExitCode {
     }
 }
 
+/// As the controller of a cluster reads what is there.
+fn rules_of(of: &ClusterArgs, root_namespace: &str) -> Rules {
+    Rules { root_namespace: root_namespace.to_owned(), mesh_config: live::mesh_config(of) }
+}
+
 fn validated(args: &ValidateArgs, of: &ClusterArgs) -> Result<Answer, ValidateError> {
     let found = match args.live {
-        true => offline::validate_texts(live::texts(of)?, &args.root_namespace),
+        true => offline::validate_texts(live::texts(of)?, &rules_of(of, &args.root_namespace)),
         false => offline::validate(&args.files, &args.root_namespace)?,
     };
     Ok(Answer {
@@ -126,7 +132,10 @@ fn analyzed(args: &AnalyzeArgs, of: &ClusterArgs) -> Result<Answer, ValidateErro
         ..MeshSettings::default()
     };
     let loaded = match args.live {
-        true => offline::load_texts(live::texts(of)?, settings.clone()),
+        true => {
+            let rules = rules_of(of, &args.root_namespace);
+            offline::load_texts(live::texts(of)?, settings.clone(), &rules)
+        }
         false => offline::load(&args.files, settings.clone())?,
     };
     let found = between::analyze(loaded.index(), &settings, &|kind, name| loaded.has_unread(kind, name));

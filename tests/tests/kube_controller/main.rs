@@ -2,6 +2,7 @@
 
 mod alike;
 mod events;
+mod live;
 mod objects;
 mod partition;
 mod relay;

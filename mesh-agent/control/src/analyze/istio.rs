@@ -204,7 +204,7 @@ pub(super) fn service_entry(entry: &ServiceEntry, report: &mut Report<'_, '_>) {
             |entry: &ServiceEntry| (entry.created, entry.name.name.clone(), entry.name.namespace.clone());
         let older = world
             .entries_of(host)
-            .filter(|other| other.name != entry.name && sees_both(entry, other))
+            .filter(|other| other.name != entry.name && sees_both(entry, other, &world.service_export_to))
             .filter(|other| age(other) < age(entry))
             .min_by_key(|other| age(other));
         if let Some(older) = older {
@@ -217,8 +217,10 @@ pub(super) fn service_entry(entry: &ServiceEntry, report: &mut Report<'_, '_>) {
     }
 }
 
-fn sees_both(left: &ServiceEntry, right: &ServiceEntry) -> bool {
-    meet((left.export_to.as_ref(), &left.name.namespace), (right.export_to.as_ref(), &right.name.namespace))
+/// Whether some namespace sees both; `mesh` is for those that do not say who does.
+fn sees_both(left: &ServiceEntry, right: &ServiceEntry, mesh: &ExportTo) -> bool {
+    let of = |entry: &'_ ServiceEntry| entry.export_to.clone().unwrap_or_else(|| mesh.clone());
+    meet((&of(left), &left.name.namespace), (&of(right), &right.name.namespace))
 }
 
 /// A Sidecar: hosts that nothing has, and a second one for the same workloads.
@@ -288,6 +290,9 @@ pub(super) fn conflicts(findings: &mut Findings<'_>) {
             claims.entry(RuleHost::full(host, &world.domain)).or_default().push(claim);
         }
     }
+    let seen_by = |service: &VirtualService| {
+        service.export_to.clone().unwrap_or_else(|| world.virtual_service_export_to.clone())
+    };
     for (host, mut claims) in claims {
         claims.sort_by_key(|claim| claim.age());
         for (at, claim) in claims.iter().enumerate() {
@@ -296,8 +301,8 @@ pub(super) fn conflicts(findings: &mut Findings<'_>) {
             let older = claims[..at].iter().find(|older| {
                 older.service.name != claim.service.name
                     && meet(
-                        (older.service.export_to.as_ref(), &older.service.name.namespace),
-                        (claim.service.export_to.as_ref(), &claim.service.name.namespace),
+                        (&seen_by(older.service), &older.service.name.namespace),
+                        (&seen_by(claim.service), &claim.service.name.namespace),
                     )
             });
             if let Some(older) = older {
@@ -344,10 +349,7 @@ impl<'a> Claim<'a> {
 }
 
 /// Whether some namespace sees both of two resources.
-fn meet(left: (Option<&ExportTo>, &Arc<str>), right: (Option<&ExportTo>, &Arc<str>)) -> bool {
-    let everyone = ExportTo::everyone();
-    let ((left, left_own), (right, right_own)) =
-        ((left.0.unwrap_or(&everyone), left.1), (right.0.unwrap_or(&everyone), right.1));
+fn meet((left, left_own): (&ExportTo, &Arc<str>), (right, right_own): (&ExportTo, &Arc<str>)) -> bool {
     let named = |to: &ExportTo, own: &Arc<str>| {
         let own = to.own.then(|| Arc::clone(own));
         to.namespaces.iter().cloned().chain(own).collect::<Vec<_>>()

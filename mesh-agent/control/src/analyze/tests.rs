@@ -139,6 +139,14 @@ fn s24_of_two_virtual_services_for_a_host_the_older_counts() {
         .replace("hosts: [web]", "hosts: [web.shop.svc.cluster.local]")
         .replace("{host: web}", "{host: web.shop.svc.cluster.local}");
     finds(&limited, &[]);
+    // Where nothing is said the mesh says who sees them.
+    let config = "---\n{apiVersion: v1, kind: ConfigMap, metadata: {name: istio, namespace: istio-system}, data: {mesh: '{defaultVirtualServiceExportTo: [\".\"]}'}}\n";
+    let silent = limited.replace("exportTo: ['.'], ", "");
+    finds(
+        &silent,
+        &["E VirtualService b spec.hosts[0]: is web.shop.svc.cluster.local, which VirtualService bank/a"],
+    );
+    finds(&(silent + config), &[]);
 }
 
 #[test]

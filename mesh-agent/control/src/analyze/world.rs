@@ -11,8 +11,8 @@ use crate::{
     compile::MeshSettings,
     index::{Index, Origin},
     resource::{
-        DestinationRule, Kind, Labels, Pod, PortProtocol, ReferenceGrant, Resource, Service, ServiceEntry,
-        Sidecar, VirtualService, WorkloadEntry, is_within,
+        DestinationRule, ExportTo, Kind, Labels, Pod, PortProtocol, ReferenceGrant, Resource, Service,
+        ServiceEntry, Sidecar, VirtualService, WorkloadEntry, is_within,
     },
 };
 
@@ -22,6 +22,10 @@ pub(super) struct World<'a> {
     pub(super) root_namespace: &'a str,
     /// DNS suffix of services.
     pub(super) domain: String,
+    /// Who sees a ServiceEntry that does not say.
+    pub(super) service_export_to: ExportTo,
+    /// Who sees a VirtualService that does not say.
+    pub(super) virtual_service_export_to: ExportTo,
     /// Kubernetes services by name.
     pub(super) services: BTreeMap<&'a Name, &'a Service>,
     /// ServiceEntries by name.
@@ -95,7 +99,13 @@ impl<'a> World<'a> {
 
     /// The same, as if there were no workloads: of most of what a cluster has nothing is looked at.
     pub(super) fn without_workloads(index: &'a Index, settings: &'a MeshSettings) -> Self {
+        let routing = index.mesh_config().map(|config| &config.routing);
+        let or_everyone = |to: Option<&ExportTo>| to.cloned().unwrap_or_else(ExportTo::everyone);
         let mut world = Self {
+            service_export_to: or_everyone(routing.and_then(|r| r.service_export_to.as_ref())),
+            virtual_service_export_to: or_everyone(
+                routing.and_then(|r| r.virtual_service_export_to.as_ref()),
+            ),
             root_namespace: &settings.root_namespace,
             domain: settings.cluster_domain.to_ascii_lowercase(),
             services: BTreeMap::new(),

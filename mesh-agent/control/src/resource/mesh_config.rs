@@ -99,8 +99,9 @@ impl RoutingDefaults {
     }
 }
 
-/// Reads the settings; the caller has checked that the ConfigMap is the mesh's.
-pub(crate) fn read(object: &v1::ConfigMap, problems: &mut Problems) -> MeshConfig {
+/// Reads the settings; the caller has checked that the ConfigMap is the mesh's. `root` is the namespace of mesh-wide policies, which need
+/// not be the ConfigMap's own.
+pub(crate) fn read(object: &v1::ConfigMap, root: &str, problems: &mut Problems) -> MeshConfig {
     let name = metadata::name(&object.metadata, Scope::Namespaced, problems);
     let text = object.data.as_ref().and_then(|data| data.get(KEY)).map(String::as_str).unwrap_or_default();
     let mut config =
@@ -124,7 +125,7 @@ pub(crate) fn read(object: &v1::ConfigMap, problems: &mut Problems) -> MeshConfi
     }
     let node = Node { path: format!("data.{KEY}"), value: &value };
     let Some(mut mesh) = node.object(problems) else { return config };
-    root_namespace(&mut mesh, &config.name.namespace, problems);
+    root_namespace(&mut mesh, root, problems);
     config.trust_domain = mesh.shared("trustDomain", problems);
     if let Some(domain) = &config.trust_domain {
         check_trust_domain(domain, &mesh.at("trustDomain"), problems);
@@ -139,10 +140,10 @@ pub(crate) fn read(object: &v1::ConfigMap, problems: &mut Problems) -> MeshConfi
     config
 }
 
-fn root_namespace(mesh: &mut Object<'_>, own: &str, problems: &mut Problems) {
-    if let Some(root) = mesh.text("rootNamespace", problems).filter(|root| *root != own) {
+fn root_namespace(mesh: &mut Object<'_>, counts: &str, problems: &mut Problems) {
+    if let Some(root) = mesh.text("rootNamespace", problems).filter(|root| *root != counts) {
         let message =
-            format!("is {root:?}, but the agent was started with root namespace {own:?}, which counts");
+            format!("is {root:?}, but the mesh was started with root namespace {counts:?}, which counts");
         problems.warning(mesh.at("rootNamespace"), message);
     }
 }
@@ -257,6 +258,21 @@ mod tests {
         assert_eq!(routing.keepalive, Some((Some(3), Some(Duration::from_secs(60)), None)));
         assert_eq!(routing.pool.as_ref().and_then(|pool| pool.max_connections), Some(9));
         assert!(routing.outlier.is_some());
+    }
+
+    #[test]
+    fn the_root_namespace_is_the_meshs_wherever_the_settings_are() {
+        let rules =
+            Rules { root_namespace: "istio-system".to_owned(), mesh_config: Name::new("own", "nodemesh") };
+        for (root, said) in [("istio-system", 0), ("own", 1)] {
+            let text = format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: nodemesh, namespace: own}}\ndata:\n  mesh: 'rootNamespace: {root}'\n"
+            );
+            let parsed = parse("a.yaml".as_ref(), &text, &rules, &Known::new());
+            assert_eq!(parsed.resources.len(), 1);
+            assert_eq!(parsed.problems.len(), said, "{root}: {:?}", parsed.problems);
+            assert!(parsed.problems.iter().all(|p| p.message.contains("root namespace \"istio-system\"")));
+        }
     }
 
     #[test]

@@ -360,7 +360,7 @@ impl Reader<'_> {
                 .map(|o: v1::Secret| Resource::Secret(Box::new(resource::secret(&o, p)))),
             Kind::Node => typed(&value, unknown, p).map(|o: v1::Node| Resource::Node(resource::node(&o, p))),
             Kind::ConfigMap => typed(&value, unknown, p)
-                .map(|o: v1::ConfigMap| Resource::MeshConfig(resource::mesh_config(&o, p))),
+                .map(|o: v1::ConfigMap| Resource::MeshConfig(resource::mesh_config(&o, root, p))),
             Kind::VirtualService => {
                 Some(Resource::VirtualService(Box::new(resource::virtual_service_of(&value, p))))
             }
