@@ -218,11 +218,25 @@ pub(crate) fn read(value: &Value, problems: &mut Problems) -> DestinationRule {
     };
     let export_to = parts::export_to(&mut spec, "exportTo", problems);
     let selector = parts::selector(&mut spec, "workloadSelector", "matchLabels", problems);
+    if let Some(to) = &export_to
+        && spec.has("workloadSelector")
+        && !is_own_alone(to, &name.namespace)
+    {
+        let wanted =
+            "wanted \".\" or nothing: a rule with a workloadSelector is for workloads of its own namespace";
+        problems
+            .error(spec.at("exportTo"), format!("is for others than namespace {}, {wanted}", name.namespace));
+    }
     let policy = policy::read(&mut spec, problems);
     let subsets = subsets(&mut spec, problems);
     spec.finish(problems);
     let host = host.unwrap_or_else(|| RuleHost::new("", &name.namespace));
     DestinationRule { created: metadata::created(&meta), name, host, export_to, selector, policy, subsets }
+}
+
+fn is_own_alone(to: &ExportTo, own: &str) -> bool {
+    let is_own = to.own || to.namespaces.contains(own);
+    is_own && !to.everyone && to.namespaces.iter().all(|namespace| &**namespace == own)
 }
 
 fn subsets(spec: &mut fields::Object<'_>, problems: &mut Problems) -> Vec<Subset> {

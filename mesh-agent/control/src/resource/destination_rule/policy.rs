@@ -60,6 +60,11 @@ pub(super) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<T
             }
         };
         let settings = blocks(&mut entry, problems);
+        let fields = ["loadBalancer", "connectionPool", "outlierDetection", "tls"];
+        if !fields.into_iter().any(|field| entry.has(field)) {
+            let wanted = format!("wanted at least one of {}", fields.join(", "));
+            problems.error(entry.path.as_str(), format!("says nothing, {wanted}"));
+        }
         if let Some(port) = port
             && ports.insert(port, settings).is_some()
         {

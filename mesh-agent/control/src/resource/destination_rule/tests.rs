@@ -91,10 +91,23 @@ fn s38_host_subsets_and_visibility_are_read() {
 }
 
 #[test]
+fn s39_a_rule_for_some_workloads_is_not_exported() {
+    let rule =
+        |to: &str| format!("{{host: w, exportTo: {to}, workloadSelector: {{matchLabels: {{app: a}}}}}}");
+    for own in ["['.']", "[shop]", "[]"] {
+        good(&rule(own));
+    }
+    for beyond in ["['*']", "['~']", "[else]", "['.', else]"] {
+        says(&rule(beyond), &[("E spec.exportTo", "is for others than namespace shop, wanted \".\"")]);
+    }
+    good("{host: w, exportTo: ['.', else]}");
+}
+
+#[test]
 fn s40_port_level_settings_stand_beside_those_of_the_whole() {
     let rule = good(
         "{host: w, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}, portLevelSettings: [{port: {number: 80}, \
-         connectionPool: {tcp: {maxConnections: 1}}}, {port: {number: 81}}]}}",
+         connectionPool: {tcp: {maxConnections: 1}}}, {port: {number: 81}, tls: {mode: DISABLE}}]}}",
     );
     let policy = rule.policy.unwrap();
     assert_eq!(policy.ports[&80].pool.as_ref().unwrap().max_connections, Some(1));
@@ -102,14 +115,27 @@ fn s40_port_level_settings_stand_beside_those_of_the_whole() {
         policy.ports[&80].balancing.is_none(),
         "what is not given for a port is not taken from the whole"
     );
-    assert_eq!(policy.ports[&81], Settings::default());
+    assert!(policy.ports[&81].pool.is_none() && policy.ports[&81].tls.is_some());
     for (ports, start, words) in [
         ("[{tls: {mode: DISABLE}}]", "E portLevelSettings[0].port", "is missing"),
-        ("[{port: {}}]", "E portLevelSettings[0].port.number", "is missing"),
-        ("[{port: {number: 0}}]", "E portLevelSettings[0].port.number", "from 1 to 65535"),
-        ("[{port: {number: 80}}, {port: {number: 80}}]", "E portLevelSettings[1].port", "there already"),
         (
-            "[{port: {number: 80}, tunnel: {targetHost: a, targetPort: 1}}]",
+            "[{port: {number: 80}}]",
+            "E portLevelSettings[0]",
+            "says nothing, wanted at least one of loadBalancer",
+        ),
+        ("[{port: {}, tls: {mode: DISABLE}}]", "E portLevelSettings[0].port.number", "is missing"),
+        (
+            "[{port: {number: 0}, tls: {mode: DISABLE}}]",
+            "E portLevelSettings[0].port.number",
+            "from 1 to 65535",
+        ),
+        (
+            "[{port: {number: 80}, tls: {mode: DISABLE}}, {port: {number: 80}, tls: {mode: DISABLE}}]",
+            "E portLevelSettings[1].port",
+            "there already",
+        ),
+        (
+            "[{port: {number: 80}, tls: {mode: DISABLE}, tunnel: {targetHost: a, targetPort: 1}}]",
             "W portLevelSettings[0].tunnel",
             "not a field",
         ),
