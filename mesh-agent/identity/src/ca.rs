@@ -36,7 +36,7 @@ use self::{
 };
 pub use self::{
     authority::{AuthorityError, BACKDATE, PluggedIn, ROOT_LIFE},
-    options::{CaError, CaOptions},
+    options::{CaError, CaOptions, KnownRoot},
     replay::KEYS_MAX,
     sign::{CaCounters, Refusal, SignRequest},
     store::StoreError,
@@ -54,6 +54,8 @@ struct Active {
     pending: Option<(SharedAuthority, SystemTime)>,
     /// Announced and retired roots.
     others: Vec<CertificateDer<'static>>,
+    /// Those that are retired, and until when.
+    retired: Vec<KnownRoot>,
 }
 
 impl Active {
@@ -96,9 +98,15 @@ impl Ca {
     /// As [`Self::open`].
     pub fn open_with(options: CaOptions, plugged: Option<PluggedIn>) -> Result<Self, CaError> {
         let store = Store::open(&options.folder)?;
-        let mut reload = Reload { plugged, ..Reload::default() };
+        let known = options.known.clone();
+        let mut reload = Reload { plugged, known, ..Reload::default() };
         let loaded = load(&store, &options, &options.trust_domain, &mut reload)?;
-        let active = Active { authority: Arc::new(loaded.authority), pending: None, others: loaded.others };
+        let active = Active {
+            authority: Arc::new(loaded.authority),
+            pending: None,
+            others: loaded.others,
+            retired: loaded.retired,
+        };
         Ok(Self {
             trust_domain: RwLock::new(Arc::clone(&options.trust_domain)),
             trust: watch::Sender::new(Arc::new(active.trust())),
@@ -119,6 +127,12 @@ impl Ca {
     /// Roots and revocations, as everybody in the mesh should have them.
     pub fn trust(&self) -> watch::Receiver<Arc<TrustMaterial>> {
         self.trust.subscribe()
+    }
+
+    /// Roots that are trusted only for the sake of what they signed, and until when: what a CA with another folder has to be told
+    /// ([`CaOptions::known`]) to trust them no longer than this one.
+    pub fn retired(&self) -> Vec<KnownRoot> {
+        self.active().retired.clone()
     }
 
     /// Issues for another trust domain from now on.
@@ -244,7 +258,7 @@ impl Ca {
         if current.certificate() != before.authority.certificate() {
             self.counts.reloads.fetch_add(1, Ordering::Relaxed);
         }
-        let active = Active { authority: current, pending, others: loaded.others };
+        let active = Active { authority: current, pending, others: loaded.others, retired: loaded.retired };
         let trust = active.trust();
         *self.active.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(active);
         self.trust.send_if_modified(|published| {

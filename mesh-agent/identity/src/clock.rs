@@ -57,7 +57,7 @@ impl TimeProvider for TlsTime {
 }
 
 /// Seconds since 1970; times before it are 1970.
-pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
+pub fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

@@ -102,8 +102,18 @@ impl Started {
                 Err(error) => return Err(error).context("get the root of the mesh"),
             }
         };
+        let known = loop {
+            match roots::known(client.clone(), &namespace).await {
+                Ok(known) => break known,
+                Err(error) => {
+                    tracing::warn!(error = %report(&error), "waiting for the roots that were published so far");
+                    sleep(AUTHORITY_PAUSE).await;
+                }
+            }
+        };
         let options = CaOptions {
             algorithm: args.trust.key_algorithm,
+            known,
             ..CaOptions::new(&args.trust.ca_dir, args.trust.trust_domain.as_str())
         };
         let ca = Ca::open_with(options, Some(plugged)).with_context(|| {
@@ -190,10 +200,10 @@ impl Started {
         let (trust, tls) = (ca.trust(), controller.tls());
         let write = || {
             let (client, trust) = (client.clone(), trust.clone());
-            let judged = source.judged.clone();
+            let (judged, ca, own) = (source.judged.clone(), Arc::clone(&ca), namespace.clone());
             async move {
                 tokio::join!(
-                    roots::publish(client.clone(), trust.clone()),
+                    roots::publish(client.clone(), own, ca),
                     keep_ca_bundle(client.clone(), trust),
                     statuses::write(client, judged),
                 );

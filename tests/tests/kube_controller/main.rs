@@ -10,12 +10,13 @@ mod scene;
 mod unready;
 mod webhook;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use mesh_tests::authority::{Authority, Leaf, request_for, spiffe};
 use mesh_tests::hbone::request_certificate_here;
 use mesh_tests::{TestResult, eventually, require_agent, require_api_server, test_name};
-use scene::{NAMESPACE, Scene, ServiceAddress};
+use scene::{ControllerProcess, NAMESPACE, Scene, ServiceAddress};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -263,5 +264,35 @@ fn an_authority_that_is_plugged_in_signs_from_the_start_and_is_announced_when_it
     let another = request_for(&["spiffe://cluster.local/ns/shop/sa/till"])?;
     let granted = request_certificate_here(controller.xds(), &trust, &token, &another)?;
     assert_eq!(granted.status, 0, "until all have heard of the new one the old one signs: {granted:?}");
+    the_next_controllers_know_the_old_root(&scene, controller)
+}
+
+/// A pod of a controller that is replaced takes its folder along, and what the old root signed is still about.
+fn the_next_controllers_know_the_old_root(scene: &Scene, first: ControllerProcess) -> TestResult {
+    let kubectl = scene.kubectl();
+    let map = |namespace: &str| {
+        let found = kubectl.json(&["get", "configmap", "-n", namespace, "nodemesh-ca-root-cert"]);
+        found.unwrap_or_default()
+    };
+    let roots = |map: &Value| -> BTreeSet<String> {
+        let text = map["data"]["root-cert.pem"].as_str().unwrap_or_default();
+        text.split_inclusive("-----END CERTIFICATE-----\n").map(ToOwned::to_owned).collect()
+    };
+    let until = |map: &Value| {
+        map["metadata"]["annotations"]["nodemesh.dev/retired-roots"].as_str().map(str::to_owned)
+    };
+    let own = eventually(SOON, || map(NAMESPACE), |own| roots(own).len() == 2 && until(own).is_some())?;
+    let mut previous = first;
+    for name in ["b", "c"] {
+        previous.kill();
+        let next = scene.controller(name, &[])?;
+        // The next one writes once it leads, what it knows.
+        kubectl.run(&["delete", "configmap", "-n", "shop", "nodemesh-ca-root-cert"])?;
+        let written = eventually(Duration::from_secs(60), || map("shop"), |found| !roots(found).is_empty())?;
+        assert_eq!(roots(&written), roots(&own), "controller {name}");
+        assert_eq!(until(&written), None, "it is for controllers");
+        assert_eq!(until(&map(NAMESPACE)), until(&own), "controller {name} lets it last longer");
+        previous = next;
+    }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use rustls::pki_types::CertificateDer;
 
 use super::{
-    CaError, CaOptions,
+    CaError, CaOptions, KnownRoot,
     authority::{Authority, PluggedIn, certificates},
     rotation::{Announced, Journal},
     store::{CA_CERT, CA_CRL, CA_KEY, CERT_CHAIN, Locked, NEXT_KEY, ROOT_CERT, Signature, Store},
@@ -15,7 +15,10 @@ use crate::{clock::unix_seconds, key::PrivateKey};
 /// What a look at the folder found.
 pub(super) struct Loaded {
     pub(super) authority: Authority,
+    /// Announced and retired roots.
     pub(super) others: Vec<CertificateDer<'static>>,
+    /// Those that are retired, and until when.
+    pub(super) retired: Vec<KnownRoot>,
     pub(super) switched: bool,
 }
 
@@ -25,6 +28,9 @@ pub(super) struct Reload {
     pub(super) signature: Signature,
     /// Files from elsewhere (a Secret), which take precedence over the folder's.
     pub(super) plugged: Option<PluggedIn>,
+    /// What the first look takes for the journal if the folder has none. Only the first: a journal that is removed later was
+    /// removed on purpose.
+    pub(super) known: Vec<KnownRoot>,
     /// When something in the journal is due.
     pub(super) due: Option<SystemTime>,
 }
@@ -57,7 +63,11 @@ pub(super) fn load(
 ) -> Result<Loaded, CaError> {
     let now = options.clock.now();
     let folder = store.lock()?;
-    let mut journal = Journal::read(&folder)?;
+    let known = std::mem::take(&mut reload.known);
+    let mut journal = match Journal::find(&folder)? {
+        Some(journal) => journal,
+        None => Journal::recalled(known, now + options.retire),
+    };
     let (mut switched, mut changed, mut rotate_at) = (false, false, None);
     let plugged = match &reload.plugged {
         Some(plugged) => Some(plugged.clone()),
@@ -89,16 +99,23 @@ pub(super) fn load(
         tracing::warn!(folder = %options.folder.display(), "{CA_KEY} is readable by others than its owner");
     }
     let announced = journal.announced.iter().map(|next| (&next.root, next.switch_at));
-    let retired = journal.retired.iter().map(|old| (&old.root, old.until));
-    let due = announced.clone().chain(retired.clone()).map(|(_, at)| at).min();
-    let mut others = Vec::new();
-    for (pem, _) in announced.chain(retired) {
+    let old = journal.retired.iter().map(|old| (&old.root, old.until));
+    let due = announced.clone().chain(old.clone()).map(|(_, at)| at).min();
+    let (mut others, mut retired) = (Vec::new(), Vec::new());
+    for (pem, _) in announced {
         others.extend(certificates(ROOT_CERT, pem.as_bytes())?);
     }
-    let due = due.map(|at| SystemTime::UNIX_EPOCH + Duration::from_secs(at));
+    let time = |at| SystemTime::UNIX_EPOCH + Duration::from_secs(at);
+    for (pem, until) in old {
+        let until = Some(time(until));
+        let roots = certificates(ROOT_CERT, pem.as_bytes())?;
+        retired.extend(roots.into_iter().map(|certificate| KnownRoot { certificate, until }));
+    }
+    others.extend(retired.iter().map(|root| root.certificate.clone()));
+    let due = due.map(time);
     reload.due = due.into_iter().chain(rotate_at).min();
     reload.signature = store.signature();
-    Ok(Loaded { authority, others, switched })
+    Ok(Loaded { authority, others, retired, switched })
 }
 
 /// The self-signed root of the folder; made, if there is none.

@@ -1,6 +1,12 @@
 //! How a CA behaves, and why there may be none.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rustls::pki_types::CertificateDer;
 
 use super::{
     authority::{AuthorityError, ROOT_LIFE},
@@ -32,8 +38,20 @@ pub struct CaOptions {
     pub announce: Duration,
     /// How long an old root stays trusted: as long as what it signed may live.
     pub retire: Duration,
+    /// Roots of which a folder without a journal is told, by whoever remembers them elsewhere. Those that the CA does not use are
+    /// retired: what they signed may still be about.
+    pub known: Vec<KnownRoot>,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
+}
+
+/// A root that is or was trusted, as it is remembered outside the CA's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownRoot {
+    /// The certificate.
+    pub certificate: CertificateDer<'static>,
+    /// Until when it stays trusted; `None` if it was in use.
+    pub until: Option<SystemTime>,
 }
 
 impl CaOptions {
@@ -50,6 +68,7 @@ impl CaOptions {
             rotate_before: days(365),
             announce: Duration::from_secs(600),
             retire: days(90),
+            known: Vec::new(),
             clock: Arc::new(SystemClock),
         }
     }

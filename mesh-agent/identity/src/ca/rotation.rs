@@ -8,7 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::store::{CA_KEY, JOURNAL, Locked, NEXT_KEY, ROOT_CERT, StoreError};
+use super::{
+    options::KnownRoot,
+    store::{CA_KEY, JOURNAL, Locked, NEXT_KEY, ROOT_CERT, StoreError},
+};
 use crate::clock::unix_seconds;
 
 /// Most roots kept for the sake of what they once signed; the one to end first gives way.
@@ -45,13 +48,33 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Reads the journal. One that does not parse counts as absent, with a warning: it holds nothing the CA could not do without.
-    pub(crate) fn read(folder: &Locked<'_>) -> Result<Self, StoreError> {
-        let Some(content) = folder.read(JOURNAL)? else { return Ok(Self::default()) };
-        Ok(serde_json::from_slice(&content).unwrap_or_else(|error| {
+    /// Reads the journal, if there is one. One that does not parse counts as absent, with a warning: it holds nothing the CA could
+    /// not do without.
+    pub(crate) fn find(folder: &Locked<'_>) -> Result<Option<Self>, StoreError> {
+        let Some(content) = folder.read(JOURNAL)? else { return Ok(None) };
+        let read = serde_json::from_slice(&content);
+        Ok(read.map_err(|error| {
             tracing::warn!(%error, "{JOURNAL} of the CA is unreadable; an unfinished rotation is forgotten");
-            Self::default()
-        }))
+        }).ok())
+    }
+
+    /// As [`Self::find`]; an empty one if there is none.
+    pub(crate) fn read(folder: &Locked<'_>) -> Result<Self, StoreError> {
+        Ok(Self::find(folder)?.unwrap_or_default())
+    }
+
+    /// The journal of a folder that has none, from what others remember; nothing stays retired longer than until `latest`.
+    /// [`Self::note`] then retires what is not in use.
+    pub(crate) fn recalled(known: Vec<KnownRoot>, latest: SystemTime) -> Self {
+        let mut journal = Self::default();
+        for root in known {
+            let pem = crate::key::pem("CERTIFICATE", &root.certificate).to_string();
+            match root.until {
+                Some(until) => journal.retire(pem, until.min(latest)),
+                None => journal.known.push(pem),
+            }
+        }
+        journal
     }
 
     /// Writes the journal.

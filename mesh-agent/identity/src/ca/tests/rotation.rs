@@ -308,3 +308,45 @@ fn removing_the_journal_forgets_retired_roots_at_once() {
     ca.refresh().unwrap();
     assert_eq!(roots(&ca).len(), 1);
 }
+
+#[test]
+fn a_folder_without_a_journal_takes_the_roots_it_is_told_of_and_a_later_loss_is_on_purpose() {
+    let (clock, first, second) = (SetClock::new(), Forger::root("first"), Forger::root("second"));
+    let folder = Folder::new();
+    let ca = Ca::open_with(options(&folder, &clock), Some(plugged_in(&first, &first))).unwrap();
+    let of_first = certify(&ca, "cart");
+    assert_eq!(ca.retired(), []);
+
+    let folder = Folder::new();
+    let in_use = |forger: &Forger| KnownRoot { certificate: forger.certificate.clone(), until: None };
+    let told = |known| CaOptions { known, ..options(&folder, &clock) };
+    let ca = Ca::open_with(told(vec![in_use(&first), in_use(&second)]), Some(plugged_in(&second, &second)))
+        .unwrap();
+    assert_eq!(roots(&ca).len(), 2);
+    assert_eq!(of_first.check(&bundle(&ca), clock.now()), Ok(()));
+    assert_eq!(certify(&ca, "bank").check(&bundle(&ca), clock.now()), Ok(()));
+    let retired = ca.retired();
+    let until = Some(clock.now() + 90 * DAY);
+    assert_eq!(retired, [KnownRoot { certificate: first.certificate.clone(), until }]);
+
+    // Another folder: what is told of it has its end, and no later one than this CA would give it.
+    clock.advance(80 * DAY);
+    let folder = Folder::new();
+    let third = Forger::root("third");
+    let far = KnownRoot { certificate: third.certificate, until: Some(clock.now() + 900 * DAY) };
+    let known = [retired, vec![in_use(&second), far]].concat();
+    let told = CaOptions { known, ..options(&folder, &clock) };
+    let ca = Ca::open_with(told.clone(), Some(plugged_in(&second, &second))).unwrap();
+    assert_eq!(roots(&ca).len(), 3);
+    clock.advance(11 * DAY);
+    ca.refresh().unwrap();
+    assert!(!roots(&ca).contains(&first.certificate), "restarts do not make it last");
+    assert_eq!(roots(&ca).len(), 2);
+    std::fs::remove_file(folder.path().join("rotation.json")).unwrap();
+    ca.refresh().unwrap();
+    assert_eq!(roots(&ca), [second.certificate.clone()]);
+    clock.advance(80 * DAY);
+    drop(ca);
+    let ca = Ca::open_with(told, Some(plugged_in(&second, &second))).unwrap();
+    assert_eq!(roots(&ca), [second.certificate], "the journal knows better than what others remember");
+}
