@@ -40,8 +40,8 @@ use crate::report::report;
 
 /// Name of the plugin in the CNI folder and in the configuration.
 pub const PLUGIN: &str = "nodemesh-cni";
-/// Versions of the specification that are spoken.
-const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+/// Versions of the specification that are spoken. Results of 0.3.0 have the form of 0.3.1's, and are passed on as they came.
+const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// Largest configuration read.
 const INPUT_MAX: u64 = 1 << 20;
 /// A meshed pod waits this long for an agent that is being replaced.

@@ -93,8 +93,16 @@ impl Runtime {
     /// # Errors
     /// When it cannot be written.
     pub fn configure(&self, plugins: &[&str]) -> Result<(), CniError> {
+        self.configure_as("1.0.0", plugins)
+    }
+
+    /// The same by another version of the specification.
+    ///
+    /// # Errors
+    /// As [`Runtime::configure`].
+    pub fn configure_as(&self, version: &str, plugins: &[&str]) -> Result<(), CniError> {
         let plugins: Vec<Value> = plugins.iter().map(|kind| json!({"type": kind})).collect();
-        let chain = json!({"cniVersion": "1.0.0", "name": "net", "plugins": plugins});
+        let chain = json!({"cniVersion": version, "name": "net", "plugins": plugins});
         fs::write(self.chain_file(), chain.to_string())
             .map_err(|source| CniError::Io { doing: "write a CNI configuration", source })
     }
@@ -104,10 +112,13 @@ impl Runtime {
     /// # Errors
     /// When it cannot be read.
     pub fn chain(&self) -> Result<Vec<Value>, CniError> {
+        Ok(self.configuration()?["plugins"].as_array().cloned().unwrap_or_default())
+    }
+
+    fn configuration(&self) -> Result<Value, CniError> {
         let text = fs::read_to_string(self.chain_file())
             .map_err(|source| CniError::Io { doing: "read the CNI configuration", source })?;
-        let chain: Value = serde_json::from_str(&text).map_err(|_| CniError::Unreadable(text))?;
-        Ok(chain["plugins"].as_array().cloned().unwrap_or_default())
+        serde_json::from_str(&text).map_err(|_| CniError::Unreadable(text))
     }
 
     fn chain_file(&self) -> PathBuf {
@@ -164,7 +175,15 @@ impl Runtime {
     /// # Errors
     /// The pod must not start.
     pub fn add(&self, pod: &Pod) -> Result<Value, CniError> {
-        self.call("ADD", Some(pod), &json!({"prevResult": previous(pod)}))
+        self.add_after(pod, &previous(pod))
+    }
+
+    /// ADD, after a plugin whose result was this.
+    ///
+    /// # Errors
+    /// As [`Runtime::add`].
+    pub fn add_after(&self, pod: &Pod, previous: &Value) -> Result<Value, CniError> {
+        self.call("ADD", Some(pod), &json!({"prevResult": previous}))
     }
 
     /// CHECK.
@@ -214,8 +233,10 @@ impl Runtime {
         // The runtime gives each plugin its own entry, with what is common.
         let mut config =
             self.chain()?.into_iter().find(|entry| entry["type"] == "nodemesh-cni").unwrap_or_default();
-        config["cniVersion"] = "1.0.0".into();
-        config["name"] = "net".into();
+        let common = self.configuration()?;
+        for key in ["cniVersion", "name"] {
+            config[key] = common[key].clone();
+        }
         for (key, value) in more.as_object().into_iter().flatten() {
             config[key] = value.clone();
         }

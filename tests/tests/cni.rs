@@ -147,7 +147,7 @@ fn without_an_agent_only_pods_outside_the_mesh_start() -> TestResult {
     scene.runtime.del(&inside)?;
     scene.runtime.gc(&[])?;
     assert_eq!(scene.runtime.ask("STATUS")?, Value::Null);
-    assert_eq!(scene.runtime.ask("VERSION")?["supportedVersions"][3], "1.1.0");
+    assert_eq!(scene.runtime.ask("VERSION")?["supportedVersions"][4], "1.1.0");
 
     // The kubelet tries again, and the next agent takes it in.
     let _agent = scene.start_agent()?;
@@ -252,6 +252,28 @@ fn an_agent_puts_the_plugin_in_place_and_keeps_it_there_until_the_mesh_leaves() 
     agent.terminate(SOON)?;
     assert_eq!(types(), ["ptp", "portmap"]);
     assert!(!scene.runtime.program().exists());
+    Ok(())
+}
+
+/// As the configurations of some networks are written to this day.
+#[test]
+fn a_chain_by_the_oldest_version_that_has_chains_takes_the_plugin() -> TestResult {
+    require_agent!();
+    let scene = Scene::open(test_name!())?;
+    scene.runtime.manage("uninstall")?;
+    scene.runtime.configure_as("0.3.0", &["ptp"])?;
+    let agent = scene.start_with(&scene.runtime.installing_agent_args())?;
+    let pod = scene.scheduled("pod")?;
+    let mut made = previous(&pod);
+    made["cniVersion"] = "0.3.0".into();
+    // Results of that time said of each address which family it is of.
+    for (at, family) in ["4", "6"].into_iter().enumerate() {
+        made["ips"][at]["version"] = family.into();
+    }
+    assert_eq!(scene.runtime.add_after(&pod, &made)?, made, "the result is passed on as it came");
+    assert_eq!(agent.pod_status(&pod)?["state"], "enrolled");
+    scene.runtime.del(&pod)?;
+    assert_ne!(agent.pod_status(&pod)?["state"], "enrolled");
     Ok(())
 }
 

@@ -256,6 +256,7 @@ mod tests {
     #[test]
     fn every_version_of_the_specification_is_spoken_and_no_other() {
         for (version, code) in [
+            ("0.3.0", None),
             ("0.3.1", None),
             ("0.4.0", None),
             ("1.0.0", None),
