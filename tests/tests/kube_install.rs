@@ -383,6 +383,17 @@ fn definitions_of_others_and_resources_of_users_are_left_alone() -> TestResult {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(said.contains("agent.cgroup"), "{said}");
 
+    // Definitions of their own projects, applied over ours; our labels are still there.
+    let grpc = "grpcroutes.gateway.networking.k8s.io";
+    let sidecars = "sidecars.networking.istio.io";
+    let of_project = "gateway.networking.k8s.io/bundle-version=v1.4.0";
+    api.kubectl().run(&["annotate", "crd", grpc, of_project])?;
+    api.kubectl().run(&["label", "crd", sidecars, "app=istio-pilot", "chart=istio"])?;
+    let before = api.kubectl().json(&["get", "crd", grpc])?;
+    let again = answer(Some(&config), &["install", "--no-wait", "-o", "json"])?;
+    assert_eq!(actions(&again)["kept"], 3, "{again:#}");
+    assert_eq!(before, api.kubectl().json(&["get", "crd", grpc])?, "it was written");
+
     remove_webhook(&api)?;
     api.kubectl().apply(
         "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a, namespace: default}, spec: {mtls: {mode: STRICT}}}",
@@ -399,6 +410,10 @@ fn definitions_of_others_and_resources_of_users_are_left_alone() -> TestResult {
     let purged = meshctl(Some(&config), &["uninstall", "--skip-nodes", "--purge"])?;
     assert!(purged.status.success(), "{purged:?}");
     assert!(api.kubectl().run(&["get", "crd", "peerauthentications.security.istio.io"]).is_err());
+    for theirs in [grpc, sidecars] {
+        let kept = api.kubectl().json(&["get", "crd", theirs])?;
+        assert!(!kept["metadata"]["labels"].to_string().contains("nodemesh"), "{kept:#}");
+    }
     api.kubectl().run(&["get", "crd", "httproutes.gateway.networking.k8s.io"])?;
     nothing_is_left(&api)
 }

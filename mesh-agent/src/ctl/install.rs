@@ -22,7 +22,7 @@ use std::{
 };
 
 use clap::Subcommand;
-use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Namespace};
 use kube::ResourceExt;
 use serde::Serialize;
 
@@ -226,7 +226,10 @@ async fn installed(
         apply::definitions_served(cluster, &ours).await?;
     }
     for manifest in rest.into_iter().chain(webhook) {
-        note(apply::apply(cluster, manifest, args.dry_run).await?)?;
+        note(match manifest.kind == ObjectKind::of::<Namespace>() {
+            true => apply::apply_namespace(cluster, manifest, args.dry_run).await?,
+            false => apply::apply(cluster, manifest, args.dry_run).await?,
+        })?;
     }
     for done in apply::prune(cluster, &made_kinds(), &wanted, args.dry_run).await? {
         note(done)?;

@@ -187,6 +187,47 @@ fn an_uninstallation_that_is_killed_after_each_write_is_gone_on_with_until_nothi
     Ok(())
 }
 
+/// An administrator made the namespace, and put the company's authority into it.
+#[test]
+fn a_namespace_that_was_there_before_stays_with_what_others_put_into_it() -> TestResult {
+    require_api_server!();
+    let api = ApiServer::start(test_name!())?;
+    let kubectl = api.kubectl();
+    kubectl.apply(&format!(
+        "{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}, labels: {{team: platform}}}}}}\n---\n\
+         {{apiVersion: v1, kind: Secret, metadata: {{name: cacerts, namespace: {NAMESPACE}}}, stringData: {{ca-key.pem: x}}}}"
+    ))?;
+    let namespace = || kubectl.json(&["get", "namespace", NAMESPACE]);
+    let first = install(&api)?;
+    let of_namespace = |report: &Value| {
+        let found =
+            report["objects"].as_array().into_iter().flatten().find(|object| object["kind"] == "Namespace");
+        found.cloned().unwrap_or_default()
+    };
+    assert_eq!(of_namespace(&first)["note"], "it was there before", "{first:#}");
+    let labels = namespace()?["metadata"]["labels"].clone();
+    assert_eq!(text(&labels, "/pod-security.kubernetes.io~1enforce"), "privileged", "{labels}");
+    let second = install(&api)?;
+    assert_eq!(of_namespace(&second)["action"], "unchanged", "{second:#}");
+
+    let run = || -> anyhow::Result<(bool, String)> {
+        let out = meshctl(&api.kubeconfig(), &["uninstall", "--skip-nodes", "--timeout", "60"])?.output()?;
+        Ok((out.status.success(), String::from_utf8([out.stdout, out.stderr].concat())?))
+    };
+    let (done, said) = run()?;
+    let wanted = format!("Namespace {NAMESPACE} kept (it was there before)");
+    assert!(done && said.contains(&wanted), "{said}");
+    let left = namespace()?;
+    assert!(left["metadata"]["deletionTimestamp"].is_null(), "{left:#}");
+    let labels = left["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+    assert_eq!(labels.keys().collect::<Vec<_>>(), ["kubernetes.io/metadata.name", "team"]);
+    kubectl.run(&["get", "secret", "-n", NAMESPACE, "cacerts"])?;
+    nothing_is_left(&api)?;
+    let (done, said) = run()?;
+    assert!(done && said.starts_with("There is nothing of the mesh"), "{said}");
+    Ok(())
+}
+
 fn nothing_is_left(api: &ApiServer) -> TestResult {
     assert_eq!(api.kubectl().objects_of_the_mesh()?, Vec::<String>::new());
     Ok(())

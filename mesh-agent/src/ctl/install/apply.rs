@@ -2,18 +2,24 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::{
+    api::core::v1::Namespace, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, Patch, PatchParams},
 };
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{
     manifest::{Manifest, ObjectKind},
-    objects::{INSTALLED, MANAGER},
+    objects::{self, INSTALLED, MANAGER},
 };
 use crate::ctl::cluster::{Cluster, ClusterError, Doing};
+
+/// Why a namespace is kept.
+pub(crate) const WAS_THERE: &str = "it was there before";
 
 /// What became of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -104,6 +110,73 @@ pub(crate) async fn apply(
     Ok(Done::of(manifest, action))
 }
 
+/// Applies the mesh's namespace. One that somebody else made is not marked as the installation's: it is not ours to delete, with all that is in it.
+pub(crate) async fn apply_namespace(
+    cluster: &Cluster,
+    manifest: &Manifest,
+    dry_run: bool,
+) -> Result<Done, ClusterError> {
+    let before = cluster.api(manifest.kind, None).get_opt(&manifest.name).await;
+    let before = before.doing(|| format!("get {manifest}"))?;
+    if before.is_none_or(|found| found.labels().contains_key(INSTALLED)) {
+        return apply(cluster, manifest, dry_run).await;
+    }
+    let mut manifest = manifest.clone();
+    if let Some(labels) = manifest.object["metadata"]["labels"].as_object_mut() {
+        labels.remove(INSTALLED);
+    }
+    let note = Some(WAS_THERE.to_owned());
+    Ok(Done { note, ..apply(cluster, &manifest, dry_run).await? })
+}
+
+/// Takes our labels off a namespace that is not ours. Whether there were any.
+pub(crate) async fn release_namespace(
+    cluster: &Cluster,
+    namespace: &Namespace,
+) -> Result<bool, ClusterError> {
+    let managers = namespace.metadata.managed_fields.as_deref().unwrap_or_default();
+    if !managers.iter().any(|fields| fields.manager.as_deref() == Some(MANAGER)) {
+        return Ok(false);
+    }
+    let (kind, name) = (ObjectKind::of::<Namespace>(), namespace.name_any());
+    // What we applied once and do not any more goes, unless somebody else wants it too.
+    let nothing = json!({"apiVersion": "v1", "kind": kind.kind, "metadata": {"name": name}});
+    let params = PatchParams::apply(MANAGER).force();
+    let done = cluster.api(kind, None).patch(&name, &params, &Patch::Apply(&nothing)).await;
+    done.doing(|| format!("take labels off namespace {name}"))?;
+    Ok(true)
+}
+
+/// Whether a definition is the one that an installation made. Labels of ours survive that somebody applies the definition of the kind's own
+/// project over it; so do the marks of that project.
+pub(crate) fn is_ours(definition: &impl ResourceExt) -> bool {
+    let labels = definition.labels();
+    let is = |key: &str, value: &str| labels.get(key).is_some_and(|found| found == value);
+    let of_others = definition.annotations().contains_key("gateway.networking.k8s.io/bundle-version")
+        || is("app", "istio-pilot")
+        || is("chart", "istio");
+    labels.contains_key(INSTALLED) && is(objects::PART_OF.0, objects::PART_OF.1) && !of_others
+}
+
+/// Takes our labels off a definition that is not ours any more.
+pub(crate) async fn release_definition(
+    cluster: &Cluster,
+    definition: &CustomResourceDefinition,
+) -> Result<(), ClusterError> {
+    let name = definition.name_any();
+    let ours = objects::labels(objects::MESH);
+    let labels: serde_json::Map<String, Value> = definition
+        .labels()
+        .iter()
+        .filter(|(key, value)| *key == INSTALLED || ours.get(*key) == Some(*value))
+        .map(|(key, _)| (key.clone(), Value::Null))
+        .collect();
+    let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
+    let api = cluster.api(ObjectKind::of::<CustomResourceDefinition>(), None);
+    let done = api.patch(&name, &PatchParams::default(), &patch).await;
+    done.map(drop).doing(|| format!("take labels off definition {name}"))
+}
+
 /// Applies a definition of a kind where there is none, or where it is ours. Another's is used as it is.
 pub(crate) async fn apply_definition(
     cluster: &Cluster,
@@ -112,8 +185,7 @@ pub(crate) async fn apply_definition(
 ) -> Result<Done, ClusterError> {
     let api = cluster.api(manifest.kind, None);
     let before = api.get_opt(&manifest.name).await.doing(|| format!("get {manifest}"))?;
-    let foreign = before.as_ref().is_some_and(|found| !found.labels().contains_key(INSTALLED));
-    if !foreign {
+    if before.is_none_or(|found| is_ours(&found)) {
         return apply(cluster, manifest, dry_run).await;
     }
     let note = Some("not ours, used as it is".to_owned());
@@ -206,5 +278,36 @@ pub(crate) async fn delete(
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(error).doing(|| format!("delete {} {name}", kind.kind)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn definition(labels: Value, annotations: Value) -> CustomResourceDefinition {
+        let mut made = mesh_control::crd::all().remove(0);
+        made.metadata.labels = serde_json::from_value(labels).unwrap();
+        made.metadata.annotations = serde_json::from_value(annotations).unwrap();
+        made
+    }
+
+    #[test]
+    fn a_definition_that_its_own_project_was_applied_over_is_not_ours_any_more() {
+        let mut ours = json!(objects::labels(objects::MESH));
+        assert!(is_ours(&definition(ours.clone(), json!({}))));
+        // As an earlier version made it.
+        ours["app.kubernetes.io/version"] = "0.0.1".into();
+        assert!(is_ours(&definition(ours.clone(), json!({"api-approved.kubernetes.io": "unapproved"}))));
+        let bundle = json!({"gateway.networking.k8s.io/bundle-version": "v1.4.0"});
+        assert!(!is_ours(&definition(ours.clone(), bundle)));
+        for (key, value) in
+            [("app", "istio-pilot"), ("chart", "istio"), ("app.kubernetes.io/part-of", "istio")]
+        {
+            let mut labels = ours.clone();
+            labels[key] = value.into();
+            assert!(!is_ours(&definition(labels, json!({}))), "{key}");
+        }
+        assert!(!is_ours(&definition(json!({}), json!({}))));
     }
 }

@@ -33,7 +33,7 @@ pub(crate) const MESH: &str = mesh_control::kubernetes::names::MESH_CONFIG;
 /// Label of what an installation made, beside what the mesh itself makes later.
 pub(crate) const INSTALLED: &str = "nodemesh.dev/installed";
 /// Label of all that belongs to the mesh.
-const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "nodemesh");
+pub(crate) const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "nodemesh");
 
 /// Where agents have their sockets.
 const RUN_DIR: &str = "/run/nodemesh";
@@ -94,7 +94,8 @@ pub(crate) enum ObjectError {
     },
 }
 
-fn labels(name: &str) -> BTreeMap<String, String> {
+/// Labels of objects of one name.
+pub(crate) fn labels(name: &str) -> BTreeMap<String, String> {
     [
         ("app.kubernetes.io/name", name),
         PART_OF,

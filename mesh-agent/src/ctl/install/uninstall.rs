@@ -135,7 +135,7 @@ impl Gone<'_> {
         Ok(())
     }
 
-    /// Deletes definitions that are ours, those with resources only if `purge`, and waits until they are gone. Whether all are.
+    /// Deletes definitions that are ours and lets go of those that are not any more, those with resources only if `purge`, and waits until they are gone. Whether all are.
     async fn definitions(&mut self, purge: bool, end: Instant) -> Result<bool, InstallError> {
         let kind = ObjectKind::of::<CustomResourceDefinition>();
         let api: Api<CustomResourceDefinition> = Api::all(self.cluster.client.clone());
@@ -148,7 +148,11 @@ impl Gone<'_> {
                 continue;
             }
             let mut done = Done::new(kind, None, &name, Action::Deleted);
-            if !purge && let Some(plural) = self.in_use(&definition).await? {
+            if !apply::is_ours(&definition) {
+                apply::release_definition(self.cluster, &definition).await?;
+                done.action = Action::Kept;
+                done.note = Some("somebody else has applied theirs".to_owned());
+            } else if !purge && let Some(plural) = self.in_use(&definition).await? {
                 all = false;
                 done.action = Action::Kept;
                 done.note = Some(format!("there are still {plural}; --purge deletes them too"));
@@ -179,17 +183,21 @@ impl Gone<'_> {
         }
     }
 
-    /// Deletes the namespace if it is ours, and waits until it is gone.
+    /// Deletes the namespace if it is ours, and waits until it is gone. One that was there before keeps what others put into it.
     async fn namespace(&mut self, end: Instant) -> Result<(), InstallError> {
         let api: Api<Namespace> = Api::all(self.cluster.client.clone());
         let name = self.cluster.mesh.clone();
         let Some(found) = api.get_opt(&name).await.doing(|| format!("get namespace {name}"))? else {
             return Ok(());
         };
+        let kind = ObjectKind::of::<Namespace>();
         if !found.labels().contains_key(INSTALLED) {
+            if apply::release_namespace(self.cluster, &found).await? {
+                let note = Some(apply::WAS_THERE.to_owned());
+                self.note(Done { note, ..Done::new(kind, None, &name, Action::Kept) })?;
+            }
             return Ok(());
         }
-        let kind = ObjectKind::of::<Namespace>();
         if found.metadata.deletion_timestamp.is_none() {
             apply::delete(self.cluster, kind, None, &name).await?;
         }
