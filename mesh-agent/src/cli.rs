@@ -84,6 +84,9 @@ pub enum Command {
         mesh-agent cleanup --node n1 --cgroup-root /sys/fs/cgroup/n1\n  \
         mesh-agent cleanup --node n1 --purge")]
     Cleanup(CleanupArgs),
+    /// Say whether the agent of this very container serves the node: a start-up probe.
+    #[command(hide = true)]
+    Started(StartedArgs),
     /// Do nothing until told to end: what stays of a pod whose work is done.
     #[command(hide = true)]
     Pause,
@@ -449,6 +452,20 @@ pub struct CleanupArgs {
     /// Also empty the state folder, whatever is in it: no agent of this host is to start from it again.
     #[arg(long)]
     pub purge: bool,
+}
+
+/// Options of `started`: those of the agent that is asked about.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StartedArgs {
+    /// Name of the node.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node: String,
+    /// The agent's state folder.
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// The agent's address of GET /healthz.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15020")]
+    pub metrics: SocketAddr,
 }
 
 /// Form of the log.

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Node(args) => node::run(&args),
         Command::Controller(args) => controller::run(&args),
         Command::Cleanup(args) => node::cleanup(&args),
+        Command::Started(args) => node::started(&args),
         Command::Pause => node::pause(),
         Command::Ca(command) => authority::run(&command),
         Command::Cni(CniArgs { command: None }) => return cni::run(),

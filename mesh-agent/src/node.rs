@@ -45,6 +45,7 @@ mod revoke;
 mod shared;
 mod socket;
 mod source;
+mod started;
 mod status;
 
 use std::{
@@ -59,6 +60,7 @@ use mesh_redirect::{Heartbeat, InheritedSockets, Node, NodeOptions, RunningPods,
 use nix::sys::signal::{SigSet, Signal};
 use prometheus_client::registry::Registry;
 
+pub use self::started::started;
 use self::{
     admin::Admin,
     beat::Beat,

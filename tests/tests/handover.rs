@@ -1,7 +1,13 @@
 //! The next agent of a node takes it over from the one before it: new connections of every kind notice nothing.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -13,7 +19,7 @@ use mesh_tests::tool::{RunningLoad, Server};
 use mesh_tests::web::messages::Mix;
 use mesh_tests::web::{WebLoad, WebScene};
 use mesh_tests::{
-    Agent, Failure, Pod, Shop, TestResult, ToolError, eventually, limit, require_agent, test_name,
+    Agent, Failure, Pod, Shop, TestResult, ToolError, eventually, limit, programs, require_agent, test_name,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -269,6 +275,54 @@ fn an_agent_that_cannot_be_asked_is_told_to_end_as_before() -> TestResult {
     let third = small.replace()?;
     assert_eq!(counted(&third, "taken")?, 1.0);
     eventually(SOON, || second.is_running(), |running| !running)?;
+    Ok(())
+}
+
+/// What a container's start-up probe asks, in the container of this process.
+fn has_started(pid: u32, state: &Path, node: &str) -> Result<Result<(), String>, Failure> {
+    let asked = Command::new("nsenter")
+        .args(["--target", &pid.to_string(), "--mount", "--net", "--"])
+        .arg(programs::agent()?)
+        .args(["started", "--node", node, "--state-dir"])
+        .arg(state)
+        .output()?;
+    let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+    Ok(asked.status.success().then_some(()).ok_or(said))
+}
+
+#[test]
+fn a_successor_has_not_started_while_the_agent_before_it_answers_at_its_address() -> TestResult {
+    require_agent!();
+    let small = Small::set(test_name!())?;
+    let first = &small.agents[0];
+    let state = first.admin_socket().with_file_name("state");
+    let doors = std::fs::read_dir(&state)?.filter_map(Result::ok).map(|entry| entry.path());
+    let door = doors.into_iter().find(|path| path.extension().is_some_and(|end| end == "handover"));
+    let door = door.ok_or_else(|| anyhow::anyhow!("there is no door"))?;
+    let node = door.file_stem().and_then(OsStr::to_str).unwrap_or_default().to_owned();
+    assert_eq!(has_started(first.pid(), &state, &node)?, Ok(()));
+
+    // The next one is in a container of its own, and waits for an answer that does not come.
+    std::fs::remove_file(&door)?;
+    let silent = UnixListener::bind(&door)?;
+    let container = state.with_file_name("container");
+    let agent = programs::agent()?;
+    std::fs::write(
+        &container,
+        format!("#!/bin/sh\nexec unshare --mount --propagation slave {} \"$@\"\n", agent.display()),
+    )?;
+    std::fs::set_permissions(&container, Permissions::from_mode(0o755))?;
+    let next = small.shop.world().node("a")?.agent().args(TAKE_OVER).program(container).launch()?;
+    let (asking, _) = silent.accept()?;
+    let outcome = has_started(next.pid(), &state, &node)?;
+    let said = outcome.expect_err("the agent before it was taken for it");
+    assert!(said.contains("an agent of another container"), "{said}");
+    assert_eq!(has_started(first.pid(), &state, &node)?, Ok(()), "it serves on");
+
+    drop((asking, silent));
+    next.wait_ready()?;
+    assert_eq!(has_started(next.pid(), &state, &node)?, Ok(()));
+    first.terminate(SOON)?;
     Ok(())
 }
 

@@ -74,7 +74,7 @@ impl NodeLock {
     ) -> Result<Self, LockError> {
         fs::create_dir_all(state_dir)
             .map_err(|source| LockError::Folder { path: state_dir.to_owned(), source })?;
-        let path = state_dir.join(format!("{}.lock", node.replace('/', "%2f")));
+        let path = path(state_dir, node);
         let give_up = Instant::now() + wait;
         let mut lock = Self { path, held: None };
         let mut told = predecessor == Predecessor::Wait;
@@ -156,6 +156,17 @@ impl NodeLock {
             Err((_, errno)) => Err(failed(errno.into())),
         }
     }
+}
+
+fn path(state_dir: &Path, node: &str) -> PathBuf {
+    state_dir.join(format!("{}.lock", node.replace('/', "%2f")))
+}
+
+/// The process that serves the node, or was the last to. It is not asked whether it still does: whoever tried the lock would
+/// for a moment keep an agent from it.
+pub(super) fn holder(state_dir: &Path, node: &str) -> Option<u32> {
+    let text = fs::read_to_string(path(state_dir, node)).ok()?;
+    text.trim().parse().ok()
 }
 
 fn is_still_at(file: &File, path: &Path) -> bool {

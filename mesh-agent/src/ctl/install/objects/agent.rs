@@ -4,10 +4,11 @@ use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet},
         core::v1::{
-            Affinity, AppArmorProfile, Capabilities, ConfigMapVolumeSource, Container, HTTPGetAction,
-            HostPathVolumeSource, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm,
-            PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource, SeccompProfile,
-            SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+            Affinity, AppArmorProfile, Capabilities, ConfigMapVolumeSource, Container, ExecAction,
+            HTTPGetAction, HostPathVolumeSource, NodeAffinity, NodeSelector, NodeSelectorRequirement,
+            NodeSelectorTerm, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource,
+            SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
+            VolumeProjection,
         },
     },
     apimachinery::pkg::{
@@ -182,7 +183,12 @@ fn container(values: &Values, namespace: &str) -> Container {
         env: Some(env),
         // No ports: in the host's network they would keep a second agent, the next one, off the node.
         // A node that never was in the mesh waits for the controller before it answers.
-        startup_probe: Some(probe("/healthz", 2, 150)),
+        // It asks for this container's own agent; the address of the other two is the node's, which the agent before this one answers first.
+        startup_probe: Some(Probe {
+            exec: Some(ExecAction { command: Some(started(values)) }),
+            http_get: None,
+            ..probe("", 2, 150)
+        }),
         readiness_probe: Some(probe("/readyz", 2, 3)),
         liveness_probe: Some(probe("/healthz", 10, 6)),
         resources: Some(of.resources.clone()),
@@ -199,6 +205,12 @@ fn container(values: &Values, namespace: &str) -> Container {
         volume_mounts: Some(mounts(values)),
         ..Default::default()
     }
+}
+
+fn started(values: &Values) -> Vec<String> {
+    let metrics = format!("--metrics={}:{AGENT_METRICS_PORT}", values.listen_address);
+    let state_dir = format!("--state-dir={STATE_DIR}");
+    vec!["/mesh-agent".to_owned(), "started".to_owned(), state_dir, metrics]
 }
 
 fn args(values: &Values, namespace: &str) -> Vec<String> {
