@@ -55,6 +55,8 @@ pub enum InstallError {
 pub enum Installed {
     /// The plugin is the last of the chain in this file.
     In(PathBuf),
+    /// It was not, and has just been made so.
+    Put(PathBuf),
     /// No network has been configured on this node yet.
     NoNetwork,
 }
@@ -133,6 +135,7 @@ impl Installer {
         let new = conflist::insert(&chosen.text, chosen.form, &entry)
             .map_err(|source| InstallError::Chain { path: chosen.path.clone(), source })?;
         let path = chosen.as_list();
+        let changed = new.is_some();
         if let Some(new) = new {
             replace(&path, new.as_bytes(), 0o600).map_err(io_error("write", &path))?;
             if chosen.form == Form::Single {
@@ -144,7 +147,7 @@ impl Installer {
         for other in files[first + 1..].iter().filter(|file| file.path != path) {
             remove_from(other)?;
         }
-        Ok(Installed::In(path))
+        Ok(if changed { Installed::Put(path) } else { Installed::In(path) })
     }
 
     /// Takes the plugin away: from every configuration, then the program. Blocking.
@@ -214,7 +217,7 @@ pub fn run(command: &CniCommand) -> anyhow::Result<()> {
     if install {
         installer.copy_program()?;
         match installer.ensure()? {
-            Installed::In(path) => println!("installed in {}", path.display()),
+            Installed::In(path) | Installed::Put(path) => println!("installed in {}", path.display()),
             Installed::NoNetwork => {
                 anyhow::bail!("no CNI configuration in {}", places.cni_conf_dir.display())
             }

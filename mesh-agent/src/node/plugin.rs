@@ -2,14 +2,19 @@
 //!
 //! Invariants:
 //! - A node whose chain lacks the plugin is not ready: pods of the mesh would start outside it.
-//! - What another tool rewrites is repaired when it is noticed, and looked at every few seconds in case it is not.
+//! - What another tool rewrites is repaired when it is noticed, and looked at every few seconds in case it is not; two repairs are a
+//!   second apart at least, and who does not let it be is said to do so.
 //! - The plugin outlives the agent, which may be about to be replaced. It goes with `cni uninstall`, or at the end of an agent
 //!   that finds the mark of an uninstallation in its state folder.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::VecDeque, path::Path, sync::Arc, time::Duration};
 
 use notify::{RecursiveMode, Watcher as _};
-use tokio::{sync::Notify, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::Notify,
+    task::spawn_blocking,
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::{control::say_ready, shared::Shared};
 use crate::{
@@ -23,6 +28,37 @@ pub(super) const HOLD: &str = "CNI plugin";
 const UNINSTALL: &str = "uninstall";
 /// How often anyway.
 const LOOK_EACH: Duration = Duration::from_secs(5);
+/// Two writes are so far apart at least: somebody who writes it back at once would keep both busy.
+const WRITE_EACH: Duration = Duration::from_secs(1);
+/// So many writes within [`CONTEST_WITHIN`] are no repair any more.
+const CONTEST: usize = 5;
+const CONTEST_WITHIN: Duration = Duration::from_secs(60);
+
+/// Writes of late.
+#[derive(Debug, Default)]
+struct Writes {
+    at: VecDeque<Instant>,
+    said: Option<Instant>,
+}
+
+impl Writes {
+    /// Notes one. Whether it is to be said that somebody takes the plugin out again and again, which is once a minute.
+    fn note(&mut self, now: Instant) -> bool {
+        self.at.push_back(now);
+        self.at.retain(|at| now.duration_since(*at) < CONTEST_WITHIN);
+        let is_said = self.said.is_some_and(|said| now.duration_since(said) < CONTEST_WITHIN);
+        let says = self.at.len() >= CONTEST && !is_said;
+        if says {
+            self.said = Some(now);
+        }
+        says
+    }
+
+    /// The next one is not before this.
+    fn next(&self) -> Option<Instant> {
+        self.at.back().map(|last| *last + WRITE_EACH)
+    }
+}
 
 /// Keeps it in place, for ever.
 pub(super) async fn keep(installer: Installer, shared: Arc<Shared>) {
@@ -33,7 +69,11 @@ pub(super) async fn keep(installer: Installer, shared: Arc<Shared>) {
     }
     let mut copied = false;
     let mut said = None;
+    let mut writes = Writes::default();
     loop {
+        if let Some(next) = writes.next() {
+            sleep_until(next).await;
+        }
         let (now, first) = (installer.clone(), !copied);
         let done = spawn_blocking(move || {
             if first {
@@ -45,6 +85,17 @@ pub(super) async fn keep(installer: Installer, shared: Arc<Shared>) {
         let missing = match done.await {
             Ok(Ok(Installed::In(_))) => {
                 copied = true;
+                None
+            }
+            Ok(Ok(Installed::Put(path))) => {
+                copied = true;
+                if writes.note(Instant::now()) {
+                    tracing::warn!(
+                        file = %path.display(),
+                        "another program takes the CNI plugin out of the chain again and again; pods that start meanwhile are \
+                         outside the mesh until they are found. Cilium does it unless it is told cni.exclusive=false"
+                    );
+                }
                 None
             }
             Ok(Ok(Installed::NoNetwork)) => {
@@ -96,4 +147,33 @@ fn watch(folder: &Path, changed: &Arc<Notify>) -> notify::Result<notify::Recomme
     })?;
     watcher.watch(folder, RecursiveMode::NonRecursive)?;
     Ok(watcher)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn writes_keep_a_distance_and_a_contest_is_said_once_a_minute() {
+        let mut writes = Writes::default();
+        assert_eq!(writes.next(), None, "the first one is at once");
+        let mut said = Vec::new();
+        for second in 0..150 {
+            let now = Instant::now();
+            if writes.note(now) {
+                said.push(second);
+            }
+            assert_eq!(writes.next(), Some(now + WRITE_EACH));
+            tokio::time::advance(WRITE_EACH).await;
+        }
+        assert_eq!(said, [4, 64, 124]);
+        assert!(writes.at.len() <= 60, "{}", writes.at.len());
+
+        // A repair now and then is what this is for.
+        let mut writes = Writes::default();
+        for _ in 0..20 {
+            assert!(!writes.note(Instant::now()));
+            tokio::time::advance(Duration::from_secs(20)).await;
+        }
+    }
 }

@@ -70,7 +70,7 @@ fn the_first_usable_chain_gets_the_plugin_and_the_others_do_not() {
     folders.write("05-empty.conflist", &chain(&[]));
     folders.write("10-net.conflist", &chain(&["ptp", "portmap"]));
     folders.write("20-late.conflist", &chain(&["bridge", PLUGIN]));
-    assert_eq!(folders.installer.ensure().unwrap(), Installed::In(folders.path("10-net.conflist")));
+    assert_eq!(folders.installer.ensure().unwrap(), Installed::Put(folders.path("10-net.conflist")));
     assert_eq!(folders.types("10-net.conflist"), ["ptp", "portmap", PLUGIN]);
     assert_eq!(folders.types("20-late.conflist"), ["bridge"]);
     let before = folders.all();
@@ -112,7 +112,7 @@ fn a_single_plugin_becomes_a_chain_and_comes_back() {
         let folders = Folders::new(test);
         folders.write(name, &single("bridge"));
         let before = folders.all();
-        assert_eq!(folders.installer.ensure().unwrap(), Installed::In(folders.path("10-net.conflist")));
+        assert_eq!(folders.installer.ensure().unwrap(), Installed::Put(folders.path("10-net.conflist")));
         assert_eq!(folders.types("10-net.conflist"), ["bridge", PLUGIN]);
         assert!(!folders.path(name).exists(), "it would be first again");
         assert_eq!(folders.installer.ensure().unwrap(), Installed::In(folders.path("10-net.conflist")));

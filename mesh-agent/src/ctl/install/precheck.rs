@@ -2,6 +2,7 @@
 //!
 //! Nodes say of themselves which kernel they run. What it was built with only a program on them sees, so that is asked for (`--nodes`).
 
+mod cilium;
 mod nodes;
 
 use std::{fs, path::Path, time::Duration};
@@ -173,15 +174,8 @@ async fn other_meshes(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "kube-system");
     let cilium =
         maps.get_opt("cilium-config").await.doing(|| "get ConfigMap kube-system/cilium-config".to_owned())?;
-    let settings = cilium.and_then(|map| map.data).unwrap_or_default();
-    let is = |key: &str| settings.get(key).is_some_and(|value| value == "true");
-    if is("bpf-lb-sock") && !is("bpf-lb-sock-hostns-only") {
-        findings.push(Finding::error(
-            "Cilium",
-            "its socket load balancer replaces addresses of services before the mesh sees them",
-            "set socketLB.hostNamespaceOnly=true in Cilium's values",
-        ));
-    }
+    let settings = cilium.map(|map| map.data.unwrap_or_default());
+    findings.extend(settings.iter().flat_map(cilium::judge));
     if findings.is_empty() {
         findings.push(Finding::good("other meshes", "none found"));
     }
