@@ -18,6 +18,7 @@ use super::{
     finding::{self, Finding},
     objects::{self, AGENT, CONTROLLER, MESH, ROOTS, ROOTS_KEY},
     ready,
+    uninstall::cleaner::CLEANUP,
 };
 use crate::{
     ctl::{
@@ -49,6 +50,7 @@ pub(super) async fn verify(cluster: &Cluster, args: &VerifyArgs, out: Output) ->
     let mut findings = vec![controller(cluster).await?];
     findings.extend(definitions(&cluster.definitions().await?));
     findings.push(roots(cluster).await?);
+    findings.extend(cleanup(cluster).await?);
     findings.extend(webhook(cluster).await?);
     findings.extend(nodes(cluster, &set, &args.nodes).await?);
     Ok(finding::show(&findings, out)?)
@@ -113,6 +115,19 @@ async fn roots(cluster: &Cluster) -> Result<Finding, ClusterError> {
             format!("kubectl -n {} logs deploy/{CONTROLLER}", cluster.mesh),
         ),
     })
+}
+
+/// What cleans nodes of a mesh that goes, beside one that is here.
+async fn cleanup(cluster: &Cluster) -> Result<Option<Finding>, ClusterError> {
+    let sets = cluster.own::<DaemonSet>();
+    let there = sets.get_opt(CLEANUP).await.doing(|| format!("get DaemonSet {CLEANUP}"))?;
+    Ok(there.map(|_| {
+        Finding::warning(
+            "uninstallation",
+            format!("DaemonSet {CLEANUP} is left of one that was not finished: it cleans nodes that lose their agent"),
+            "meshctl uninstall goes on with it, meshctl install takes it away",
+        )
+    }))
 }
 
 async fn webhook(cluster: &Cluster) -> Result<Option<Finding>, ClusterError> {

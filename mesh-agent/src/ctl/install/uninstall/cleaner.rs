@@ -170,7 +170,8 @@ fn made_of(agents: &DaemonSet) -> Option<DaemonSet> {
     let kernel = step("kernel", &["cleanup", "--purge"], given(&["node", "cgroup-root", "state-dir"]));
     // A DaemonSet wants a container that stays. It holds nothing of the node.
     pod.containers = vec![Container { volume_mounts: None, ..step("done", &["pause"], Vec::new()) }];
-    pod.init_containers = Some(vec![cni, kernel]);
+    // The one that an agent's lock stops is first: a pod that is here too early, or still, does nothing beside a living agent.
+    pod.init_containers = Some(vec![kernel, cni]);
     pod.termination_grace_period_seconds = Some(0);
     let name = [("app.kubernetes.io/name".to_owned(), CLEANUP.to_owned())];
     spec.selector.match_labels = Some(name.clone().into());
@@ -218,7 +219,7 @@ mod tests {
         let steps = pod.init_containers.unwrap();
         let args: Vec<Vec<String>> = steps.iter().map(|step| step.args.clone().unwrap()).collect();
         assert_eq!(
-            args[0],
+            args[1],
             [
                 "cni",
                 "uninstall",
@@ -229,7 +230,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            args[1],
+            args[0],
             [
                 "cleanup",
                 "--purge",
