@@ -110,6 +110,7 @@ fn serve(args: &ControllerArgs) -> anyhow::Result<()> {
             namespace: args.trust.root_namespace().to_owned(),
             cluster_domain: args.cluster_domain.clone(),
             own_ttl: args.own_certificate_ttl,
+            session_age: None,
             snapshots,
             sources,
             clock: Arc::new(SystemClock),

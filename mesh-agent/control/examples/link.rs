@@ -61,6 +61,7 @@ async fn run(services: u32, changes: usize, folder: &std::path::Path) -> Result<
         namespace: "istio-system".to_owned(),
         cluster_domain: "cluster.local".to_owned(),
         own_ttl: OWN_TTL,
+        session_age: None,
         snapshots: snapshot,
         sources: source,
         clock: Arc::new(SystemClock),

@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use mesh_wire::wds;
 
+/// What a controller says of a session that it ends for its age alone.
+pub const SESSION_OLD: &str = "this session is old; come again";
+
 /// The name that asks for all resources of a kind.
 pub const WILDCARD: &str = "*";
 /// Largest message of the link, in bytes. A response is cut far below it; a single service with very many endpoints is not.

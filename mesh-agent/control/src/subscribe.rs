@@ -52,6 +52,7 @@ use self::{
     stream::{Stream, StreamError},
 };
 use crate::{
+    link::SESSION_OLD,
     problem::Level,
     status::{SourceStatus, of_file},
 };
@@ -314,7 +315,9 @@ impl Keeper {
             let was_connected = self.status.borrow().connected;
             self.status.send_modify(|status| Arc::make_mut(status).failed(now, error.clone()));
             let wait = self.backoff.next(random());
-            if was_connected {
+            if was_connected && error.contains(SESSION_OLD) {
+                tracing::info!(controller = %self.controller, "the session was old; coming again");
+            } else if was_connected {
                 tracing::warn!(controller = %self.controller, error, "lost the controller; the last state stays in force");
             } else {
                 let attempts = self.status.borrow().attempts;

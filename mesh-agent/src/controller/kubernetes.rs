@@ -158,6 +158,7 @@ impl Started {
             namespace: namespace.clone(),
             cluster_domain: args.cluster_domain.clone(),
             own_ttl: args.own_certificate_ttl,
+            session_age: None,
             snapshots: source.snapshots.clone(),
             sources: source.sources.clone(),
             clock,

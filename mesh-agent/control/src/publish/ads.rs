@@ -6,6 +6,7 @@
 //! - The world's lock is held to make one response, never across an await.
 
 use std::{
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -35,10 +36,15 @@ use super::{
     session::{Answer, Request, Response, Session, SessionError},
     world::{Edits, Resource, World},
 };
-use crate::link::Kind;
+use crate::link::{Kind, SESSION_OLD};
 
-/// A stream ends after this long, so that certificates are looked at again and load spreads over controllers.
-const SESSION_AGE_MAX: Duration = Duration::from_secs(6 * 3600);
+/// How long a stream lives of a client with a certificate, or with a token that only its node has: so that load spreads over controllers.
+const SESSION_AGE: Duration = Duration::from_secs(6 * 3600);
+/// How long one lives of a client with a service account's token, which is looked at when a stream begins and then no more: it ends within
+/// the hour, and before that with its pod. To come again costs little, since the client says what it has.
+const SESSION_AGE_OF_TOKENS: Duration = Duration::from_secs(30 * 60);
+/// So many hundredths more or less, so that nodes that came together do not come again together.
+const SESSION_AGE_SPREAD: u32 = 20;
 
 /// The published world and who watches it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -141,6 +147,24 @@ impl Publication {
 pub(super) struct Ads {
     pub(super) publication: Publication,
     pub(super) proof: Arc<NodeProof>,
+    /// How long streams live, about.
+    pub(super) session_age: Duration,
+}
+
+/// How long streams live, about, where nodes prove themselves so.
+pub(super) const fn session_age(proof: &NodeProof) -> Duration {
+    match proof {
+        NodeProof::JoinSecret(_) => SESSION_AGE,
+        NodeProof::ServiceAccount(_) => SESSION_AGE_OF_TOKENS,
+    }
+}
+
+/// The age of one stream; `random` is any number.
+fn spread(age: Duration, random: u64) -> Duration {
+    let hundredths = random % u64::from(2 * SESSION_AGE_SPREAD + 1);
+    // At most 120.
+    let hundredths = u32::try_from(hundredths).unwrap_or_default() + 100 - SESSION_AGE_SPREAD;
+    age * hundredths / 100
 }
 
 #[tonic::async_trait]
@@ -170,10 +194,11 @@ impl AggregatedDiscoveryService for Ads {
         let (responses, stream) = mpsc::channel(1);
         let publication = self.publication.clone();
         let inbound = call.into_inner();
+        let age = spread(self.session_age, RandomState::new().build_hasher().finish());
         tokio::spawn(async move {
             tracing::info!(%node, %remote, "a client of xDS came");
             let ended =
-                serve(&publication, &entry, Session::new(Some(Arc::clone(&node))), inbound, &responses);
+                serve(&publication, &entry, Session::new(Some(Arc::clone(&node))), inbound, &responses, age);
             let ended = ended.await;
             tracing::info!(%node, %remote, reason = ended.as_str(), "a client of xDS went");
             let reason = ReasonLabels { reason: ended.as_str() };
@@ -214,7 +239,7 @@ impl Ended {
     fn status(&self) -> Option<Status> {
         match self {
             Self::ByClient | Self::Broken => None,
-            Self::Age => Some(Status::unavailable("this stream is old; come again")),
+            Self::Age => Some(Status::unavailable(SESSION_OLD)),
             Self::Closing => Some(Status::unavailable("the controller is stopping")),
             Self::Refused(SessionError::TooFarBehind) => Some(Status::aborted("too far behind; come again")),
             Self::Refused(error) => Some(Status::resource_exhausted(error.to_string())),
@@ -229,10 +254,11 @@ async fn serve(
     mut session: Session,
     mut inbound: Streaming<DeltaDiscoveryRequest>,
     responses: &mpsc::Sender<Result<EncodedDeltaResponse, Status>>,
+    age: Duration,
 ) -> Ended {
     let mut generation = publication.0.generation.subscribe();
     let mut closing = publication.0.closing.subscribe();
-    let old = sleep(SESSION_AGE_MAX);
+    let old = sleep(age);
     tokio::pin!(old);
     let mut room = None;
     let mut named = false;
@@ -343,4 +369,17 @@ fn encode(publication: &Publication, response: Response) -> EncodedDeltaResponse
     metrics.resources.get_or_create(&labels).inc_by(touched as u64);
     metrics.bytes.get_or_create(&labels).inc_by(message.encoded_len() as u64);
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_that_began_together_do_not_end_together_and_none_lives_much_longer() {
+        let age = Duration::from_secs(1000);
+        let ages: Vec<u64> = (0..100).map(|random| spread(age, random).as_secs()).collect();
+        assert_eq!((ages.iter().min(), ages.iter().max()), (Some(&800), Some(&1200)));
+        assert_eq!(spread(age, u64::MAX - u64::MAX % 41), Duration::from_secs(800));
+    }
 }

@@ -147,6 +147,11 @@ impl PublishMetrics {
         self.resources.get_or_create(&KindLabels::of(kind)).get()
     }
 
+    /// Streams that ended for a reason.
+    pub fn sessions_ended(&self, reason: &'static str) -> u64 {
+        self.ended.get_or_create(&ReasonLabels { reason }).get()
+    }
+
     /// Bytes of responses of a kind that were sent.
     pub fn bytes_sent(&self, kind: Kind) -> u64 {
         self.bytes.get_or_create(&KindLabels::of(kind)).get()

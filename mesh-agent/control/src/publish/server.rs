@@ -35,7 +35,7 @@ use tokio::{
 use tonic::transport::Server;
 
 use super::{
-    ads::{Ads, Publication},
+    ads::{Ads, Publication, session_age},
     auth::NodeProof,
     certificates::Certificates,
     feed::Feed,
@@ -74,6 +74,8 @@ pub struct ServerParts {
     pub cluster_domain: String,
     /// Life of the server's own certificate, which is renewed when half of it is over; [`OWN_TTL`] but for tests of that.
     pub own_ttl: Duration,
+    /// How long streams of clients live, about; `None` but for tests of that: as long as fits how nodes prove themselves.
+    pub session_age: Option<Duration>,
     /// The world.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Where it comes from and what is wrong with it.
@@ -205,7 +207,8 @@ impl Controller {
             proof: Arc::clone(&proof),
             metrics: parts.metrics.clone(),
         };
-        let ads = Ads { publication: publication.clone(), proof };
+        let session_age = parts.session_age.unwrap_or_else(|| session_age(&proof));
+        let ads = Ads { publication: publication.clone(), proof, session_age };
         let mut closing = publication.closing();
         let server = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_EACH))

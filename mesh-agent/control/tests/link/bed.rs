@@ -80,6 +80,8 @@ pub(crate) struct Bed {
     pub(crate) clock: Arc<MovedClock>,
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(crate) sources: watch::Sender<Arc<SourceStatus>>,
+    /// How long streams live, if not as long as usual.
+    pub(crate) session_age: Option<Duration>,
     secret: String,
     addr: Option<SocketAddr>,
 }
@@ -115,6 +117,7 @@ impl Bed {
                 source: "/etc/mesh".into(),
                 ..SourceStatus::default()
             })),
+            session_age: None,
             secret: JoinSecret::generate().unwrap().to_text().to_owned(),
             addr: None,
         }
@@ -131,6 +134,7 @@ impl Bed {
             namespace: "istio-system".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             own_ttl: OWN_TTL,
+            session_age: self.session_age,
             snapshots: self.snapshots.subscribe(),
             sources: self.sources.subscribe(),
             clock: Arc::clone(&self.clock) as _,

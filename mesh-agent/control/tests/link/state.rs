@@ -1,6 +1,6 @@
 //! What agents know: all of it, only what changed, and what they keep when the controller is away.
 
-use std::{fs, sync::Arc};
+use std::{fs, sync::Arc, time::Duration};
 
 use mesh_control::{
     link::Kind,
@@ -97,6 +97,21 @@ async fn after_a_restart_of_the_controller_nothing_is_sent_again() {
         assert_eq!(second.metrics.resources_sent(kind), 0, "{kind:?}");
     }
     assert!(Arc::ptr_eq(&snapshot, &agent.snapshots.borrow()));
+}
+
+#[tokio::test]
+async fn an_agent_whose_session_is_old_proves_itself_again_and_is_sent_nothing_again() {
+    let mut bed = Bed::new("old", shop());
+    bed.session_age = Some(Duration::from_millis(500));
+    let controller = bed.controller().await;
+    let mut agent = bed.agent("n1");
+    let snapshot = synced(&mut agent).await;
+    let sent: Vec<u64> = Kind::ALL.iter().map(|kind| controller.metrics.resources_sent(*kind)).collect();
+    eventually("the third session", || controller.metrics.sessions_ended("age") >= 2).await;
+    until("the return", &mut agent.link, |link| link.connected).await;
+    assert!(Arc::ptr_eq(&snapshot, &agent.snapshots.borrow()), "the last state stays");
+    let now: Vec<u64> = Kind::ALL.iter().map(|kind| controller.metrics.resources_sent(*kind)).collect();
+    assert_eq!(now, sent);
 }
 
 #[tokio::test]
