@@ -318,6 +318,15 @@ fn the_rights_are_small(api: &ApiServer) -> TestResult {
         ("nodemesh-controller", "patch", "virtualservices.networking.istio.io/status", "shop", true),
         ("nodemesh-controller", "patch", "virtualservices.networking.istio.io", "shop", false),
         ("nodemesh-controller", "patch", "validatingwebhookconfigurations/other", "shop", false),
+        ("nodemesh-controller", "list", "configmaps", NAMESPACE, true),
+        ("nodemesh-controller", "list", "configmaps", "shop", false),
+        ("nodemesh-controller", "get", "configmaps/other", "shop", false),
+        ("nodemesh-controller", "list", "nodes", "shop", true),
+        ("nodemesh-controller", "list", "httproutes.gateway.networking.k8s.io", "shop", true),
+        ("nodemesh-controller", "list", "gateways.gateway.networking.k8s.io", "shop", false),
+        ("nodemesh-controller", "list", "telemetries.telemetry.istio.io", "shop", false),
+        ("nodemesh-controller", "list", "requestauthentications.security.istio.io", "shop", false),
+        ("nodemesh-agent", "list", "nodes", "shop", false),
     ] {
         // A name is its own argument.
         let found = match what
@@ -336,6 +345,18 @@ fn the_rights_are_small(api: &ApiServer) -> TestResult {
         };
         assert_eq!(found, wanted, "{account} {verb} {what} in {namespace}");
     }
+    // As it watches and writes the roots in all namespaces.
+    let controller = format!("--as=system:serviceaccount:{NAMESPACE}:nodemesh-controller");
+    let all = ["get", "configmaps", "-A", &controller];
+    let roots = ["--field-selector", "metadata.name=nodemesh-ca-root-cert"];
+    api.kubectl().run(&[&all[..], &roots].concat())?;
+    assert!(api.kubectl().run(&all).is_err(), "all ConfigMaps can be read");
+    let apply = ["apply", "--server-side", "--dry-run=server", &controller, "-f", "-"];
+    let map = |name: &str| {
+        format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}, namespace: default}}}}")
+    };
+    api.kubectl().feed(&apply, &map("nodemesh-ca-root-cert"))?;
+    assert!(api.kubectl().feed(&apply, &map("other")).is_err());
     Ok(())
 }
 

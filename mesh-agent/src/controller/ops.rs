@@ -1,4 +1,5 @@
-//! Owns what operators ask a controller over HTTP: `/metrics`, `/readyz`, `/healthz`, `/sessions`, `/resources`.
+//! Owns what operators ask a controller over HTTP: `/metrics`, `/readyz`, `/healthz`, `/sessions`, `/resources`; the last two at the
+//! loopback address only.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -62,6 +63,11 @@ impl Ops {
 }
 
 impl Answers for Ops {
+    /// They tell every service, pod, identity and named Secret. In a cluster each pod reaches this port.
+    fn is_private(&self, path: &str) -> bool {
+        matches!(path, "/sessions" | "/resources")
+    }
+
     async fn get(&self, path: &str, _query: &Query) -> Answer {
         match path {
             "/metrics" => self.metrics(),

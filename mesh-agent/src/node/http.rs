@@ -38,6 +38,20 @@ pub(crate) type Answer = Response<Full<Bytes>>;
 pub(crate) trait Answers: Send + Sync + 'static {
     /// Answers a GET. Must not block the thread.
     fn get(&self, path: &str, query: &Query) -> impl Future<Output = Answer> + Send;
+
+    /// Whether a path is for this host, or this pod, alone: others are refused.
+    fn is_private(&self, _path: &str) -> bool {
+        false
+    }
+}
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// This host or, in a network namespace of its own, this pod: also who comes by `kubectl port-forward`.
+    Here,
+    /// Anywhere.
+    Elsewhere,
 }
 
 /// Something connections come from.
@@ -45,22 +59,24 @@ pub(crate) trait Accepts {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     /// Waits for the next one. Cancel safe.
-    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Caller)>> + Send;
 }
 
 impl Accepts for UnixListener {
     type Stream = tokio::net::UnixStream;
 
-    async fn next(&self) -> io::Result<Self::Stream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<(Self::Stream, Caller)> {
+        Ok((self.accept().await?.0, Caller::Here))
     }
 }
 
 impl Accepts for TcpListener {
     type Stream = tokio::net::TcpStream;
 
-    async fn next(&self) -> io::Result<Self::Stream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<(Self::Stream, Caller)> {
+        let (stream, peer) = self.accept().await?;
+        let from = if peer.ip().to_canonical().is_loopback() { Caller::Here } else { Caller::Elsewhere };
+        Ok((stream, from))
     }
 }
 
@@ -72,11 +88,11 @@ pub(crate) async fn serve<L: Accepts, A: Answers>(listener: L, answers: Arc<A>) 
         while connections.try_join_next().is_some() {}
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         match listener.next().await {
-            Ok(stream) => {
+            Ok((stream, from)) => {
                 let answers = Arc::clone(&answers);
                 connections.spawn(async move {
                     let _slot = slot;
-                    serve_one(stream, answers).await;
+                    serve_one(stream, from, answers).await;
                 });
             }
             Err(error) => {
@@ -87,10 +103,14 @@ pub(crate) async fn serve<L: Accepts, A: Answers>(listener: L, answers: Arc<A>) 
     }
 }
 
-async fn serve_one<S: AsyncRead + AsyncWrite + Unpin + 'static, A: Answers>(stream: S, answers: Arc<A>) {
+async fn serve_one<S: AsyncRead + AsyncWrite + Unpin + 'static, A: Answers>(
+    stream: S,
+    from: Caller,
+    answers: Arc<A>,
+) {
     let service = service_fn(|request: Request<Incoming>| {
         let answers = Arc::clone(&answers);
-        async move { Ok::<_, Infallible>(route(&request, &*answers).await) }
+        async move { Ok::<_, Infallible>(route(&request, from, &*answers).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -102,11 +122,14 @@ async fn serve_one<S: AsyncRead + AsyncWrite + Unpin + 'static, A: Answers>(stre
     }
 }
 
-async fn route<A: Answers>(request: &Request<Incoming>, answers: &A) -> Answer {
+async fn route<A: Answers>(request: &Request<Incoming>, from: Caller, answers: &A) -> Answer {
     if request.method() != Method::GET {
         let mut refused = error(StatusCode::METHOD_NOT_ALLOWED, "only GET is served");
         refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
         return refused;
+    }
+    if from == Caller::Elsewhere && answers.is_private(request.uri().path()) {
+        return error(StatusCode::FORBIDDEN, "only to whoever asks at the loopback address");
     }
     match Query::parse(request.uri().query().unwrap_or_default()) {
         Some(query) => answers.get(request.uri().path(), &query).await,

@@ -11,6 +11,7 @@ mod unready;
 mod webhook;
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use mesh_tests::authority::{Authority, Leaf, request_for, spiffe};
@@ -110,6 +111,25 @@ fn a_broken_resource_is_refused_by_the_api_server_in_words_that_help() -> TestRe
     assert!(error.contains("is \"ten\"") || error.contains("wanted"), "{error}");
     assert!(scene.kubectl().run(&["get", "virtualservices", "-n", "shop", "till"]).is_err(), "it was stored");
     scene.kubectl().apply(&objects::split(json!(10)))?;
+    Ok(())
+}
+
+#[test]
+fn whom_it_serves_and_what_is_told_at_the_loopback_address_alone() -> TestResult {
+    require_api_server!();
+    require_agent!();
+    let scene = Scene::open(test_name!())?;
+    let controller = scene.controller("a", &[])?;
+    let addr = ServiceAddress::take("10.96.255.78")?;
+    let elsewhere: Ipv4Addr = addr.as_str().parse()?;
+    for path in ["/resources", "/sessions"] {
+        controller.get_at(Ipv4Addr::LOCALHOST, path)?;
+        let refused = controller.get_at(elsewhere, path).map_err(|error| format!("{error:?}"));
+        assert!(refused.as_ref().is_err_and(|answer| answer.contains(" 403 ")), "{path}: {refused:?}");
+    }
+    for path in ["/metrics", "/readyz", "/healthz"] {
+        controller.get_at(elsewhere, path)?;
+    }
     Ok(())
 }
 

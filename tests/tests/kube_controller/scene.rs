@@ -117,7 +117,8 @@ impl Scene {
         command
             .arg("controller")
             .args(["--listen", &loopback(ports.xds).to_string()])
-            .args(["--metrics", &loopback(ports.metrics).to_string()])
+            // As in a cluster; what is only for its own pod it has to tell by who asks.
+            .args(["--metrics", &format!("0.0.0.0:{}", ports.metrics)])
             .arg("--state-dir")
             .arg(&state)
             .arg("--ca-dir")
@@ -308,7 +309,13 @@ impl ControllerProcess {
     }
 
     fn get(&self, path: &str) -> Result<String, Failure> {
-        let mut stream = TcpStream::connect_timeout(&loopback(self.ports.metrics), Duration::from_secs(5))?;
+        self.get_at(Ipv4Addr::LOCALHOST, path)
+    }
+
+    /// As somebody at that address of this machine gets it.
+    pub(crate) fn get_at(&self, addr: Ipv4Addr, path: &str) -> Result<String, Failure> {
+        let addr = SocketAddr::from((addr, self.ports.metrics));
+        let mut stream = TcpStream::connect_timeout(&addr, Duration::from_secs(5))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();

@@ -50,25 +50,17 @@ fn named(name: &str, rule: PolicyRule) -> PolicyRule {
 fn controller(read_secrets: bool) -> Vec<PolicyRule> {
     let networking: &[&str] =
         &["destinationrules", "serviceentries", "sidecars", "virtualservices", "workloadentries"];
-    let security: &[&str] = &["authorizationpolicies", "peerauthentications", "requestauthentications"];
-    let gateway: &[&str] = &[
-        "gatewayclasses",
-        "gateways",
-        "grpcroutes",
-        "httproutes",
-        "referencegrants",
-        "tcproutes",
-        "tlsroutes",
-    ];
+    let security: &[&str] = &["authorizationpolicies", "peerauthentications"];
+    let gateway: &[&str] = &["grpcroutes", "httproutes", "referencegrants", "tcproutes", "tlsroutes"];
     let mut rules = vec![
         // What the mesh is made of.
-        rule("", &["configmaps", "namespaces", "nodes", "pods", "serviceaccounts", "services"], READ),
+        rule("", &["namespaces", "nodes", "pods", "serviceaccounts", "services"], READ),
         rule("discovery.k8s.io", &["endpointslices"], READ),
         // Definitions that come later are picked up.
         rule("apiextensions.k8s.io", &["customresourcedefinitions"], READ),
         // The roots of the mesh, in every namespace. Creating cannot be limited by name.
         rule("", &["configmaps"], &["create"]),
-        named(ROOTS, rule("", &["configmaps"], &["delete", "patch", "update"])),
+        named(ROOTS, rule("", &["configmaps"], &["delete", "get", "list", "patch", "update", "watch"])),
         // Whose token an agent shows.
         rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
         // Its own certificate in its own webhook.
@@ -91,7 +83,6 @@ fn controller(read_secrets: bool) -> Vec<PolicyRule> {
     let of_the_mesh = [
         ("networking.istio.io", networking),
         ("security.istio.io", security),
-        ("telemetry.istio.io", &["telemetries"]),
         ("gateway.networking.k8s.io", gateway),
     ];
     for (group, resources) in of_the_mesh {
@@ -120,7 +111,7 @@ fn controller_at_home() -> Vec<PolicyRule> {
 
 /// Which pods are on the node and whether they want to be in the mesh. No Secrets: certificates come from the controller.
 fn agent() -> Vec<PolicyRule> {
-    vec![rule("", &["namespaces", "nodes", "pods"], READ)]
+    vec![rule("", &["namespaces", "pods"], READ)]
 }
 
 fn account(name: &str, namespace: &str) -> ServiceAccount {
