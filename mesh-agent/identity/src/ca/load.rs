@@ -64,18 +64,17 @@ pub(super) fn load(
     let now = options.clock.now();
     let folder = store.lock()?;
     let known = std::mem::take(&mut reload.known);
-    let mut journal = match Journal::find(&folder)? {
-        Some(journal) => journal,
-        None => Journal::recalled(known, now + options.retire),
-    };
-    let (mut switched, mut changed, mut rotate_at) = (false, false, None);
+    let found = Journal::find(&folder)?;
+    // What was recalled is written down, or the next look would know nothing of it.
+    let (mut switched, mut changed, mut rotate_at) = (false, found.is_none(), None);
+    let mut journal = found.unwrap_or_else(|| Journal::recalled(known, now + options.retire));
     let plugged = match &reload.plugged {
         Some(plugged) => Some(plugged.clone()),
         None => plugged_in_of(&folder)?,
     };
     let authority = match plugged {
         Some(plugged) => {
-            changed = journal.abandon();
+            changed |= journal.abandon();
             Authority::plugged_in(&plugged, now)?
         }
         None => {
