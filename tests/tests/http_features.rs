@@ -38,11 +38,16 @@ fn rules_rewrite_redirect_answer_and_change_headers() -> TestResult {
         TO_V1,
         "  - match: [{uri: {exact: /old}}]\n    redirect: {uri: /new, authority: other.example, redirectCode: 308}\n",
         "  - match: [{uri: {exact: /teapot}}]\n    directResponse: {status: 418, body: {string: short and stout}}\n",
+        "    headers: {response: {set: {content-type: application/json, x-asked: '%REQ(:path)%'}}}\n",
+        "  - match: [{uri: {exact: /here}}]\n    redirect: {uri: /there}\n    headers: {response: {add: {x-moved: 'yes'}}}\n",
+        "  - match: [{uri: {exact: /kept}}]\n    headers: {request: {remove: [x-a], set: {x-a: mesh}}}\n",
+        TO_V1,
         "  - match: [{uri: {exact: /slow}}]\n    timeout: 300ms\n",
         TO_V2,
         "  - match: [{uri: {prefix: /shared}}]\n    corsPolicy: {allowOrigins: [{exact: 'https://app.example'}], allowMethods: [GET, PUT], maxAge: 60s}\n",
         TO_V1,
         "  - match: [{uri: {exact: /broken}}]\n    fault: {abort: {percentage: {value: 100}, httpStatus: 555}}\n",
+        "    corsPolicy: {allowOrigins: [{exact: 'https://app.example'}]}\n",
         TO_V1,
         "  -\n",
         TO_V1,
@@ -66,9 +71,24 @@ fn rules_rewrite_redirect_answer_and_change_headers() -> TestResult {
     assert_eq!(scene.ask(get("/item/42"))?.seen()?.path, "/items?id=42");
     let moved = scene.ask(get("/old"))?;
     assert_eq!((moved.status, moved.header("location")), (308, Some("http://other.example/new")));
+    let teapot = scene.ask(get("/teapot"))?;
+    assert_eq!(
+        (teapot.header("content-type"), teapot.header("x-asked")),
+        (Some("application/json"), Some("/teapot"))
+    );
+    let moved = scene.ask(Ask::get("web:80", "/here"))?;
+    assert_eq!(
+        (moved.header("location"), moved.header("x-moved")),
+        (Some("http://web:80/there"), Some("yes"))
+    );
+    assert_eq!(scene.ask(get("/kept").header("x-a", "client"))?.seen()?.header("x-a"), Some("mesh"));
     let late = scene.ask(get("/slow?delay=5000"))?;
     assert_eq!((late.status, late.text.as_str()), (504, "upstream request timeout"));
-    assert_eq!(scene.ask(get("/broken"))?.status, 555);
+    let broken = scene.ask(get("/broken").header("origin", "https://app.example"))?;
+    assert_eq!(
+        (broken.status, broken.header("access-control-allow-origin")),
+        (555, Some("https://app.example"))
+    );
     let preflight = get("/shared").method("OPTIONS").header("origin", "https://app.example");
     let preflight = scene.ask(preflight.header("access-control-request-method", "PUT"))?;
     assert_eq!(

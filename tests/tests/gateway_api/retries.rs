@@ -74,8 +74,17 @@ fn answers_of_listed_codes_are_asked_for_again_as_often_as_the_route_says() -> T
         ("/default/always?status=500", (500, 3)),
         ("/unwritten/once?status=503&times=1", (503, 1)),
         ("/off/once?status=503&times=1", (503, 1)),
+        // Whoever writes `retry` has lost connections made good too.
+        ("/near/lost?reset=1&times=2", (200, 3)),
+        ("/far/lost?reset=1&times=2", (200, 3)),
     ] {
         assert_eq!(tries(&scene, get(path))?, wanted, "{path}");
+    }
+    for path in
+        ["/unwritten/lost?reset=1&times=1", "/off/lost?reset=1&times=1", "/near/never?reset=1&times=4"]
+    {
+        let told = scene.ask(get(path))?;
+        assert!(is(503)(&told), "{path}: {told:?}");
     }
     // With its body.
     for side in ["near", "far"] {

@@ -391,7 +391,9 @@ fn http_tables(
     let mut made = view::Made::default();
     let mut problems: Vec<SourceError> = Vec::new();
     let tables = scoped(namespaces, |client| {
-        let chosen = candidates.chosen(client);
+        let chosen = candidates.chosen(client, |one| {
+            made.or_make_some(one.identity(), || virtual_service::http_table(cx, one, port))
+        });
         if let Some(routes) = attached.http_for(client) {
             if let Some(chosen) = chosen {
                 problems.extend(routes.replace(cx, &chosen.key(), host, port));
@@ -399,8 +401,8 @@ fn http_tables(
             return Some(made.or_make(routes.identity(), || gateway_api::http_table(cx, &routes, port)));
         }
         let chosen = chosen?;
-        problems.extend(candidates.losers(cx, client, host));
-        made.or_make_some(chosen.identity(), || virtual_service::http_table(cx, chosen, port))
+        problems.extend(chosen.losers(cx, client, host));
+        Some(chosen.table)
     });
     if !problems.is_empty() {
         found.entry(Arc::clone(host)).or_default().extend(problems);
@@ -424,8 +426,10 @@ fn stream_tables(
         if let Some(routes) = attached.streams_for(client) {
             return Some(made.or_make(routes.identity(), || gateway_api::stream_table(cx, &routes, port)));
         }
-        let chosen = candidates.chosen(client)?;
-        made.or_make_some(chosen.identity(), || virtual_service::stream_table(cx, chosen, port))
+        let chosen = candidates.chosen(client, |one| {
+            made.or_make_some(one.identity(), || virtual_service::stream_table(cx, one, port))
+        });
+        chosen.map(|chosen| chosen.table)
     })
 }
 

@@ -94,7 +94,7 @@ fn table(host: &str, to: &str) -> (HostPort, HttpTable) {
     };
     let rule = HttpRule::new(origin, Action::Forward(vec![backend]));
     let at = HostPort { host: host.into(), port: 80 };
-    (at, HttpTable { rules: vec![rule], unmatched: Action::Passthrough })
+    (at, HttpTable::new(vec![rule], Action::Passthrough))
 }
 
 #[test]

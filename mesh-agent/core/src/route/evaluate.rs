@@ -75,6 +75,14 @@ impl HttpTable {
         })
     }
 
+    /// Whether some rule may be for requests of a client. Who is asked for is no matter of the request: what has no rule for a client is
+    /// to that one as if it were not there.
+    pub fn concerns(&self, client: &ClientView<'_>) -> bool {
+        let is_meant = |one: &HttpMatch| client.is_meant(one.source_namespace.as_ref(), &one.source_labels);
+        self.rules.is_empty()
+            || self.rules.iter().any(|rule| rule.matches.is_empty() || rule.matches.iter().any(is_meant))
+    }
+
     /// What is done with a request: by its rule, or by none.
     pub fn action<'t>(&'t self, hit: Option<&RouteHit<'t>>) -> &'t Action {
         hit.map_or(&self.unmatched, |hit| &hit.rule.action)

@@ -12,10 +12,27 @@ use crate::route::{
 /// What is done with requests to one host and port.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct HttpTable {
+    /// Namespace of the VirtualService that it is made of, whose delegates may be of others; none: of the Gateway API's routes. Controllers of
+    /// before did not say it.
+    #[serde(default)]
+    pub owner: Option<Arc<str>>,
     /// In the order in which they are tried.
     pub rules: Vec<HttpRule>,
     /// For requests that no rule matches.
     pub unmatched: Action,
+}
+
+impl HttpTable {
+    /// A table that is made of no VirtualService.
+    pub fn new(rules: Vec<HttpRule>, unmatched: Action) -> Self {
+        Self { owner: None, rules, unmatched }
+    }
+
+    /// Namespace of the VirtualService that it is made of, if it is made of one.
+    pub fn virtual_service_namespace(&self) -> Option<&Arc<str>> {
+        let mut own = self.rules.iter().filter(|rule| &*rule.origin.kind == "VirtualService");
+        self.owner.as_ref().or_else(|| own.next().map(|rule| &rule.origin.name.namespace))
+    }
 }
 
 /// Requests that match are handled so.
@@ -138,7 +155,7 @@ pub enum Backend {
     },
 }
 
-/// Changes to headers; processed in the order set, add, remove. Names are lower case; none is `host` or begins with `:` (S18).
+/// Changes to headers; processed in the order remove, set, add. Names are lower case; none is `host` or begins with `:` (S18).
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct HeaderOps {
     /// Overwrites, sorted by name.
@@ -241,12 +258,14 @@ pub struct Redirect {
 }
 
 /// Port of a redirect's `Location`; left out where it is its scheme's own (S19).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RedirectPort {
     /// The default of the scheme that results (Istio's `FROM_PROTOCOL_DEFAULT`; the Gateway API when a scheme is given).
-    #[default]
     OfScheme,
+    /// What the request's authority says, unless a new scheme makes it the old one's default; none with a new authority (a VirtualService
+    /// that says nothing).
+    OfHost,
     /// The port that the request came to.
     OfRequest,
     /// This one.
@@ -264,6 +283,9 @@ pub struct RetryPolicy {
     pub on: RetryOn,
     /// First back-off; it doubles, with jitter, up to ten times it.
     pub backoff: Duration,
+    /// What every back-off is longer by: no try begins earlier. Controllers of before do not say it.
+    #[serde(default)]
+    pub backoff_min: Duration,
     /// Endpoints that were tried are avoided; `None`: unless the destination is chosen by hash (S33).
     pub ignore_previous_hosts: Option<bool>,
     /// Later tries may go to farther localities.

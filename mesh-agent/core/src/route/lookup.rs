@@ -132,7 +132,7 @@ mod tests {
         let entry = |(host, port): &(&str, u16)| {
             let unmatched =
                 Action::Respond { status: 404, body: Arc::from([]), reason: format!("{host}:{port}").into() };
-            let table = Arc::new(HttpTable { rules: Vec::new(), unmatched });
+            let table = Arc::new(HttpTable::new(Vec::new(), unmatched));
             (HostPort { host: (*host).into(), port: *port }, Scoped::everywhere(table))
         };
         Routes { http: hosts.iter().map(entry).collect(), ..Routes::default() }

@@ -118,13 +118,13 @@ pub fn grpc_timeout(value: &[u8]) -> Option<Duration> {
 const BACKOFF_MAX_TIMES: u32 = 10;
 
 impl RetryPolicy {
-    /// How long to wait before retry number `retry` (the first is 1), with full jitter: anything from nothing to
+    /// How long to wait before retry number `retry` (the first is 1): `backoff_min`, and with full jitter anything from nothing to
     /// `backoff` × (2^`retry` − 1), at most ten times `backoff` (S32). `draw` is one random word.
     pub fn backoff_before(&self, retry: u32, draw: u64) -> Duration {
         let times = 1_u32.checked_shl(retry).map_or(BACKOFF_MAX_TIMES, |power| power - 1);
         let most = self.backoff.saturating_mul(times.clamp(1, BACKOFF_MAX_TIMES));
         let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
-        Duration::from_nanos(crate::balance::below(draw, nanos))
+        self.backoff_min.saturating_add(Duration::from_nanos(crate::balance::below(draw, nanos)))
     }
 
     /// Whether endpoints that were tried are avoided (S33). `by_hash`: the destination is chosen by hash.
@@ -161,6 +161,7 @@ impl RetryPolicy {
             per_try_timeout: None,
             on: RetryOn::built_in(),
             backoff: Duration::from_millis(25),
+            backoff_min: Duration::ZERO,
             ignore_previous_hosts: None,
             remote_localities: false,
         }

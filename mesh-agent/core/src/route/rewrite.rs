@@ -113,18 +113,26 @@ impl Redirect {
     /// `Location` of the answer. `port` is the port that the request came to, `matched` what its path was matched by.
     pub fn location(&self, request: &RequestView<'_>, matched: Option<&PathMatch>, port: u16) -> String {
         let scheme = self.scheme.as_deref().unwrap_or(request.scheme);
-        let host = self.authority.as_deref().unwrap_or(Authority::parse(request.authority).host);
-        let port = match self.port {
-            RedirectPort::OfScheme => None,
-            RedirectPort::OfRequest => Some(port),
-            RedirectPort::Number(port) => Some(port),
+        let asked = Authority::parse(request.authority);
+        let host = self.authority.as_deref().unwrap_or(asked.host);
+        let (port, even_default) = match self.port {
+            RedirectPort::OfScheme => (None, false),
+            // Another authority brings its own. That of another scheme's host is kept, unless it is what the old scheme stands for.
+            RedirectPort::OfHost if self.authority.is_some() => (None, false),
+            RedirectPort::OfHost => {
+                let stays =
+                    |port: &u16| scheme == request.scheme || default_port(request.scheme) != Some(*port);
+                (asked.port.filter(stays), true)
+            }
+            RedirectPort::OfRequest => (Some(port), false),
+            RedirectPort::Number(port) => (Some(port), false),
         };
         let path = match &self.path {
             Some(path) => path.apply(request.path, matched),
             None => Cow::Borrowed(request.path),
         };
         let mut location = format!("{scheme}://{host}");
-        if let Some(port) = port.filter(|port| default_port(scheme) != Some(*port)) {
+        if let Some(port) = port.filter(|port| even_default || default_port(scheme) != Some(*port)) {
             location.push_str(&format!(":{port}"));
         }
         location.push_str(&with_query(path.into_owned(), request.query));
@@ -162,11 +170,12 @@ impl<'a> HeaderEdit<'a> {
 }
 
 impl HeaderOps {
-    /// The changes in the order in which they are made: set, add, remove (S18).
+    /// The changes in the order in which they are made: remove, set, add. What is taken away and set is set, as Envoy has it.
     pub fn edits(&self) -> impl Iterator<Item = HeaderEdit<'_>> {
+        let remove = self.remove.iter().map(|name| HeaderEdit::Remove(name));
         let set = self.set.iter().map(|(name, value)| HeaderEdit::Set(name, value));
         let add = self.add.iter().map(|(name, value)| HeaderEdit::Add(name, value));
-        set.chain(add).chain(self.remove.iter().map(|name| HeaderEdit::Remove(name)))
+        remove.chain(set).chain(add)
     }
 }
 
@@ -176,12 +185,13 @@ impl HttpRule {
         self.request_headers.edits().chain(backend.request_headers.edits())
     }
 
-    /// Changes to the response's headers: those of the backend, then the rule's.
+    /// Changes to the response's headers: those of the backend, if the rule has any, then the rule's.
     pub fn response_edits<'a>(
         &'a self,
-        backend: &'a WeightedBackend,
+        backend: Option<&'a WeightedBackend>,
     ) -> impl Iterator<Item = HeaderEdit<'a>> {
-        backend.response_headers.edits().chain(self.response_headers.edits())
+        let of_backend = backend.into_iter().flat_map(|backend| backend.response_headers.edits());
+        of_backend.chain(self.response_headers.edits())
     }
 
     /// The authority that the request leaves with, if it is another one: of the rewrite, else of the rule's headers, else of the backend's

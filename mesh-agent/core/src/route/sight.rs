@@ -84,7 +84,8 @@ impl<'a> Sight<'a> {
             && self.scope.is_none_or(|scope| scope.sees_some(service, &self.snapshot.host_of(service)))
     }
 
-    /// Whether rules for a host are seen: those of VirtualServices by their own namespace (S66), others as the service itself is.
+    /// Whether rules for a host are seen: those of a VirtualService by its namespace, wherever its delegates are (S66), others as the
+    /// service itself is.
     pub fn sees_rules(
         &self,
         table: &HttpTable,
@@ -93,9 +94,8 @@ impl<'a> Sight<'a> {
         port: u16,
     ) -> bool {
         let Some(scope) = self.scope else { return service.is_none_or(|service| self.sees(service, port)) };
-        let mut own = table.rules.iter().filter(|rule| &*rule.origin.kind == "VirtualService").peekable();
-        match own.peek() {
-            Some(_) => own.any(|rule| scope.sees(&rule.origin.name.namespace, host, port)),
+        match table.virtual_service_namespace() {
+            Some(namespace) => scope.sees(namespace, host, port),
             None => service.is_none_or(|service| self.sees(service, port)),
         }
     }

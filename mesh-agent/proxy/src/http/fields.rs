@@ -20,9 +20,17 @@ impl Headers for Fields<'_> {
 const KEPT: [HeaderName; 5] =
     [header::HOST, header::CONTENT_LENGTH, header::CONTENT_TYPE, header::AUTHORIZATION, header::TE];
 
+/// `content-type` of gRPC.
+pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// `host`, which every request has that is routed; empty where it is no text.
+pub(super) fn host(headers: &HeaderMap) -> &str {
+    headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default()
+}
 
 /// Takes away what is meant for one hop only (RFC 9110 §7.6.1), and gives the protocol that the message would switch to.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {

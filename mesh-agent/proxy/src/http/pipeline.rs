@@ -128,8 +128,17 @@ struct Decision {
     cors: Cors,
 }
 
+impl Decision {
+    /// What is done with the request.
+    fn action<'a>(&'a self, table: &'a HttpTable) -> &'a Action {
+        self.route.as_ref().map_or(&table.unmatched, |route| &route.rule().action)
+    }
+}
+
 /// What becomes of a cross-origin request.
+#[derive(Default)]
 enum Cors {
+    #[default]
     Nothing,
     /// Answered here.
     Preflight(Vec<(&'static str, HeaderValue)>),
@@ -182,11 +191,11 @@ impl Exchange<'_> {
         let Some(table) = routing.table.clone() else {
             return Ok(self.pass(asked, &routing).await);
         };
-        let decision = self.decide(parts, &authority, &routing, &table);
+        let mut decision = self.decide(parts, &authority, &routing, &table);
         record.note(|line| {
             line.route = decision.route.as_ref().map(Route::name).unwrap_or_default();
         });
-        let shared = match decision.cors {
+        let shared = match std::mem::take(&mut decision.cors) {
             Cors::Preflight(headers) => {
                 record.details.set("cors_preflight");
                 let mut response = replies::text(200, "");
@@ -196,14 +205,34 @@ impl Exchange<'_> {
             Cors::Share(headers) => headers,
             Cors::Nothing => Vec::new(),
         };
-        if let Some(response) = self.inject(decision.fault).await {
-            return Ok(response);
+        let mut response = match self.inject(decision.fault).await {
+            // An answer as any other: browsers do not even tell the status of one that is not shared.
+            Some(aborted) => self.as_ruled(aborted, &decision, &table, &asked.parts),
+            None => self.act(asked, &routing, &table, decision).await,
+        };
+        for (name, _) in &shared {
+            response.headers_mut().remove(*name);
         }
-        let action = decision.route.as_ref().map_or(&table.unmatched, |route| &route.rule().action);
-        let mut response = match action {
+        add_all(response.headers_mut(), shared);
+        Ok(response)
+    }
+
+    /// Does what the request's rule says, or the table of requests without one.
+    async fn act(
+        &self,
+        asked: Asked,
+        routing: &Routing,
+        table: &HttpTable,
+        mut decision: Decision,
+    ) -> Response<Body> {
+        let (session, record) = (self.session, self.record);
+        let path = decision.path.take();
+        match decision.action(table) {
             Action::Redirect(redirect) => {
                 record.details.set("direct_response");
-                replies::redirect(redirect.status, decision.location.as_deref().unwrap_or("/"))
+                let response =
+                    replies::redirect(redirect.status, decision.location.as_deref().unwrap_or("/"));
+                self.as_ruled(response, &decision, table, &asked.parts)
             }
             Action::Respond { status, body, reason } => {
                 let flag = flag_of(reason);
@@ -215,25 +244,44 @@ impl Exchange<'_> {
                     record.flag(flag);
                 }
                 record.details.set(if flag.is_some() { "route_not_found" } else { "direct_response" });
-                if record.grpc.get() {
+                let response = if record.grpc.get() {
                     replies::any(*status, "", true)
                 } else {
                     replies::text(*status, bytes::Bytes::copy_from_slice(body))
-                }
+                };
+                self.as_ruled(response, &decision, table, &asked.parts)
             }
-            Action::Passthrough => self.pass(asked, &routing).await,
+            Action::Passthrough => self.pass(asked, routing).await,
             Action::Forward(backends) => match (&decision.route, backends.get(decision.backend)) {
-                (Some(route), Some(backend)) => {
-                    self.forward(asked, &routing, route, backend, decision.path).await
-                }
+                (Some(route), Some(backend)) => match self.destination(routing, backend) {
+                    Ok(destination) => self.forward(asked, routing, route, backend, destination, path).await,
+                    Err(status) => self.as_ruled(self.no_destination(status), &decision, table, &asked.parts),
+                },
                 _ => self.no_destination(503),
             },
-        };
-        for (name, _) in &shared {
-            response.headers_mut().remove(*name);
         }
-        add_all(response.headers_mut(), shared);
-        Ok(response)
+    }
+
+    /// An answer that is made here, with what its rule changes of responses.
+    fn as_ruled(
+        &self,
+        mut response: Response<Body>,
+        decision: &Decision,
+        table: &HttpTable,
+        request: &Parts,
+    ) -> Response<Body> {
+        let Some(route) = &decision.route else { return response };
+        let rule = route.rule();
+        let backend = decision.action(table).backends().and_then(|backends| backends.get(decision.backend));
+        let templates = variables::templates(rule.response_edits(backend));
+        let answered = Some((response.status().as_u16(), response.headers()));
+        let filled = variables::fill(&templates, self.session, self.record, route, request, answered);
+        fields::edit(response.headers_mut(), rule.response_edits(backend), filled);
+        if self.record.grpc.get() {
+            // Else its client would not look for the status.
+            response.headers_mut().insert(header::CONTENT_TYPE, fields::GRPC);
+        }
+        response
     }
 
     /// What a sidecar adds to every request.
@@ -337,29 +385,29 @@ impl Exchange<'_> {
         self.send(asked, plan).await
     }
 
+    /// Where a backend is; the status to answer with, if it is nowhere.
+    fn destination(&self, routing: &Routing, backend: &WeightedBackend) -> Result<Destination, u16> {
+        match &backend.backend {
+            Backend::Cluster(key) => {
+                routing.destination(key, &self.session.live.pod.name.namespace).ok_or(503)
+            }
+            Backend::Broken { status, .. } => Err(*status),
+        }
+    }
+
     async fn forward(
         &self,
         mut asked: Asked,
         routing: &Routing,
         route: &Route,
         backend: &WeightedBackend,
+        destination: Destination,
         path: Option<String>,
     ) -> Response<Body> {
         let rule = route.rule();
         let parts = &mut asked.parts;
-        let namespace = &*self.session.live.pod.name.namespace;
-        let key = match &backend.backend {
-            Backend::Cluster(key) => key,
-            Backend::Broken { status, .. } => return self.no_destination(*status),
-        };
-        let Some(destination) = routing.destination(key, namespace) else { return self.no_destination(503) };
-        let mut cookie = None;
-        let mut hash = None;
-        if let Destination::Cluster { service, policy, .. } = &destination {
+        if let Destination::Cluster { service, .. } = &destination {
             *self.record.service.borrow_mut() = Some(Arc::clone(service));
-            if let Some(policy) = policy {
-                (hash, cookie) = self.hash(policy, parts);
-            }
         }
         let templates = variables::templates(rule.request_edits(backend));
         let filled = variables::fill(&templates, self.session, self.record, route, parts, None);
@@ -372,6 +420,11 @@ impl Exchange<'_> {
         if let Some(path) = path {
             set_path(parts, path);
         }
+        // By what the server will see, as Envoy does.
+        let (hash, cookie) = match &destination {
+            Destination::Cluster { policy: Some(policy), .. } => self.hash(policy, parts),
+            _ => (None, None),
+        };
         let plan = Plan {
             live: Rc::clone(&self.session.live),
             snapshot: Arc::clone(&routing.snapshot),
@@ -384,17 +437,17 @@ impl Exchange<'_> {
             client_http2: self.session.http2,
             grpc: self.record.grpc.get(),
             upgrade: self.tunnel || asked.switch_to.is_some(),
-            mirrors: self.mirrors(rule, routing, namespace),
+            mirrors: self.mirrors(rule, routing),
             interim: self.interim(&asked.parts),
         };
-        let templates = variables::templates(rule.response_edits(backend));
+        let templates = variables::templates(rule.response_edits(Some(backend)));
         let kept = (!templates.is_empty()).then(|| variables::keep(&asked.parts));
         let mut response = self.send(asked, plan).await;
         let filled = kept.map_or_else(Vec::new, |request| {
             let answered = Some((response.status().as_u16(), response.headers()));
             variables::fill(&templates, self.session, self.record, route, &request, answered)
         });
-        fields::edit(response.headers_mut(), rule.response_edits(backend), filled);
+        fields::edit(response.headers_mut(), rule.response_edits(Some(backend)), filled);
         if let Some(cookie) = cookie.and_then(|cookie| cookie.header()) {
             response.headers_mut().append(header::SET_COOKIE, cookie);
         }
@@ -406,7 +459,8 @@ impl Exchange<'_> {
         (parts.version == Version::HTTP_11 && !self.tunnel).then(|| self.session.interim.clone())
     }
 
-    fn mirrors(&self, rule: &HttpRule, routing: &Routing, namespace: &str) -> Vec<Destination> {
+    fn mirrors(&self, rule: &HttpRule, routing: &Routing) -> Vec<Destination> {
+        let namespace = &*self.session.live.pod.name.namespace;
         let drawn = rule.mirrors.iter().filter(|mirror| {
             let word = self.session.worker.random();
             mirror.share.hits((word >> 32) as u32)
@@ -425,7 +479,7 @@ impl Exchange<'_> {
         parts: &Parts,
     ) -> (Option<u64>, Option<Cookie>) {
         let headers = Fields(&parts.headers);
-        let view = view(parts, "", &headers);
+        let view = view(parts, fields::host(&parts.headers), &headers);
         let client = self.session.live.client.ip();
         hashing::of(&policy.policy.balancing.algorithm, &view, client, || self.session.worker.random())
     }
@@ -570,12 +624,16 @@ fn set_path(parts: &mut Parts, path: String) {
     parts.uri = Uri::from(new);
 }
 
-/// Time for the whole of a request, retries and all: what the rule says, else what a gRPC client asks for. None at a hop with
-/// faults (S21).
+/// Time for the whole of a request, retries and all: what the rule says, or what a gRPC client asks for if that is less. None at a hop
+/// with faults (S21).
 pub(super) fn timeout(rule: &HttpRule, headers: &HeaderMap, is_grpc: bool) -> Option<Duration> {
-    let of_grpc =
-        || headers.get("grpc-timeout").filter(|_| is_grpc).and_then(|value| grpc_timeout(value.as_bytes()));
-    if rule.fault.is_some() { None } else { rule.timeout.or_else(of_grpc) }
+    if rule.fault.is_some() {
+        return None;
+    }
+    let asked = headers.get("grpc-timeout").filter(|_| is_grpc);
+    // Nothing is no limit, to Envoy.
+    let asked = asked.and_then(|value| grpc_timeout(value.as_bytes())).filter(|asked| !asked.is_zero());
+    rule.timeout.into_iter().chain(asked).min()
 }
 
 pub(super) fn view<'a>(parts: &'a Parts, authority: &'a str, headers: &'a Fields<'a>) -> RequestView<'a> {

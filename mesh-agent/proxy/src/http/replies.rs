@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
-use super::{body::Body, exchange::Failure};
+use super::{body::Body, exchange::Failure, fields};
 
 /// A response of ours with a text.
 pub(super) fn text(status: u16, text: impl Into<Bytes>) -> Response<Body> {
@@ -54,7 +54,7 @@ pub(super) fn any(status: u16, message: &'static str, grpc: bool) -> Response<Bo
 pub(super) fn grpc_status(code: u8, message: &str) -> Response<Body> {
     let mut response = Response::new(Body::Empty);
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(header::CONTENT_TYPE, fields::GRPC);
     headers.insert("grpc-status", HeaderValue::from(u16::from(code)));
     if let Some(message) = grpc_message(message) {
         headers.insert("grpc-message", message);

@@ -1,4 +1,5 @@
-//! Which table a request is routed by: that of the host it names, else of the service that was dialled, else none.
+//! Which table a request is routed by: of the Gateway API that of the service that was dialled, else that of the host it names, else of the
+//! service that was dialled, else none.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -8,7 +9,8 @@ use mesh_core::{
         cluster::{ClusterKey, ConnectionPool},
         host::resolve,
         http::{Action, Backend, HttpRule, HttpTable, WeightedBackend},
-        scope::EgressProxy,
+        request::ClientView,
+        scope::{EgressProxy, NO_LABELS},
         sight::Sight,
     },
     snapshot::{Name, Protocol, Service, Snapshot, Workload},
@@ -70,11 +72,20 @@ pub(super) fn table_of(
     authority: &str,
 ) -> Option<Arc<HttpTable>> {
     let port = dialled.port();
-    let named = resolve(sight, authority, port);
+    let labels = client.map_or(&NO_LABELS, |client| &client.labels);
+    let asks = ClientView { namespace: sight.namespace(), labels };
     let of_host = |host: &str, service| {
         let table = seen_by(snapshot.routes().http(host, port), client, sight.namespace());
-        table.filter(|table| sight.sees_rules(table, host, service, port))
+        table.filter(|table| sight.sees_rules(table, host, service, port) && table.concerns(&asks))
     };
+    let dialled_service = sight.service_at(dialled, Protocol::Tcp).map(|(service, _)| service);
+    let of_dialled =
+        || dialled_service.and_then(|service| of_host(&snapshot.host_of(service), Some(service)));
+    // What is attached to a service is for all that comes to its address, whatever a request calls it; Istio's rules go by what it does (S9).
+    if let Some(attached) = of_dialled().filter(|table| table.virtual_service_namespace().is_none()) {
+        return Some(attached);
+    }
+    let named = resolve(sight, authority, port);
     if let Some(table) = of_host(&named.host, named.service) {
         return Some(table);
     }
@@ -83,21 +94,20 @@ pub(super) fn table_of(
     if let Some(service) = named.service.filter(serves) {
         return Some(default_table(snapshot, &service.name, port));
     }
-    let Some((service, _)) = sight.service_at(dialled, Protocol::Tcp) else {
+    let Some(service) = dialled_service else {
         if sight.refuses(dialled) {
             return Some(block_all());
         }
         return sight.egress_proxy_to(dialled).map(through);
     };
-    of_host(&snapshot.host_of(service), Some(service))
-        .or_else(|| Some(default_table(snapshot, &service.name, port)))
+    of_dialled().or_else(|| Some(default_table(snapshot, &service.name, port)))
 }
 
 /// What requests get that nothing describes, under REGISTRY_ONLY (F10).
 fn block_all() -> Arc<HttpTable> {
     let body = Arc::default();
     let unmatched = Action::Respond { status: Refusal::BlackHole.status(), body, reason: BLOCK_ALL.into() };
-    Arc::new(HttpTable { rules: Vec::new(), unmatched })
+    Arc::new(HttpTable::new(Vec::new(), unmatched))
 }
 
 /// What requests get that nothing describes, where a proxy takes them. As Istio's, it takes them once (S68).
@@ -109,7 +119,7 @@ fn through(proxy: &EgressProxy) -> Arc<HttpTable> {
             Action::Forward(vec![WeightedBackend::alone(proxy.backend.clone())]),
         )
     };
-    Arc::new(HttpTable { rules: vec![rule], unmatched: Action::Passthrough })
+    Arc::new(HttpTable::new(vec![rule], Action::Passthrough))
 }
 
 /// What holds for a service without rules: all of its endpoints, and the mesh's retries.
@@ -121,5 +131,5 @@ fn default_table(snapshot: &Snapshot, service: &Name, port: u16) -> Arc<HttpTabl
         retries: snapshot.mesh().defaults.retries.clone(),
         ..HttpRule::new(origin, Action::Forward(vec![WeightedBackend::alone(Backend::Cluster(key))]))
     };
-    Arc::new(HttpTable { rules: vec![rule], unmatched: Action::Passthrough })
+    Arc::new(HttpTable::new(vec![rule], Action::Passthrough))
 }

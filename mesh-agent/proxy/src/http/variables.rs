@@ -4,14 +4,20 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::{HeaderMap, HeaderValue, Request, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Version, request::Parts};
 use mesh_core::route::{
     request::Headers,
     rewrite::HeaderEdit,
     variables::{Facts, Template},
 };
 
-use super::{exchange::Route, fields::Fields, pipeline::view, record::Record, session::Session};
+use super::{
+    exchange::Route,
+    fields::{self, Fields},
+    pipeline::view,
+    record::Record,
+    session::Session,
+};
 
 /// The values of the headers that have variables, in the order of the changes; `None`: that header is not sent.
 pub(super) type Filled = Vec<Option<HeaderValue>>;
@@ -44,7 +50,7 @@ pub(super) fn fill(
         return Vec::new();
     }
     let headers = Fields(&request.headers);
-    let authority = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let authority = fields::host(&request.headers);
     let answered = response.map(|(status, headers)| (status, Fields(headers)));
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let flags = record.flags().to_string();

@@ -2,11 +2,14 @@
 
 mod abuse;
 mod answers;
+mod by_hash;
 mod fixture;
 mod hostile;
 mod http1;
 mod http2;
+mod made_here;
 mod preview;
 mod rules;
 mod smuggling;
 mod switches;
+mod tables;

@@ -92,12 +92,13 @@ fn retrying(attempts: u32, on: RetryOn, per_try_timeout: Option<Duration>) -> Op
             per_try_timeout,
             on,
             backoff: Duration::from_millis(1),
+            backoff_min: Duration::ZERO,
             ignore_previous_hosts: None,
             remote_localities: false,
         }),
         ..HttpRule::new(origin, Action::Passthrough)
     };
-    Route::new(Arc::new(HttpTable { rules: vec![rule], unmatched: Action::Passthrough }), 0, None)
+    Route::new(Arc::new(HttpTable::new(vec![rule], Action::Passthrough)), 0, None)
 }
 
 fn get(path: &str) -> Request<Body> {

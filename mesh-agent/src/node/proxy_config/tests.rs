@@ -281,7 +281,7 @@ fn answers_of_the_mesh_and_ports_it_does_not_look_at_are_told_apart() {
 
     let view = ask(&snapshot, "/moved", &[], Vec::new());
     assert_eq!((view.outcome, view.status), (RequestOutcome::Redirect, Some(302)));
-    assert_eq!(view.location.as_deref(), Some("http://10.96.0.1/there"));
+    assert_eq!(view.location.as_deref(), Some("http://10.96.0.1:9080/there"));
 
     let view = ask(&snapshot, "/lost", &[], Vec::new());
     assert_eq!((view.status, view.flags), (Some(503), vec!["NC".to_owned()]));

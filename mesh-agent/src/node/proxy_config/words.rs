@@ -98,7 +98,8 @@ pub(in super::super) fn action(action: &Action) -> String {
 fn redirect(redirect: &Redirect) -> String {
     let mut text = format!("redirect {}", redirect.status);
     let port = match redirect.port {
-        RedirectPort::OfScheme => None,
+        RedirectPort::OfHost => None,
+        RedirectPort::OfScheme => Some("of the scheme".to_owned()),
         RedirectPort::OfRequest => Some("of the request".to_owned()),
         RedirectPort::Number(port) => Some(port.to_string()),
     };

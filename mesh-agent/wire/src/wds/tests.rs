@@ -237,8 +237,7 @@ fn a_route_that_cannot_be_used_is_refused_by_name_and_reason() {
     let large = nodemesh::Route { form: 1, entry: vec![b' '; super::ROUTE_BYTES_MAX] }.encode_to_vec();
     assert_eq!(decode(Kind::Route, name, &large).unwrap_err().problem, Problem::TooLarge(large.len()));
     // A rule that forwards to nothing would have to be guarded against at every request.
-    let nowhere =
-        HttpTable { rules: Vec::new(), unmatched: mesh_core::route::http::Action::Forward(Vec::new()) };
+    let nowhere = HttpTable::new(Vec::new(), mesh_core::route::http::Action::Forward(Vec::new()));
     let at = HostPort { host: "web".into(), port: 80 };
     let routes = Routes { http: [(at, Scoped::everywhere(Arc::new(nowhere)))].into(), ..Routes::default() };
     let sent = world(Parts { routes: Arc::new(routes), ..Parts::default() });
@@ -257,7 +256,7 @@ fn a_changed_table_is_the_only_one_that_is_sent_again() {
             body: Arc::from(*b"no"),
             reason: "no_route".into(),
         };
-        let table = HttpTable { rules: Vec::new(), unmatched };
+        let table = HttpTable::new(Vec::new(), unmatched);
         (HostPort { host: host.into(), port: 80 }, Scoped::everywhere(Arc::new(table)))
     };
     let routes = |status| Routes { http: [entry("a", 404), entry("b", status)].into(), ..Routes::default() };

@@ -31,6 +31,8 @@ use crate::{
 const BROKEN: u16 = 500;
 /// The same in a GRPCRoute: clients see `UNAVAILABLE`.
 const BROKEN_GRPC: u16 = 503;
+/// Of a back-off that is written so many parts are what the first may be longer by, so that not all try at once.
+const BACKOFF_JITTER: u32 = 4;
 
 /// One route.
 pub(super) struct Route<'a> {
@@ -284,7 +286,7 @@ pub(super) fn http_table(cx: &Context<'_>, counting: &Counting<'_>, port: u16) -
     }
     // Stable: of equals the order of routes and of their rules stays.
     ranked.sort_by_key(|(rank, _)| *rank);
-    HttpTable { rules: ranked.into_iter().map(|(_, rule)| rule).collect(), unmatched: no_route() }
+    HttpTable::new(ranked.into_iter().map(|(_, rule)| rule).collect(), no_route())
 }
 
 /// A route at the port it is compiled for.
@@ -326,11 +328,15 @@ impl At<'_> {
                 let mut policy = RetryPolicy {
                     attempts: retry.attempts.unwrap_or(built_in.attempts),
                     per_try_timeout: backend_timeout,
-                    backoff: retry.backoff.unwrap_or(built_in.backoff),
+                    // What is written is the least, and about what the first takes.
+                    backoff: retry.backoff.map_or(built_in.backoff, |least| least / BACKOFF_JITTER),
+                    backoff_min: retry.backoff.unwrap_or_default(),
                     ..built_in
                 };
                 policy.on.statuses.clone_from(&retry.codes);
                 policy.on.try_timeout = backend_timeout.is_some();
+                // GEP-1731 wants it of whoever writes `retry`; what has been sent is kept for it within limits.
+                policy.on.reset = true;
                 (rule.timeout, Some(policy))
             }
         };

@@ -1,5 +1,6 @@
 //! Tests of routes: from manifests to what clients see.
 
+mod chosen;
 mod destination_rule;
 mod gateway_api;
 mod mesh_config;

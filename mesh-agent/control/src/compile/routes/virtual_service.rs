@@ -9,11 +9,11 @@ use std::{
 
 use mesh_core::{
     route::{
-        self,
         cluster::ClusterKey,
-        http::{Action, Backend, HttpRule, HttpTable, Millionths, Mirror, WeightedBackend},
+        http::{Action, Backend, HeaderOps, HttpRule, HttpTable, Millionths, Mirror, WeightedBackend},
         matching::{HeaderMatch, HttpMatch, PathMatch, QueryMatch, StringMatch},
         stream::{StreamMatch, StreamRule, StreamTable},
+        variables::HeaderText,
     },
     snapshot::Name,
 };
@@ -196,36 +196,57 @@ impl<'c, 'a> Candidates<'c, 'a> {
         namespaces
     }
 
-    /// Those that clients of a namespace see among the most specific ones, by precedence: the nearest, then the oldest.
-    fn visible(&self, client: Option<&str>) -> Vec<&'c Prepared<'a>> {
-        for group in &self.groups {
-            let mut seen: Vec<_> =
-                group.iter().filter_map(|prepared| Some((prepared.nearness(client)?, *prepared))).collect();
-            // Stable: within one nearness they stay by age.
-            seen.sort_by_key(|(nearness, _)| *nearness);
-            if !seen.is_empty() {
-                return seen.into_iter().map(|(_, prepared)| prepared).collect();
-            }
-        }
-        Vec::new()
+    /// Those of a group that clients of a namespace see, by precedence: the nearest, then the oldest.
+    fn visible(group: &[&'c Prepared<'a>], client: Option<&str>) -> Vec<&'c Prepared<'a>> {
+        let mut seen: Vec<_> =
+            group.iter().filter_map(|prepared| Some((prepared.nearness(client)?, *prepared))).collect();
+        // Stable: within one nearness they stay by age.
+        seen.sort_by_key(|(nearness, _)| *nearness);
+        seen.into_iter().map(|(_, prepared)| prepared).collect()
     }
 
-    /// The one that has the host for clients of a namespace.
-    pub(super) fn chosen(&self, client: Option<&str>) -> Option<&'c Prepared<'a>> {
-        self.visible(client).first().copied()
+    /// The one that has the host for clients of a namespace: the first that makes a table, for one without a rule for the port leaves the
+    /// host as if it were not there.
+    pub(super) fn chosen<T>(
+        &self,
+        client: Option<&str>,
+        mut table: impl FnMut(&'c Prepared<'a>) -> Option<Arc<T>>,
+    ) -> Option<Chosen<'c, 'a, T>> {
+        self.groups.iter().find_map(|group| {
+            let mut having = Self::visible(group, client)
+                .into_iter()
+                .filter_map(|prepared| Some((prepared, table(prepared)?)));
+            let (winner, table) = having.next()?;
+            let losers = having.map(|(loser, _)| loser).collect();
+            Some(Chosen { table, winner, losers })
+        })
+    }
+}
+
+/// The VirtualService that has a host and port.
+pub(super) struct Chosen<'c, 'a, T> {
+    /// What it makes of them.
+    pub(super) table: Arc<T>,
+    winner: &'c Prepared<'a>,
+    /// Others as specific as it, which have rules there too.
+    losers: Vec<&'c Prepared<'a>>,
+}
+
+impl<T> Chosen<'_, '_, T> {
+    /// Its key.
+    pub(super) fn key(&self) -> Key {
+        self.winner.key()
     }
 
     /// Says of those that were not chosen that they have no effect: VirtualServices of one host are not merged (fact 8).
     pub(super) fn losers(&self, cx: &Context<'_>, client: Option<&str>, host: &str) -> Vec<SourceError> {
-        let visible = self.visible(client);
-        let Some((winner, losers)) = visible.split_first() else { return Vec::new() };
         let whom = client.map_or(String::new(), |namespace| format!(" for clients of namespace {namespace}"));
-        losers
+        self.losers
             .iter()
             .filter_map(|loser| {
                 let message = format!(
                     "hold {host}, which VirtualService {} has{whom}: this one has no effect there",
-                    winner.source.name
+                    self.winner.source.name
                 );
                 cx.warning(&loser.key(), "spec.hosts", message)
             })
@@ -250,7 +271,8 @@ pub(super) fn http_table(cx: &Context<'_>, service: &Prepared<'_>, port: u16) ->
             break;
         }
     }
-    (!rules.is_empty()).then(|| HttpTable { rules, unmatched: no_route() })
+    let owner = Some(Arc::clone(&service.source.name.namespace));
+    (!rules.is_empty()).then(|| HttpTable { owner, rules, unmatched: no_route() })
 }
 
 fn http_rule(cx: &Context<'_>, rule: &spec::HttpRoute, port: u16) -> Option<HttpRule> {
@@ -259,7 +281,7 @@ fn http_rule(cx: &Context<'_>, rule: &spec::HttpRoute, port: u16) -> Option<Http
         return None;
     }
     let namespace = &*rule.source.namespace;
-    let action = match &rule.action {
+    let mut action = match &rule.action {
         HttpAction::Route(destinations) => forward(cx, destinations, namespace, port),
         HttpAction::Redirect(redirect) => Action::Redirect(redirect.clone()),
         HttpAction::Respond(answer) => Action::Respond {
@@ -276,6 +298,13 @@ fn http_rule(cx: &Context<'_>, rule: &spec::HttpRoute, port: u16) -> Option<Http
         let shares = [fault.delay.map(|(share, _)| share), fault.abort.map(|(share, _)| share)];
         shares.into_iter().flatten().any(|share| share > Millionths(0))
     });
+    let mut headers = rule.headers.clone().unwrap_or_default();
+    if let Action::Forward(backends) = &mut action
+        && let [alone] = &mut **backends
+    {
+        headers.request = together(headers.request, std::mem::take(&mut alone.request_headers));
+        headers.response = together(headers.response, std::mem::take(&mut alone.response_headers));
+    }
     let retries = match &rule.retries {
         Some(Retries::Off) => None,
         Some(Retries::On(policy)) => Some(policy.clone()),
@@ -285,7 +314,6 @@ fn http_rule(cx: &Context<'_>, rule: &spec::HttpRoute, port: u16) -> Option<Http
         backend: backend(cx, &mirror.destination, namespace, port),
         share: mirror.share,
     });
-    let headers = rule.headers.clone().unwrap_or_default();
     let key = Key { kind: Kind::VirtualService, name: rule.source.clone() };
     Some(HttpRule {
         name: rule.name.clone(),
@@ -301,6 +329,25 @@ fn http_rule(cx: &Context<'_>, rule: &spec::HttpRoute, port: u16) -> Option<Http
         response_headers: headers.response,
         rewrite: rule.rewrite.clone().unwrap_or_default(),
     })
+}
+
+/// The changes of a rule with those of its only destination, which are one list to Istio: what one of them takes away and the other sets
+/// is set, and of two values for a header the destination's counts.
+fn together(rule: HeaderOps, destination: HeaderOps) -> HeaderOps {
+    fn both<T>(rule: Vec<T>, destination: Vec<T>) -> Vec<T> {
+        rule.into_iter().chain(destination).collect()
+    }
+    // Stable: of one name the rule's stays before the destination's.
+    let by_name = |mut all: Vec<(Arc<str>, HeaderText)>| {
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
+        all
+    };
+    HeaderOps {
+        set: by_name(both(rule.set, destination.set)),
+        add: by_name(both(rule.add, destination.add)),
+        remove: both(rule.remove, destination.remove),
+        authority: rule.authority.or(destination.authority),
+    }
 }
 
 /// Whether something that is said about gateways holds for workloads of the mesh.
@@ -442,8 +489,8 @@ fn stream_rule(
         .map(|destination| WeightedBackend {
             weight: destination.weight.max(1),
             backend: backend(cx, &destination.destination, namespace, port),
-            request_headers: route::http::HeaderOps::default(),
-            response_headers: route::http::HeaderOps::default(),
+            request_headers: HeaderOps::default(),
+            response_headers: HeaderOps::default(),
         })
         .collect();
     let origin = cx.origin(&service.key(), &rule.field);

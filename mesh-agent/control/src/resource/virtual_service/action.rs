@@ -167,7 +167,7 @@ pub(super) fn redirect(rule: &mut Object<'_>, problems: &mut Problems) -> Option
         status: status.filter(|status| *status != 0).unwrap_or(301),
         scheme: scheme.map(Arc::from),
         authority,
-        port: port.unwrap_or_default(),
+        port: port.unwrap_or(RedirectPort::OfHost),
         path: uri.map(PathRewrite::Full).or(prefix.map(PathRewrite::MatchedPrefix)),
     })
 }
@@ -251,6 +251,7 @@ pub(in crate::resource) fn retries(
         per_try_timeout,
         on: on.unwrap_or_else(RetryOn::built_in),
         backoff: backoff.unwrap_or(retry::BACKOFF),
+        backoff_min: Duration::ZERO,
         ignore_previous_hosts,
         remote_localities: remote_localities.unwrap_or_default(),
     }))

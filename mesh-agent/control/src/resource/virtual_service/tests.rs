@@ -408,13 +408,14 @@ fn s19_redirects_are_read_with_their_defaults() {
             status: 301,
             scheme: None,
             authority: None,
-            port: RedirectPort::OfScheme,
+            port: RedirectPort::OfHost,
             path: Some(PathRewrite::Full("/new".into())),
         }
     );
     let all = redirect("{authority: a.b, scheme: https, port: 8443, redirectCode: 308}");
     assert_eq!((all.status, all.port), (308, RedirectPort::Number(8443)));
     assert_eq!(redirect("{authority: a, derivePort: FROM_REQUEST_PORT}").port, RedirectPort::OfRequest);
+    assert_eq!(redirect("{uri: /a, derivePort: FROM_PROTOCOL_DEFAULT}").port, RedirectPort::OfScheme);
     assert_eq!(redirect("{authority: a, redirectCode: 0}").status, 301);
     let by_prefix = rule("match: [{uri: {prefix: /a}}], redirect: {prefixRewrite: /b}");
     assert!(matches!(
@@ -707,6 +708,7 @@ fn s30_to_s33_retries_are_read_with_their_defaults() {
         per_try_timeout: None,
         on: RetryOn::built_in(),
         backoff: Duration::from_millis(25),
+        backoff_min: Duration::ZERO,
         ignore_previous_hosts: None,
         remote_localities: false,
     };

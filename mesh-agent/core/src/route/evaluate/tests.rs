@@ -35,7 +35,7 @@ fn rule(name: &str, matches: Vec<HttpMatch>) -> HttpRule {
 }
 
 fn table(rules: Vec<HttpRule>) -> HttpTable {
-    HttpTable { rules, unmatched: Action::Passthrough }
+    HttpTable::new(rules, Action::Passthrough)
 }
 
 struct Request {
@@ -246,10 +246,8 @@ fn s10_conditions_of_a_match_are_anded_matches_ored_and_the_first_rule_wins() {
 #[test]
 fn without_a_rule_that_matches_the_tables_own_action_counts() {
     let respond = Action::Respond { status: 404, body: Arc::from([]), reason: "no_route".into() };
-    let table = HttpTable {
-        rules: vec![rule("a", vec![path(PathMatch::Segments("/a".into()))])],
-        unmatched: respond.clone(),
-    };
+    let rules = vec![rule("a", vec![path(PathMatch::Segments("/a".into()))])];
+    let table = HttpTable::new(rules, respond.clone());
     let labels = BTreeMap::new();
     let client = ClientView { namespace: "default", labels: &labels };
     let hit = table.route(&Request::to("/b").view(), &client);

@@ -60,7 +60,7 @@ fn snapshot(routed: &[&str]) -> Snapshot {
             ..Service::named(Name::new(namespace, name))
         })
     };
-    let table = Arc::new(HttpTable { rules: Vec::new(), unmatched: Action::Passthrough });
+    let table = Arc::new(HttpTable::new(Vec::new(), Action::Passthrough));
     let entry =
         |host: &&str| (HostPort { host: (*host).into(), port: 80 }, Scoped::everywhere(Arc::clone(&table)));
     let routes = Routes { http: routed.iter().map(entry).collect(), ..Routes::default() };

@@ -11,6 +11,7 @@ fn policy(attempts: u32) -> RetryPolicy {
         per_try_timeout: None,
         on: RetryOn::default(),
         backoff: Duration::from_millis(25),
+        backoff_min: Duration::ZERO,
         ignore_previous_hosts: None,
         remote_localities: false,
     }
@@ -190,6 +191,16 @@ proptest! {
         let longest = policy.backoff_before(retry, u64::MAX);
         prop_assert!(longest + Duration::from_nanos(1) == most, "{:?}", longest);
         prop_assert_eq!(policy.backoff_before(retry, 0), Duration::ZERO);
+    }
+
+    #[test]
+    fn s35_no_back_off_is_shorter_than_the_least(
+        retry in 1_u32..40, draw in any::<u64>(), least in 0_u64..u64::MAX,
+    ) {
+        let least = Duration::from_nanos(least);
+        let without = policy(40).backoff_before(retry, draw);
+        let with = RetryPolicy { backoff_min: least, ..policy(40) }.backoff_before(retry, draw);
+        prop_assert_eq!(with, least + without);
     }
 
     #[test]

@@ -141,7 +141,7 @@ fn s66_rules_of_virtual_services_are_seen_by_their_own_namespace() {
             place: None,
         };
         let unmatched = Action::Passthrough;
-        HttpTable { rules: vec![rule(origin)], unmatched }
+        HttpTable::new(vec![rule(origin)], unmatched)
     };
     let sees = |sidecar: &str, table: &HttpTable| {
         let client = client("a", Some(sidecar));
@@ -154,6 +154,9 @@ fn s66_rules_of_virtual_services_are_seen_by_their_own_namespace() {
     assert!(!sees("a", &table("VirtualService", "b")));
     assert!(!sees("a", &table("HTTPRoute", "a")), "they are attached to the service");
     assert!(sees("b", &table("HTTPRoute", "b")) && !sees("b", &table("VirtualService", "a")));
+    // Its rules are a delegate's of another namespace.
+    let delegating = HttpTable { owner: Some("a".into()), ..table("VirtualService", "b") };
+    assert!(sees("a", &delegating) && !sees("b", &delegating));
 }
 
 #[test]
@@ -308,7 +311,7 @@ fn an_address_in_a_network_is_the_smallest_networks_unless_it_is_a_pods() {
 #[test]
 fn s52_ports_of_hosts_that_only_their_names_tell_are_known_where_something_is_said_about_them() {
     let rules = |hosts: &[&str]| {
-        let table = HttpTable { rules: Vec::new(), unmatched: Action::Passthrough };
+        let table = HttpTable::new(Vec::new(), Action::Passthrough);
         let table = Arc::new(table);
         let entry = |host: &&str| {
             (HostPort { host: (*host).into(), port: 80 }, Scoped::everywhere(Arc::clone(&table)))

@@ -168,7 +168,7 @@ pub(super) fn no_route() -> Action {
 
 /// Publishes services `web` (at the VIP), and others behind further addresses, and the rules of `web`; the client dials it.
 pub(super) fn publish(world: &World, rules: Vec<HttpRule>, services: &[(&str, SocketAddr)]) {
-    let table = HttpTable { rules, unmatched: no_route() };
+    let table = HttpTable::new(rules, no_route());
     let mut routes = Routes::default();
     routes.http.insert(HostPort { host: HOST.into(), port: 80 }, Scoped::everywhere(Arc::new(table)));
     publish_routes(world, routes, services);
@@ -179,7 +179,7 @@ pub(super) fn publish_routes(world: &World, routes: Routes, services: &[(&str, S
     publish_mesh(world, Mesh::default(), routes, services);
 }
 
-/// The same of another mesh. The client has the first Sidecar of the routes, if there is one, and is then not at the servers' address:
+/// The same of another mesh. What stands several times in a row is one service of as many endpoints. The client has the first Sidecar of the routes, if there is one, and is then not at the servers' address:
 /// who is behind an egress proxy is not sent to it.
 pub(super) fn publish_mesh(world: &World, mesh: Mesh, routes: Routes, services: &[(&str, SocketAddr)]) {
     let version = world.snapshots.borrow().version() + 1;
@@ -187,11 +187,12 @@ pub(super) fn publish_mesh(world: &World, mesh: Mesh, routes: Routes, services: 
     let addr = if sidecar.is_none() { "127.0.0.1" } else { APART };
     let own = Workload { sidecar, ..workload("client", "a", addr.parse().unwrap()) };
     let made: Vec<Arc<Service>> = services
-        .iter()
+        .chunk_by(|(one, _), (next, _)| one == next)
         .enumerate()
-        .map(|(index, (name, addr))| {
+        .map(|(index, of_one)| {
             let vip = format!("10.96.0.{}", index + 1).parse().unwrap();
-            Arc::new(service(name, vip, vec![endpoint(*addr, None)]))
+            let endpoints = of_one.iter().map(|(_, addr)| endpoint(*addr, None)).collect();
+            Arc::new(service(of_one[0].0, vip, endpoints))
         })
         .collect();
     world.snapshots.send_replace(Arc::new(Snapshot::new(
@@ -241,6 +242,12 @@ impl Client {
     pub(super) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         // A proxy that has hung up meanwhile shows in what is read.
         self.stream.write_all(bytes.as_ref()).await.ok();
+    }
+
+    /// A GET of `/` for this host, and its response.
+    pub(super) async fn get_of(&mut self, host: &str, headers: &str) -> Reply {
+        self.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n")).await;
+        self.reply().await
     }
 
     /// A GET of this path, and its response.

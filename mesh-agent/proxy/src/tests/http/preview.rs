@@ -116,6 +116,17 @@ fn answers_of_the_mesh_itself_are_foretold() {
 
         assert_eq!(understood(&world, &asked("GET", "/slow", &[])).timeout, Some(Duration::from_secs(1)));
         assert_eq!(understood(&world, &asked("GET", "/faulty", &[])).timeout, None);
+        // The less of what the rule and the client say.
+        let within = |path: &str, asked_for: &str| {
+            let headers = [("content-type", "application/grpc"), ("grpc-timeout", asked_for)];
+            understood(&world, &asked("POST", path, &headers)).timeout.map(|limit| limit.as_millis())
+        };
+        for (asked_for, slow) in [("200m", 200), ("5S", 1000), ("0S", 1000), ("soon", 1000)] {
+            assert_eq!(within("/slow", asked_for), Some(slow), "{asked_for}");
+        }
+        assert_eq!([within("/gone", "5S"), within("/gone", "0S")], [Some(5000), None]);
+        let plain = asked("GET", "/slow", &[("grpc-timeout", "200m")]);
+        assert_eq!(understood(&world, &plain).timeout, Some(Duration::from_secs(1)), "it is no gRPC");
 
         let said = understood(&world, &asked("GET", "/none", &[]));
         let Some(Action::Respond { status, .. }) = said.action() else { panic!("{said:?}") };

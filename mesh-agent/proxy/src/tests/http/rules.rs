@@ -309,7 +309,7 @@ fn s8_what_nothing_describes_goes_as_dialled_or_is_refused_as_the_mesh_says() {
             Mesh { defaults: Arc::new(defaults), ..Mesh::default() }
         };
         let routes = || {
-            let table = HttpTable { rules: vec![forward()], unmatched: no_route() };
+            let table = HttpTable::new(vec![forward()], no_route());
             let at = HostPort { host: "known.example".into(), port: addr.port() };
             Routes { http: [(at, Scoped::everywhere(Arc::new(table)))].into(), ..Routes::default() }
         };
@@ -420,7 +420,7 @@ fn a_cookie_is_made_for_clients_without_one() {
         };
         let policy = Cluster { origin: None, labels: Default::default(), policy };
         let key = ClusterKey { service: Name::new("default", "web"), port: 80, subset: None };
-        let table = HttpTable { rules: vec![forward()], unmatched: no_route() };
+        let table = HttpTable::new(vec![forward()], no_route());
         let mut routes = Routes::default();
         routes.http.insert(HostPort { host: HOST.into(), port: 80 }, Scoped::everywhere(Arc::new(table)));
         routes.clusters.insert(key, Scoped::everywhere(Arc::new(policy)));
@@ -458,7 +458,7 @@ fn what_the_mesh_says_holds_where_no_rule_and_no_policy_says_more() {
         let mesh = Mesh { defaults: Arc::new(defaults), ..Mesh::default() };
         // The rule is about another service: nothing is said of `web`, but its port is looked into.
         let mut routes = Routes::default();
-        let table = HttpTable { rules: vec![forward()], unmatched: no_route() };
+        let table = HttpTable::new(vec![forward()], no_route());
         let at = HostPort { host: "other.default.svc.cluster.local".into(), port: 80 };
         routes.http.insert(at, Scoped::everywhere(Arc::new(table)));
         let key = ClusterKey { service: Name::new("default", "web"), port: 80, subset: Some("v1".into()) };

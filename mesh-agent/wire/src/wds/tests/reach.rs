@@ -144,7 +144,7 @@ fn table() -> impl Strategy<Value = Arc<HttpTable>> {
             HttpRule::new(origin, Action::Forward(vec![backend]))
         },
     );
-    vec(rule, 1..3).prop_map(|rules| Arc::new(HttpTable { rules, unmatched: Action::Passthrough }))
+    vec(rule, 1..3).prop_map(|rules| Arc::new(HttpTable::new(rules, Action::Passthrough)))
 }
 
 fn routes() -> impl Strategy<Value = Routes> {

@@ -150,6 +150,7 @@ fn path_rewrite() -> impl Strategy<Value = PathRewrite> {
 fn action() -> impl Strategy<Value = Action> {
     let port = prop_oneof![
         Just(RedirectPort::OfScheme),
+        Just(RedirectPort::OfHost),
         Just(RedirectPort::OfRequest),
         Just(RedirectPort::Number(81))
     ];
@@ -181,12 +182,14 @@ fn retries() -> impl Strategy<Value = RetryPolicy> {
             ..RetryOn::default()
         },
     );
-    (1..5_u32, option::of(seconds()), on, seconds(), option::of(any::<bool>()), any::<bool>()).prop_map(
-        |(attempts, per_try_timeout, on, backoff, ignore_previous_hosts, remote_localities)| RetryPolicy {
+    let backoffs = (seconds(), seconds());
+    (1..5_u32, option::of(seconds()), on, backoffs, option::of(any::<bool>()), any::<bool>()).prop_map(
+        |(attempts, per_try_timeout, on, backoffs, ignore_previous_hosts, remote_localities)| RetryPolicy {
             attempts,
             per_try_timeout,
             on,
-            backoff,
+            backoff: backoffs.0,
+            backoff_min: backoffs.1,
             ignore_previous_hosts,
             remote_localities,
         },
@@ -259,7 +262,11 @@ fn rule() -> impl Strategy<Value = HttpRule> {
 }
 
 fn http() -> impl Strategy<Value = HttpTable> {
-    (vec(rule(), 0..3), action()).prop_map(|(rules, unmatched)| HttpTable { rules, unmatched })
+    (option::of(word()), vec(rule(), 0..3), action()).prop_map(|(owner, rules, unmatched)| HttpTable {
+        owner,
+        rules,
+        unmatched,
+    })
 }
 
 fn streams() -> impl Strategy<Value = StreamTable> {

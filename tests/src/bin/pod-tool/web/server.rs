@@ -1,9 +1,8 @@
 //! A server of HTTP/1.1 and HTTP/2 that says what it saw. The query of a request says how it answers: `status=N`, `delay=MS`,
-//! `times=N` (those two for the first so many requests of the path alone), `bytes=N` (a body of that length), `chunks=N` (the same
+//! `reset=1` (the connection or stream ends without an answer), `times=N` (those three for the first so many requests of the path alone), `bytes=N` (a body of that length), `chunks=N` (the same
 //! without saying the length), `trailers=1`, `cut=1` (half of the body, then nothing), `ignore=1` (the body is not read), `close=1`.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,6 +23,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::AnyError;
+
+/// No answer, as was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("reset on request")]
+struct Reset;
 
 struct Shared {
     serving: Serving,
@@ -120,7 +124,7 @@ async fn respond(
     shared: Arc<Shared>,
     caller: Caller,
     request: Request<Incoming>,
-) -> Result<Response<Answer>, Infallible> {
+) -> Result<Response<Answer>, Reset> {
     let (parts, body) = request.into_parts();
     let query = parts.uri.query().unwrap_or_default().to_owned();
     let asked = |name: &str| {
@@ -158,6 +162,9 @@ async fn respond(
     let is_over = number("times").is_some_and(|times| so_far_here > times);
     if let Some(delay) = number("delay").filter(|_| !is_over) {
         tokio::time::sleep(Duration::from_millis(delay)).await;
+    }
+    if asked("reset").is_some() && !is_over {
+        return Err(Reset);
     }
     let text = serde_json::to_vec(&seen).unwrap_or_default();
     let (bytes, chunks) = (number("bytes"), number("chunks"));

@@ -277,6 +277,26 @@ fn s35_timeouts_and_retries_are_mapped_as_istio_does() {
 }
 
 #[test]
+fn s35_where_retry_is_written_lost_connections_are_made_good_and_no_try_begins_before_its_back_off() {
+    let policy = |rule: &str| {
+        let found = routes(&with(&[route("shop/r", 1, &format!("rules: [{{{rule}{}}}]", to("v2")))]));
+        http(&found, WEB, 80, "x").unwrap().rules[0].retries.clone().unwrap()
+    };
+    let millis = Duration::from_millis;
+    for (rule, reset, least, most) in [
+        ("", false, millis(0), millis(25)),
+        ("retry: {codes: [503]}, ", true, millis(0), millis(25)),
+        ("retry: {backoff: 100ms}, ", true, millis(100), millis(125)),
+        ("retry: {backoff: 8s}, ", true, millis(8_000), millis(10_000)),
+    ] {
+        let policy = policy(rule);
+        assert_eq!(policy.on.reset, reset, "{rule}");
+        assert_eq!(policy.backoff_before(1, 0), least, "{rule}");
+        assert_eq!(policy.backoff_before(1, u64::MAX) + Duration::from_nanos(1), most, "{rule}");
+    }
+}
+
+#[test]
 fn grpc_routes_and_http_routes_of_one_service_are_one_table() {
     let grpc = "parentRefs: [{group: '', kind: Service, name: web}], rules: [{matches: [{method: {service: a.B, method: C}}], backendRefs: [{name: v2, port: 80}]}, {matches: [{method: {service: x.Y}}], backendRefs: [{name: gone, port: 80}]}]";
     let found = routes(&with(&[

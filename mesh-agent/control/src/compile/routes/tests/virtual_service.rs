@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use mesh_core::route::{
-    http::{Action, Millionths},
+    http::{Action, HeaderOps, Millionths},
     matching::{PathMatch, StringMatch},
+    rewrite::HeaderEdit,
+    variables::HeaderText,
 };
 
 use super::{
@@ -297,6 +299,8 @@ fn delegates_stand_in_their_roots_places_and_are_found_only_where_exported() {
         table,
         ["part spec.http[0]: answer 201 direct_response", "root spec.http[1]: answer 299 direct_response"]
     );
+    let owner = http(compiled.snapshot.routes(), WEB, 80, "x").unwrap().owner.clone();
+    assert_eq!(owner.as_deref(), Some("shop"), "the root's namespace counts (S66)");
     let compiled = compile(&documents("."));
     let table = shown(http(compiled.snapshot.routes(), WEB, 80, "x"));
     assert_eq!(table, ["root spec.http[1]: answer 299 direct_response"]);
@@ -380,4 +384,43 @@ fn every_condition_of_a_match_arrives_and_arrives_over_the_link_too() {
     assert!(rule.cors.is_some());
     assert_eq!(rule.origin.place.as_deref(), Some("a.yaml, document 2"));
     assert!(over_the_link(&compiled.snapshot).same_world(&compiled.snapshot));
+}
+
+#[test]
+fn s18_headers_of_a_rule_and_its_only_destination_are_one_list() {
+    let rules = |destinations: &str| {
+        let spec = format!(
+            "hosts: [web], http: [{{headers: {{request: {{set: {{x-b: rule, x-c: rule, host: rule.example}}}},
+               response: {{add: {{x-e: rule}}}}}}, route: [{destinations}]}}]"
+        );
+        let found = routes(&[service("shop/web", &["http:80"]), vs("shop/web", &spec)]);
+        http(&found, WEB, 80, "x").unwrap().rules[0].clone()
+    };
+    let to = "{destination: {host: web}, headers: {request: {set: {x-a: own, x-c: own, host: own.example}, remove: [x-b]},
+               response: {set: {x-e: own}}}}";
+    let edits = |ops: &HeaderOps| -> Vec<String> {
+        let text = |text: &HeaderText| match text {
+            HeaderText::Plain(text) => text.to_string(),
+            HeaderText::Template(template) => template.source().to_owned(),
+        };
+        let said = |edit: HeaderEdit<'_>| match edit {
+            HeaderEdit::Set(name, value) => format!("{name}={}", text(value)),
+            HeaderEdit::Add(name, value) => format!("{name}+{}", text(value)),
+            HeaderEdit::Remove(name) => format!("-{name}"),
+        };
+        ops.edits().map(said).collect()
+    };
+    let one = rules(to);
+    assert_eq!(edits(&one.request_headers), ["-x-b", "x-a=own", "x-b=rule", "x-c=rule", "x-c=own"]);
+    assert_eq!(edits(&one.response_headers), ["x-e=own", "x-e+rule"]);
+    assert_eq!(one.request_headers.authority.as_deref(), Some("rule.example"));
+    assert!(one.action.backends().unwrap()[0].request_headers.is_empty());
+    // Of several each has its own.
+    let several = rules(&format!(
+        "{}, {{destination: {{host: web}}, weight: 1}}",
+        to.replace("}}}}", "}}}, weight: 1}")
+    ));
+    assert_eq!(edits(&several.request_headers), ["x-b=rule", "x-c=rule"]);
+    let own = &several.action.backends().unwrap()[0].request_headers;
+    assert_eq!(edits(own), ["-x-b", "x-a=own", "x-c=own"]);
 }
