@@ -96,6 +96,31 @@ pub fn grpc_status(headers: &dyn Headers) -> Option<u8> {
     std::str::from_utf8(headers.first("grpc-status")?).ok()?.parse().ok()
 }
 
+/// The same, where something that is no code of gRPC's is UNKNOWN.
+pub fn grpc_status_or_unknown(headers: &dyn Headers) -> Option<u8> {
+    const UNKNOWN: u8 = 2;
+    headers.first("grpc-status")?;
+    Some(grpc_status(headers).filter(|code| *code <= 16).unwrap_or(UNKNOWN))
+}
+
+/// The status of HTTP that means about the same as a code of gRPC; 500 for what is none.
+pub fn http_status_of_grpc(code: u8) -> u16 {
+    match code {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
+
 /// The value of a `grpc-timeout` header: up to eight digits and a unit.
 pub fn grpc_timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;

@@ -208,3 +208,22 @@ proptest! {
         let _timeout = grpc_timeout(&bytes);
     }
 }
+
+#[test]
+fn codes_of_grpc_have_statuses_of_http() {
+    struct One(&'static str);
+    impl Headers for One {
+        fn visit<'s>(&'s self, name: &str, each: &mut dyn FnMut(&'s [u8])) {
+            if name == "grpc-status" {
+                each(self.0.as_bytes());
+            }
+        }
+    }
+    let statuses = [200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401];
+    for (code, status) in statuses.into_iter().enumerate() {
+        assert_eq!(http_status_of_grpc(u8::try_from(code).unwrap()), status, "{code}");
+    }
+    for (said, code) in [("0", 0), ("14", 14), ("17", 2), ("999", 2), ("ok", 2), ("", 2)] {
+        assert_eq!(grpc_status_or_unknown(&One(said)), Some(code), "{said}");
+    }
+}
