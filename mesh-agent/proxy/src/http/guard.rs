@@ -6,8 +6,12 @@
 //!
 //! Invariants:
 //! - A head is handed on only when it is complete and passed; so the library parses each head once, however slowly it drips.
-//! - At most [`HEAD_MAX`] bytes are held, and [`HELD_MAX`] behind a request that may switch protocols.
+//! - Bytes pass as they came, but for request lines that the library would refuse and others take ([`target`]); such a head is checked as
+//!   it is handed on.
+//! - At most [`HEAD_MAX`] bytes are held (three times as many of a read with such lines), and [`HELD_MAX`] behind a request that may switch protocols.
 //! - Framing is followed to the byte; where it cannot be, the connection ends.
+
+mod target;
 
 use crate::metrics::http::Refusal;
 
@@ -57,6 +61,8 @@ pub(crate) struct Guard {
     may_switch: bool,
     /// Heads that passed.
     requests: u32,
+    /// The line that takes the place of so many bytes behind those that passed.
+    rewritten: Option<(usize, Vec<u8>)>,
     refusal: Option<Refusal>,
 }
 
@@ -69,6 +75,7 @@ impl Guard {
             passed: 0,
             may_switch: false,
             requests: 0,
+            rewritten: None,
             refusal: None,
         }
     }
@@ -91,6 +98,11 @@ impl Guard {
     /// How many requests' heads have passed, modulo 2³².
     pub(crate) fn requests(&self) -> u32 {
         self.requests
+    }
+
+    /// Whether a request's body has arrived in part, or not at all.
+    pub(crate) fn in_body(&self) -> bool {
+        matches!(self.place, Place::Length(_) | Place::ChunkSize | Place::Chunk(_) | Place::Trailers(_))
     }
 
     /// Whether the beginning of a request has arrived, but not all of its head.
@@ -118,6 +130,9 @@ impl Guard {
             }
             self.held.extend_from_slice(bytes);
             self.passed = passed;
+            if self.rewritten.is_some() {
+                self.follow_held();
+            }
         } else {
             // A head that drips is read again for each piece; what ends no line cannot complete it.
             let is_same = self.in_head()
@@ -166,8 +181,16 @@ impl Guard {
     }
 
     fn follow_held(&mut self) {
-        let held = std::mem::take(&mut self.held);
-        self.passed += self.follow(&held[self.passed..]);
+        let mut held = std::mem::take(&mut self.held);
+        loop {
+            if let Some((len, line)) = self.rewritten.take() {
+                held.splice(self.passed..self.passed + len, line);
+            }
+            self.passed += self.follow(&held[self.passed..]);
+            if self.rewritten.is_none() {
+                break;
+            }
+        }
         self.held = held;
     }
 
@@ -246,6 +269,11 @@ impl Guard {
             return Ok(2);
         }
         let Some(head) = Head::read(bytes)? else { return Ok(0) };
+        if let Some(line) = target::encoded(&bytes[..head.line_len]) {
+            // It is read again as it will be handed on.
+            self.rewritten = Some((head.line_len, line));
+            return Ok(0);
+        }
         self.may_switch = head.may_switch;
         if head.connect && (head.chunked || head.length.is_some_and(|length| length > 0)) {
             // Whether bytes behind it are its body or the tunnel's is read both ways (RFC 9110 §9.3.6).
@@ -266,6 +294,8 @@ impl Guard {
 /// What a head says about framing.
 struct Head {
     len: usize,
+    /// Of the request line, without its end.
+    line_len: usize,
     /// HTTP/1.0.
     old: bool,
     connect: bool,
@@ -285,6 +315,7 @@ impl Head {
         let connect = first.starts_with(b"CONNECT ");
         let mut head = Self {
             len: first.len() + 2,
+            line_len: first.len(),
             old: first.ends_with(b"0"),
             connect,
             chunked: false,

@@ -148,6 +148,27 @@ fn bodies_are_followed_to_the_byte() {
 }
 
 #[test]
+fn targets_that_others_take_are_handed_on_encoded_and_the_requests_around_them_as_they_came() {
+    const STREAM: &str = "GET /a?b=\"c\" HTTP/1.1\r\nX: <\"\r\n\r\n\
+        POST /<d> HTTP/1.1\r\nContent-Length: 5\r\n\r\n<\"<\">\
+        GET /`?`# HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n";
+    const PASSED: &str = "GET /a?b=%22c%22 HTTP/1.1\r\nX: <\"\r\n\r\n\
+        POST /%3Cd%3E HTTP/1.1\r\nContent-Length: 5\r\n\r\n<\"<\">\
+        GET /%60?`# HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n";
+    for piece in [1, 2, 7, 30, 1000] {
+        let (passed, refusal) = run(STREAM.as_bytes(), piece);
+        assert_eq!((String::from_utf8(passed).unwrap().as_str(), refusal), (PASSED, None), "{piece}");
+    }
+    // What is wrong with such a head is still said by name, and how long it may be is counted as it leaves.
+    let stream = b"GET /?\" HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
+    assert_eq!(run(stream, 1000), (Vec::new(), Some(Refusal::LengthAndEncoding)));
+    let long = format!("GET /?{} HTTP/1.1\r\n\r\n", "\"".repeat(HEAD_MAX / 3));
+    assert_eq!(run(long.as_bytes(), 100_000), (Vec::new(), Some(Refusal::HeadTooLarge)));
+    let fits = format!("GET /?{} HTTP/1.1\r\n\r\n", "\"".repeat(HEAD_MAX / 3 - 100));
+    assert_eq!(run(fits.as_bytes(), 1000).1, None);
+}
+
+#[test]
 fn broken_chunks_are_refused() {
     const POST: &str = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
     for (body, refusal) in [
