@@ -85,6 +85,9 @@ pub(crate) struct Live {
     /// A client's, which is counted by how it ends.
     is_accepted: bool,
     started: u32,
+    /// Requests on it that are not over, and the tick at which there were some last.
+    requests: Cell<u32>,
+    requested: Cell<Option<u32>>,
     term: Cell<Term>,
     original_dst: Cell<Option<SocketAddr>>,
     upstream: Cell<Option<SocketAddr>>,
@@ -97,6 +100,16 @@ pub(crate) struct Live {
     inbound: RefCell<Option<Taken>>,
     /// The tunnel that carries a connection of the agent's own.
     tunnel: RefCell<Weak<Tunnel>>,
+}
+
+/// Counts a request as long as it is not over.
+#[derive(Debug)]
+pub(crate) struct OpenRequest(Rc<Live>);
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        self.0.requests.set(self.0.requests.get() - 1);
+    }
 }
 
 /// How long a connection may live, in the worker's ticks.
@@ -196,9 +209,20 @@ impl Live {
         self.term.set(term);
     }
 
-    /// Why its time is over at a tick, if it is.
+    /// A request begins on it. As long as it lasts, the connection is not idle, whatever it carries.
+    pub(crate) fn begin_request(self: &Rc<Self>) -> OpenRequest {
+        self.requests.set(self.requests.get() + 1);
+        OpenRequest(Rc::clone(self))
+    }
+
+    /// Why its time is over at a tick, if it is. Asked at every look at the connections.
     pub(crate) fn overdue(&self, tick: u32, idle_max: u32) -> Option<CloseReason> {
-        let (age, idle) = (tick.wrapping_sub(self.started), tick.wrapping_sub(self.meter.active()));
+        if self.requests.get() > 0 {
+            self.requested.set(Some(tick));
+        }
+        let age = tick.wrapping_sub(self.started);
+        let silent = tick.wrapping_sub(self.meter.active());
+        let idle = self.requested.get().map_or(silent, |at| silent.min(tick.wrapping_sub(at)));
         self.term.get().ended(age, idle, idle_max)
     }
 
@@ -399,6 +423,8 @@ impl Connections {
             of_pod: Arc::clone(of_pod),
             is_accepted,
             started: now,
+            requests: Cell::new(0),
+            requested: Cell::new(None),
             term: Cell::new(Term::DEFAULT),
             original_dst: Cell::new(None),
             upstream: Cell::new(None),

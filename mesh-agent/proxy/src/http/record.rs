@@ -21,9 +21,12 @@ use super::{
     exchange::{Flag, Flags, UpstreamEnd},
     session::{Routing, Session},
 };
-use crate::metrics::{
-    edges::{EdgeKey, Parties, Reporter, Security},
-    http::RequestKey,
+use crate::{
+    connections::OpenRequest,
+    metrics::{
+        edges::{EdgeKey, Parties, Reporter, Security},
+        http::RequestKey,
+    },
 };
 
 /// A request that is reset within this time was never meant to be answered.
@@ -49,6 +52,7 @@ pub(super) struct Record {
     /// The response is complete.
     done: Cell<bool>,
     log: Option<Box<RefCell<Line>>>,
+    _open: OpenRequest,
 }
 
 /// What only the access log wants.
@@ -93,6 +97,7 @@ impl Record {
             offered: Cell::new(None),
             done: Cell::new(false),
             log,
+            _open: session.live.begin_request(),
         });
         session.begin(&record);
         record

@@ -70,12 +70,13 @@ impl Http2Switch {
             response.headers_mut().remove(name);
         }
         let session = Rc::clone(session);
+        let open = session.live.begin_request();
         // Ends with the stream, which ends with the connection at the latest.
         drop(spawn_local(async move {
             if let Ok(stream) = self.stream.await {
                 relay(&mut TokioIo::new(stream), &[], upgraded).await;
             }
-            drop(session);
+            drop((session, open));
         }));
         response.map(|_| Body::Empty)
     }
@@ -103,6 +104,7 @@ fn base64_of(words: [u64; 2]) -> String {
 /// Carries the bytes of a connection that has switched protocols; `early` are those that came with the last request.
 pub(super) async fn carry(session: &Rc<Session>, early: &[u8], upgraded: Upgraded) -> CloseReason {
     session.socket.borrow_mut().guard.switched();
+    let _open = session.live.begin_request();
     relay(&mut TokioIo::new(ClientIo(Rc::clone(session))), early, upgraded).await
 }
 

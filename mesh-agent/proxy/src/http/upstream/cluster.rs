@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     close::CloseReason,
-    connections::Live,
+    connections::{Live, OpenRequest},
     destination::{
         UNUSED_TICKS_MAX,
         endpoints::{Endpoints, Member},
@@ -81,13 +81,15 @@ pub(super) struct Site {
 pub(super) struct Lease {
     pub(super) connection: Rc<Connection>,
     pub(super) sender: Option<Sender>,
+    _open: OpenRequest,
 }
 
 impl Lease {
     fn new(connection: Rc<Connection>, sender: Sender) -> Self {
         connection.served.set(connection.served.get() + 1);
         connection.streams.set(connection.streams.get() + 1);
-        Self { connection, sender: Some(sender) }
+        let _open = connection.live.begin_request();
+        Self { connection, sender: Some(sender), _open }
     }
 
     /// The response is over: the connection can be used again.
@@ -373,7 +375,8 @@ impl Lease {
     /// What stands for a connection in the pool: nothing is sent over it.
     fn shared(connection: &Rc<Connection>) -> Self {
         connection.streams.set(connection.streams.get() + 1);
-        Self { connection: Rc::clone(connection), sender: None }
+        let _open = connection.live.begin_request();
+        Self { connection: Rc::clone(connection), sender: None, _open }
     }
 }
 
