@@ -129,6 +129,18 @@ impl Interim {
         }
     }
 
+    /// Has whoever waits for the body look again.
+    pub(crate) fn wake_body(&self) {
+        if let Some(body) = self.state().body.take() {
+            body.wake();
+        }
+    }
+
+    /// Whether the current request's body was never asked for, and may come all the same.
+    pub(super) fn is_unasked(&self) -> bool {
+        self.state().gate != Gate::Open
+    }
+
     /// Whether the body is still not asked for.
     pub(crate) fn is_waiting(&self) -> bool {
         self.state().gate == Gate::Waiting

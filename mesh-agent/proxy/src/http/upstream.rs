@@ -4,8 +4,8 @@
 //! connection to it is found or made, and the request is tried as often as its plan allows.
 //!
 //! - [`cluster`]: a destination's connections as one worker has them; [`pool`]: those to one endpoint; [`connect`] makes them, [`connection`]
-//!   drives them.
-//! - [`attempt`]: one request from its first try to its answer; [`replay`] keeps its body.
+//!   drives them, and [`endable`] lets it end what the HTTP library holds.
+//! - [`attempt`]: one request from its first try to its answer; [`replay`] keeps its body, [`clock`] its time.
 //!
 //! Invariants:
 //! - Every request gets exactly one [`Answer`]; what fails here fails as it would in Istio's proxy.
@@ -15,9 +15,11 @@
 //! Not here: matching, rewriting, faults, and anything about the client's connection.
 
 mod attempt;
+mod clock;
 mod cluster;
 mod connect;
 mod connection;
+mod endable;
 mod pool;
 mod replay;
 mod reply;

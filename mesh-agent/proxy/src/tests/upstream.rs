@@ -4,6 +4,7 @@ mod balancing;
 mod limits;
 mod retries;
 mod server;
+mod timeouts;
 mod transports;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
@@ -84,7 +85,7 @@ fn plan(world: &World, live: &Rc<Live>, destination: Destination) -> Plan {
 }
 
 /// A route whose tries are repeated so.
-fn retrying(attempts: u32, on: RetryOn, per_try_timeout: Option<Duration>) -> Option<Route> {
+pub(super) fn retrying(attempts: u32, on: RetryOn, per_try_timeout: Option<Duration>) -> Option<Route> {
     let origin = Origin { kind: "Test".into(), name: Name::new("a", "b"), field: "".into(), place: None };
     let rule = HttpRule {
         retries: Some(RetryPolicy {

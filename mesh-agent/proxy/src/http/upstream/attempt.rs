@@ -2,20 +2,17 @@
 //!
 //! Invariants:
 //! - The route's time begins when the client has sent the whole request, and covers everything from there to the end of the
-//!   response.
+//!   response ([`super::clock`]).
 //! - A request is repeated only while no byte of a response has been passed on, and only with its whole body.
 
-use std::{
-    cell::{Cell, RefCell},
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request, uri::Authority};
 use http_body_util::BodyExt;
-use hyper::{Request, Response, body::Incoming};
+use hyper::{
+    Request, Response,
+    body::{Body as _, Incoming},
+};
 use mesh_core::{
     balance::outlier::Observed,
     route::{
@@ -23,13 +20,13 @@ use mesh_core::{
         http::RetryOn,
         protocol::AppProtocol,
         request::Headers,
-        retry::Outcome,
+        retry::{self, Outcome},
     },
     snapshot::Snapshot,
 };
 use tokio::{
     task::spawn_local,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -38,9 +35,10 @@ use super::{
         exchange::{Answer, Flag, Flags, Plan, Upgraded, UpstreamEnd},
     },
     Upstreams,
+    clock::Clock,
     cluster::{Need, Site},
     connection::{Sender, Version},
-    replay::Source,
+    replay::{Source, Stage},
     reply::Fault,
     response::{self, Held},
 };
@@ -96,9 +94,11 @@ impl<'a> Exchange<'a> {
         let (head, body) = request.into_parts();
         let site = self.worker.sites.site(self.worker, self.plan.live.pod.pod, &self.plan.destination);
         let repeats = self.plan.retries().is_some_and(|policy| policy.attempts > 0);
-        let has_body = !hyper::body::Body::is_end_stream(&body);
+        let has_body = !body.is_end_stream();
         let is_copied = repeats || !self.plan.mirrors.is_empty();
-        let (source, body) = match has_body && (is_copied || self.plan.timeout.is_some()) {
+        let is_timed = self.plan.timeout.is_some()
+            || self.plan.retries().is_some_and(|policy| policy.per_try_timeout.is_some());
+        let (source, body) = match has_body && (is_copied || is_timed) {
             true => {
                 let source = Source::new(body, &self.worker.sites.kept);
                 if !is_copied {
@@ -109,23 +109,15 @@ impl<'a> Exchange<'a> {
             false => (None, body),
         };
         self.mirror(&head, source.as_ref());
-        let deadline: Cell<Option<Instant>> = Cell::new(None);
+        let clock = self.plan.timeout.map(|limit| Clock::new(limit, source.clone()));
         let tries = self.tries(&site, head, body, source.as_ref());
-        let outcome = match self.plan.timeout {
+        let outcome = match &clock {
             None => tries.await,
-            Some(limit) => {
-                let over = async {
-                    if let Some(source) = &source {
-                        source.sent().await;
-                    }
-                    let at = Instant::now() + limit;
-                    deadline.set(Some(at));
-                    sleep_until(at).await;
-                };
+            Some(clock) => {
                 tokio::select! {
                     biased;
                     outcome = tries => outcome,
-                    () = over => {
+                    () = clock.over() => {
                         self.observe(&site, Observed::LocalFailure);
                         Err(Fault::TimedOut)
                     }
@@ -139,7 +131,7 @@ impl<'a> Exchange<'a> {
                 let body = match held {
                     Some(mut held) => {
                         held.source = source.filter(|_| self.plan.mirrors.is_empty());
-                        response::body(body, held, deadline.get())
+                        response::body(body, held, clock)
                     }
                     None => Body::Empty,
                 };
@@ -179,13 +171,13 @@ impl<'a> Exchange<'a> {
                 None => body.take().unwrap_or_default(),
             };
             let attempt = self.attempt(site, own, content, done, &mut tried);
-            let outcome = match policy.and_then(|policy| policy.per_try_timeout) {
+            let mut outcome = match policy.and_then(|policy| policy.per_try_timeout) {
                 None => attempt.await,
                 Some(limit) => {
                     let over = async {
                         sleep(limit).await;
                         // A client that is still sending takes its own time, not the endpoint's.
-                        if let Some(source) = source.filter(|source| source.is_arriving()) {
+                        if let Some(source) = source.filter(|source| source.stage() == Stage::Arriving) {
                             source.sent().await;
                             sleep(limit).await;
                         }
@@ -197,7 +189,7 @@ impl<'a> Exchange<'a> {
                     }
                 }
             };
-            if let Some(observed) = observed(&outcome) {
+            if let Some(observed) = observed(&outcome, self.plan.grpc) {
                 self.observe(site, observed);
             }
             let (Some(policy), true) = (policy, on.as_ref().is_some_and(|on| is_worth_another(on, &outcome)))
@@ -220,6 +212,11 @@ impl<'a> Exchange<'a> {
                 return outcome;
             };
             _token = Some(taken);
+            if let Ok(Brought { held: Some(held), .. }) = &mut outcome {
+                // The next try asks again whether the body is wanted, and the copy of this one never goes.
+                source.into_iter().for_each(|source| source.supersede());
+                held.asked.hand_on();
+            }
             drop(outcome);
             done += 1;
             self.trace.borrow_mut().retries = done;
@@ -263,6 +260,9 @@ impl<'a> Exchange<'a> {
             head.headers.insert("x-envoy-attempt-count", HeaderValue::from(done + 1));
         }
         address(&mut head, version);
+        if version == Version::Http1 {
+            delimit(&mut head, &body);
+        }
         let wants_name = cluster.is_some_and(|cluster| cluster.policy.tls.is_some());
         let host = wants_name.then(|| host_of(&head));
         let is_connect = head.method == Method::CONNECT;
@@ -494,9 +494,13 @@ fn is_worth_another(on: &RetryOn, outcome: &Result<Brought, Fault>) -> bool {
 }
 
 /// What a try says about its endpoint; nothing if none was asked.
-fn observed(outcome: &Result<Brought, Fault>) -> Option<Observed> {
+fn observed(outcome: &Result<Brought, Fault>, is_grpc: bool) -> Option<Observed> {
     match outcome {
-        Ok(brought) => Some(Observed::Status(brought.response.status().as_u16())),
+        Ok(Brought { response, .. }) => {
+            // What gRPC says in trailers comes too late, as it does for Envoy's detector.
+            let code = is_grpc.then(|| retry::grpc_status_or_unknown(&Fields(response.headers()))).flatten();
+            Some(Observed::Status(code.map_or(response.status().as_u16(), retry::http_status_of_grpc)))
+        }
         Err(
             Fault::ConnectFailed
             | Fault::ConnectTimeout
@@ -570,6 +574,21 @@ fn address(head: &mut request::Parts, version: Version) {
     }
 }
 
+/// Says in HTTP/1.1 where the body ends, where the library would not: it takes a GET or a HEAD for one without a body, and says nothing
+/// of an empty one, which a server may wait for (RFC 9110 §8.6).
+fn delimit(head: &mut request::Parts, body: &Body) {
+    if head.headers.contains_key(header::CONTENT_LENGTH) || head.method == Method::CONNECT {
+        return;
+    }
+    if !body.is_end_stream() {
+        if body.size_hint().exact().is_none() {
+            head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+    } else if [Method::POST, Method::PUT, Method::PATCH].contains(&head.method) {
+        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+}
+
 /// What became of a request whose connection failed while it was under way.
 fn fault_of(error: &hyper::Error) -> Fault {
     if error.is_parse() {
@@ -583,6 +602,9 @@ fn fault_of(error: &hyper::Error) -> Fault {
         if let Some(h2) = at.downcast_ref::<h2::Error>() {
             return match h2.reason() {
                 Some(h2::Reason::REFUSED_STREAM) => Fault::Refused,
+                // The library says this only of streams above the last one that a GOAWAY names, and of those never sent: a
+                // connection that ends under the others is an I/O error to them.
+                _ if h2.is_go_away() && h2.is_remote() => Fault::Refused,
                 _ if h2.is_reset() => Fault::StreamReset,
                 _ => Fault::ConnectionEnded { sent: true },
             };

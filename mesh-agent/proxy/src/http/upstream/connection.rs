@@ -29,6 +29,7 @@ use super::{
         body::Body,
         io::{HyperIo, LocalTasks, Timer},
     },
+    endable::{Endable, Ending},
     response::Held,
 };
 use crate::{close::CloseReason, connections::Live, layers::io::UpstreamIo};
@@ -162,7 +163,7 @@ pub(super) enum Sender {
 /// The protocol side of a connection, to be driven.
 pub(super) enum Protocol {
     Http1(Box<http1::Connection<HyperIo<UpstreamIo>, Body>>),
-    Http2(http2::Connection<HyperIo<UpstreamIo>, Body, LocalTasks>),
+    Http2(Box<http2::Connection<HyperIo<Endable>, Body, LocalTasks>>, Ending),
 }
 
 /// Begins to speak HTTP.
@@ -198,8 +199,9 @@ pub(super) async fn speak(
                     .keep_alive_timeout(alive.timeout)
                     .keep_alive_while_idle(true);
             }
+            let (io, ending) = Endable::new(io);
             let (sender, protocol) = builder.handshake(HyperIo(io)).await?;
-            Ok((Sender::Http2(sender), Protocol::Http2(protocol)))
+            Ok((Sender::Http2(sender), Protocol::Http2(Box::new(protocol), ending)))
         }
     }
 }
@@ -222,8 +224,8 @@ impl Connection {
                 // After a switch the bytes are somebody else's: nothing may be shut down.
                 Protocol::Http1(http) if self.switch.borrow().is_some() => http.poll_without_shutdown(cx),
                 Protocol::Http1(http) => Pin::new(http).poll(cx),
-                Protocol::Http2(http) => {
-                    let polled = Pin::new(&mut *http).poll(cx);
+                Protocol::Http2(http, _) => {
+                    let polled = Pin::new(&mut **http).poll(cx);
                     let room = http.current_max_send_streams();
                     self.room.set(u32::try_from(room).unwrap_or(u32::MAX));
                     polled
@@ -244,7 +246,13 @@ impl Connection {
         })
         .await;
         self.leaving.set(true);
-        let Protocol::Http1(http) = protocol else { return reason };
+        let http = match protocol {
+            Protocol::Http1(http) => http,
+            Protocol::Http2(http, ending) => {
+                drop(http);
+                return self.behind_streams(reason, ending).await;
+            }
+        };
         let parts = http.into_parts();
         let HyperIo(mut io) = parts.io;
         let switch = self.switch.take();
@@ -270,5 +278,14 @@ impl Connection {
             _ => {}
         }
         reason
+    }
+
+    /// Waits for the streams that go on when no more are begun, as behind a GOAWAY, and ends them when the connection is to end.
+    async fn behind_streams(&self, reason: CloseReason, ending: Ending) -> CloseReason {
+        poll_fn(|cx| match self.live.meter.poll_stopped(cx) {
+            Some(reason) => Poll::Ready(reason),
+            None => ending.poll_gone(cx).map(|()| reason),
+        })
+        .await
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
 use crate::http::body::{Body, BoxError};
 
@@ -46,7 +46,19 @@ enum CopyEnd {
 pub(super) struct Source {
     state: RefCell<State>,
     kept: Kept,
-    ended: Notify,
+    /// Tells of each change of its stage.
+    turned: Notify,
+}
+
+/// How far a body has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The newest try takes nothing of it yet.
+    Untaken,
+    /// The newest try takes it as it comes from the client.
+    Arriving,
+    /// Nothing more comes from the client.
+    Over,
 }
 
 struct State {
@@ -58,6 +70,8 @@ struct State {
     /// Whether `pieces` still begins at the first byte.
     is_whole: bool,
     newest: u32,
+    /// The newest try has begun to read.
+    is_read: bool,
     waiting: Vec<Waker>,
 }
 
@@ -80,9 +94,10 @@ impl Source {
             phase,
             is_whole: true,
             newest: 0,
+            is_read: false,
             waiting: Vec::new(),
         };
-        Rc::new(Self { state: RefCell::new(state), kept: Rc::clone(kept), ended: Notify::new() })
+        Rc::new(Self { state: RefCell::new(state), kept: Rc::clone(kept), turned: Notify::new() })
     }
 
     /// Whether another try can be made of it.
@@ -91,19 +106,31 @@ impl Source {
         state.is_whole && state.phase != Phase::Broken
     }
 
-    /// Whether some of it has come from the client, and more is to come.
-    pub(super) fn is_arriving(&self) -> bool {
+    /// How far it has come.
+    pub(super) fn stage(&self) -> Stage {
         let state = self.state.borrow();
-        state.phase == Phase::Open && (state.size > 0 || !state.is_whole)
+        match state.phase {
+            Phase::Open if state.is_read => Stage::Arriving,
+            Phase::Open => Stage::Untaken,
+            Phase::Ended | Phase::Broken | Phase::Abandoned => Stage::Over,
+        }
     }
 
-    /// Waits until the client has sent all of it.
+    /// Waits for the next change of its stage.
+    pub(super) fn turned(&self) -> Notified<'_> {
+        self.turned.notified()
+    }
+
+    /// Waits until nothing more of it comes from the client.
     pub(super) async fn sent(&self) {
-        let notified = self.ended.notified();
-        tokio::pin!(notified);
-        notified.as_mut().enable();
-        if self.state.borrow().phase == Phase::Open {
-            notified.await;
+        loop {
+            let turned = self.turned();
+            tokio::pin!(turned);
+            turned.as_mut().enable();
+            if self.stage() == Stage::Over {
+                return;
+            }
+            turned.await;
         }
     }
 
@@ -113,7 +140,7 @@ impl Source {
         if state.phase == Phase::Ended && state.pieces.is_empty() && state.trailers.is_none() {
             return Body::Empty;
         }
-        state.newest += 1;
+        self.replace(&mut state);
         let newest = Some(state.newest);
         Body::boxed(Copy { source: Rc::clone(self), of: newest, at: 0, trailers_sent: false })
     }
@@ -127,10 +154,21 @@ impl Source {
         Body::boxed(Copy { source: Rc::clone(self), of: None, at: 0, trailers_sent: false })
     }
 
+    /// The try that reads it gets no further; there will be another.
+    pub(super) fn supersede(&self) {
+        self.replace(&mut self.state.borrow_mut());
+    }
+
+    fn replace(&self, state: &mut State) {
+        state.newest += 1;
+        state.is_read = false;
+        self.turned.notify_waiters();
+    }
+
     /// No try will read any more.
     pub(super) fn abandon(&self) {
         let mut state = self.state.borrow_mut();
-        state.newest += 1;
+        self.replace(&mut state);
         if state.phase == Phase::Open {
             state.phase = Phase::Abandoned;
             state.inner = Body::Empty;
@@ -161,6 +199,7 @@ impl Source {
             None => self.end(state),
             Some(Err(error)) => {
                 state.phase = Phase::Broken;
+                self.turned.notify_waiters();
                 state.wake();
                 return Poll::Ready(Some(Err(error)));
             }
@@ -196,7 +235,7 @@ impl Source {
 
     fn end(&self, state: &mut State) {
         state.phase = Phase::Ended;
-        self.ended.notify_waiters();
+        self.turned.notify_waiters();
     }
 }
 
@@ -236,6 +275,10 @@ impl HttpBody for Copy {
         let is_newest = copy.of == Some(state.newest);
         if copy.of.is_some() && !is_newest {
             return Poll::Ready(Some(Err(CopyEnd::Superseded.into())));
+        }
+        if is_newest && !state.is_read {
+            state.is_read = true;
+            copy.source.turned.notify_waiters();
         }
         if copy.at < state.pieces.len() {
             copy.at += 1;

@@ -8,20 +8,19 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use http::{Response, header};
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
-
 use super::{
     super::{
         body::{Body, BoxError},
         interim::Interim,
     },
+    clock::Clock,
     cluster::Lease,
     replay::Source,
 };
 use crate::destination::{endpoints::Load, limits::Taken};
+use bytes::Bytes;
+use http::{Response, header};
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
 /// The response took longer than its route allows.
 #[derive(Debug, thiserror::Error)]
@@ -50,20 +49,29 @@ impl Drop for Asked {
     }
 }
 
+impl Asked {
+    /// Another try takes the question over: the copy of the body that waits for this one is looked at once more, and ends.
+    pub(super) fn hand_on(&mut self) {
+        if let Some(interim) = self.0.take() {
+            interim.wake_body();
+        }
+    }
+}
+
 /// A response's body; at its end the connection is given back.
 struct Tracked {
     inner: Incoming,
     held: Option<Held>,
-    limit: Option<Pin<Box<Sleep>>>,
+    limit: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
 /// The body for whoever asked: the connection is theirs until it has ended or was dropped.
-pub(super) fn body(inner: Incoming, held: Held, deadline: Option<Instant>) -> Body {
+pub(super) fn body(inner: Incoming, held: Held, clock: Option<Clock>) -> Body {
     if inner.is_end_stream() {
         finish(held);
         return Body::Empty;
     }
-    let limit = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
+    let limit = clock.map(Clock::rest);
     Body::boxed(Tracked { inner, held: Some(held), limit })
 }
 

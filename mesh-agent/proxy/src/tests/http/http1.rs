@@ -256,3 +256,89 @@ fn a_request_that_meets_a_drain_on_its_way_is_answered_and_the_connection_then_e
         assert_eq!(soon(drained).await.unwrap(), 0);
     });
 }
+
+#[test]
+fn a_body_reaches_the_server_whatever_the_method_and_however_its_end_is_told() {
+    test(|world| async move {
+        let (addr, seen) = echo("one").await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        for method in ["GET", "DELETE", "POST"] {
+            let head = format!("{method} / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n");
+            client.send(format!("{head}5\r\nhello\r\n0\r\n\r\n")).await;
+            assert_eq!(client.reply().await.body, format!("{method} / hello"));
+            assert_eq!(client.ask(method, "/", "", "hello").await.body, format!("{method} / hello"));
+        }
+        client
+            .send("HEAD / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
+            .await;
+        assert_eq!(client.reply_to("HEAD").await.status, 200);
+        assert_eq!(seen.requests.borrow().last().unwrap().1, "hi");
+        // None is made up for those without one.
+        client.get("/").await;
+        let head = seen.last();
+        assert!(
+            !head.headers.contains_key("content-length") && !head.headers.contains_key("transfer-encoding")
+        );
+    });
+}
+
+#[test]
+fn a_target_that_servers_take_is_not_refused_for_characters_that_ought_to_be_encoded() {
+    test(|world| async move {
+        let (addr, _) = echo("one").await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        for (asked, expected) in [
+            ("/q?query=up{job=\"x\"}>0", "/q?query=up{job=%22x%22}%3E0"),
+            ("/<a>/`b`?c", "/%3Ca%3E/%60b%60?c"),
+            ("http://web/q?\"", "/q?%22"),
+            ("/plain?a|b", "/plain?a|b"),
+        ] {
+            let reply = client.get(asked).await;
+            assert_eq!((reply.status, reply.body), (200, format!("GET {expected} ")), "{asked}");
+        }
+    });
+}
+
+#[test]
+fn a_connection_with_a_request_on_it_is_not_idle_however_long_nothing_is_said() {
+    let shape = |settings: &mut crate::Settings| settings.idle_timeout = Duration::from_secs(1);
+    in_world(false, shape, |world| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        publish(&world, vec![forward()], &[("web", listener.local_addr().unwrap())]);
+        let mut client = Client::connect(&world).await;
+        client.send("GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+        let (mut server, _) = soon(listener.accept()).await.unwrap();
+        soon(server.read(&mut [0; 1000])).await.unwrap();
+        // Several looks at what is idle.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        assert_eq!(client.reply().await.body, "ok");
+        // From here on it is.
+        assert!(client.is_ended().await);
+        world.ended(CloseReason::IdleTimeout, 1).await;
+        eventually(|| world.worker.connections.len(), |open| *open == 0).await;
+    });
+}
+
+#[test]
+fn a_connection_that_has_switched_protocols_is_not_idle_either() {
+    let shape = |settings: &mut crate::Settings| settings.idle_timeout = Duration::from_secs(1);
+    in_world(false, shape, |world| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        publish(&world, vec![forward()], &[("web", listener.local_addr().unwrap())]);
+        let mut client = Client::connect(&world).await;
+        client.send("GET / HTTP/1.1\r\nHost: web\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n").await;
+        let (mut server, _) = soon(listener.accept()).await.unwrap();
+        soon(server.read(&mut [0; 1000])).await.unwrap();
+        server
+            .write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n")
+            .await
+            .unwrap();
+        assert!(client.head().await.starts_with("HTTP/1.1 101 "));
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        server.write_all(b"still here").await.unwrap();
+        client.expect(b"still here").await;
+    });
+}

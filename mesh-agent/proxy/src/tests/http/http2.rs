@@ -105,6 +105,33 @@ fn a_body_and_trailers_pass_to_a_server_of_http_1() {
 }
 
 #[test]
+fn bodies_of_any_method_reach_a_server_of_http_1_and_empty_ones_are_said_to_be() {
+    test(|world| async move {
+        let (addr, seen) = echo("one").await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let (send, _connection) = connect(&world).await;
+        let mut send = soon(send.ready()).await.unwrap();
+        let (response, mut body) = send.send_request(get("/"), false).unwrap();
+        body.send_data(Bytes::from_static(b"hello"), true).unwrap();
+        assert_eq!(text(soon(response).await.unwrap().into_body()).await.0, "GET / hello");
+        for (method, expected) in
+            [("POST", Some("0")), ("PUT", Some("0")), ("PATCH", Some("0")), ("GET", None)]
+        {
+            let request = Request::builder().method(method).uri("http://web/").body(()).unwrap();
+            let (response, _) = send.send_request(request, true).unwrap();
+            assert_eq!(text(soon(response).await.unwrap().into_body()).await.0, format!("{method} / "));
+            let head = seen.last();
+            let length = head.headers.get("content-length").map(|length| length.to_str().unwrap());
+            assert_eq!(
+                (length, head.headers.contains_key("transfer-encoding")),
+                (expected, false),
+                "{method}"
+            );
+        }
+    });
+}
+
+#[test]
 fn no_server_is_grpcs_unavailable_for_grpc_clients() {
     test(|world| async move {
         publish(&world, vec![forward()], &[("web", "127.0.0.1:1".parse().unwrap())]);

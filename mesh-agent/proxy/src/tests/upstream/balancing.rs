@@ -5,7 +5,7 @@ use mesh_core::route::cluster::{Algorithm, OutlierDetection, TrafficPolicy};
 use super::*;
 
 /// In turn; two failures put an endpoint out for longer than the test takes.
-fn detecting(policy: &mut TrafficPolicy) {
+pub(super) fn detecting(policy: &mut TrafficPolicy) {
     policy.balancing.algorithm = Algorithm::RoundRobin;
     policy.outlier = Some(OutlierDetection {
         consecutive_5xx: Some(2),
@@ -66,5 +66,31 @@ fn requests_with_one_hash_stay_at_one_endpoint() {
             chosen.insert(answer.upstream.unwrap().addr);
         }
         assert_eq!(chosen.len(), 1);
+    });
+}
+
+#[test]
+fn an_endpoint_whose_grpc_fails_again_and_again_is_left_out_though_its_http_does_not() {
+    test(|world| async move {
+        let saying = |code: &'static str| {
+            move |_: &str| {
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ncontent-length: 0";
+                Reply::Bytes(format!("{head}\r\ngrpc-status: {code}\r\n\r\n").into())
+            }
+        };
+        for (code, is_grpc, expected) in
+            [("14", true, 2), ("0", true, 10), ("5", true, 10), ("14", false, 10)]
+        {
+            let good = Server::start("127.0.0.1:0", saying("0")).await;
+            let other = Server::start("127.0.0.1:0", saying(code)).await;
+            publish(&world, vec![endpoint(good.addr, None), endpoint(other.addr, None)]);
+            let open = client(&world);
+            for _ in 0..20 {
+                let to = destination(&world, detecting);
+                let call = Plan { grpc: is_grpc, ..plan(&world, open.live(), to) };
+                assert_eq!(read(send(&world, post(b"x"), call).await).await.0, 200);
+            }
+            assert_eq!(other.heads().len(), expected, "{code} {is_grpc}");
+        }
     });
 }

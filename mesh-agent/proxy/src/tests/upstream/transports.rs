@@ -2,7 +2,10 @@
 
 use std::cell::Cell;
 
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::{Frame, Incoming},
+    service::service_fn,
+};
 use mesh_core::{
     mode::{Mode, PortModes},
     route::cluster::{Http2Keepalive, TrafficPolicy},
@@ -190,11 +193,18 @@ fn the_bytes_behind_a_switch_of_protocols_are_handed_over() {
 
 /// A server on this node, as the kernel and the snapshot know it.
 fn local(world: &World, addr: SocketAddr, policies: Vec<Name>, generation: u64) {
+    local_at(world, addr, "http", policies, generation);
+}
+
+/// The same at a port of this name.
+fn local_at(world: &World, addr: SocketAddr, port: &str, policies: Vec<Name>, generation: u64) {
     let modes = PortModes { default: Mode::Strict, ..PortModes::default() };
     let pod = Workload { modes, policies, ..workload("web", "a", addr.ip()) };
     let id = pod.id;
     world.kernel.local.lock().unwrap().insert(id, LocalPeer { incarnation: 5, policy_gen: generation });
-    world.publish(vec![pod], vec![service("web", VIP.into(), vec![endpoint(addr, Some(id))])]);
+    let mut web = service("web", VIP.into(), vec![endpoint(addr, Some(id))]);
+    web.ports[0].name = port.into();
+    world.publish(vec![pod], vec![web]);
 }
 
 #[test]
@@ -228,6 +238,174 @@ fn a_pooled_connection_ends_when_policy_denies_it_and_requests_are_403_from_then
             (failed.status, failed.flag, &*failed.text),
             (403, Flag::Unauthorized, "RBAC: access denied")
         );
+    });
+}
+
+/// A body without end.
+struct Endless(std::pin::Pin<Box<tokio::time::Sleep>>);
+
+impl Endless {
+    fn new() -> Self {
+        Self(Box::pin(tokio::time::sleep(Duration::from_millis(5))))
+    }
+}
+
+impl hyper::body::Body for Endless {
+    type Data = bytes::Bytes;
+    type Error = crate::http::body::BoxError;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<bytes::Bytes>, Self::Error>>> {
+        let endless = self.get_mut();
+        std::task::ready!(endless.0.as_mut().poll(cx));
+        *endless = Self::new();
+        std::task::Poll::Ready(Some(Ok(Frame::data(bytes::Bytes::from_static(b"x")))))
+    }
+}
+
+#[test]
+fn a_stream_of_http2_ends_with_its_connection_when_policy_denies_it() {
+    test(|world| async move {
+        let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let ended = Rc::new(Cell::new(0));
+        let ends = Rc::clone(&ended);
+        spawn_local(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let io = HyperIo(Stream::new(socket.into_std().unwrap()).unwrap());
+                let answer = service_fn(|_: Request<Incoming>| async {
+                    Ok::<_, std::convert::Infallible>(Response::new(Body::boxed(Endless::new())))
+                });
+                hyper::server::conn::http2::Builder::new(LocalTasks).serve_connection(io, answer).await.ok();
+                ends.set(ends.get() + 1);
+            }
+        });
+        local_at(&world, addr, "grpc", Vec::new(), 9);
+        let open = client(&world);
+        let answer = send(&world, get("/"), plan(&world, open.live(), destination(&world, |_| {}))).await;
+        let mut body = answer.outcome.unwrap().into_body();
+        assert!(soon(body.frame()).await.unwrap().is_ok());
+        // A policy that nobody knows admits nobody.
+        local_at(&world, addr, "grpc", vec![Name::new("default", "unknown")], 10);
+        assert!(soon(body.collect()).await.is_err(), "its bytes must not flow on");
+        eventually(|| (ended.get(), world.worker.connections.len()), |now| *now == (1, 1)).await;
+    });
+}
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// HEADERS with status 200 and these flags.
+fn headers(flags: u8, stream: u32) -> Vec<u8> {
+    const END_HEADERS: u8 = 4;
+    frame(1, flags | END_HEADERS, stream, &[0x88])
+}
+
+const END_STREAM: u8 = 1;
+
+/// GOAWAY without an error.
+fn go_away(last: u32) -> Vec<u8> {
+    frame(7, 0, 0, &[&last.to_be_bytes()[..], &[0; 4]].concat())
+}
+
+/// A server of HTTP/2 that says `answer` to each request: of that connection (the first is 1), which has had those streams.
+async fn framing_server(answer: impl Fn(u32, &[u32]) -> Vec<u8> + 'static) -> (SocketAddr, Rc<Cell<u32>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let connections = Rc::new(Cell::new(0));
+    let (count, answer) = (Rc::clone(&connections), Rc::new(answer));
+    spawn_local(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            count.set(count.get() + 1);
+            let (number, answer) = (count.get(), Rc::clone(&answer));
+            spawn_local(async move { say(&mut socket, |streams| answer(number, streams)).await.err() });
+        }
+    });
+    (addr, connections)
+}
+
+/// Says `answer` to each request of a connection, until it ends.
+async fn say(
+    socket: &mut tokio::net::TcpStream,
+    answer: impl Fn(&[u32]) -> Vec<u8>,
+) -> std::io::Result<std::convert::Infallible> {
+    const PREFACE: usize = 24;
+    socket.read_exact(&mut [0; PREFACE]).await?;
+    socket.write_all(&frame(4, 0, 0, &[])).await?;
+    let mut streams = Vec::new();
+    loop {
+        let mut head = [0; 9];
+        socket.read_exact(&mut head).await?;
+        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        socket.read_exact(&mut vec![0; len as usize]).await?;
+        if head[3] == 1 {
+            streams.push(u32::from_be_bytes([head[5], head[6], head[7], head[8]]));
+            socket.write_all(&answer(&streams)).await?;
+        }
+    }
+}
+
+fn publish_grpc(world: &World, addr: SocketAddr) {
+    let mut web = service("web", VIP.into(), vec![endpoint(addr, None)]);
+    web.ports[0].name = "grpc".into();
+    world.publish(Vec::new(), vec![web]);
+}
+
+#[test]
+fn s34_a_stream_above_the_last_of_a_goaway_was_not_processed_and_is_tried_again() {
+    test(|world| async move {
+        let (addr, connections) = framing_server(|connection, streams| match (connection, streams) {
+            (1, [_]) => Vec::new(),
+            (1, [first, ..]) => [go_away(*first), headers(END_STREAM, *first)].concat(),
+            (_, streams) => headers(END_STREAM, *streams.last().unwrap()),
+        })
+        .await;
+        publish_grpc(&world, addr);
+        let open = client(&world);
+        // One failure would put the only endpoint out.
+        let strict = |policy: &mut TrafficPolicy| {
+            balancing::detecting(policy);
+            policy.outlier.as_mut().unwrap().consecutive_5xx = Some(1);
+        };
+        let refused = || RetryOn { refused_stream: true, ..RetryOn::default() };
+        let one = async || {
+            let route = retrying(1, refused(), None);
+            let plan = Plan { route, retry: true, ..plan(&world, open.live(), destination(&world, strict)) };
+            let answer = send(&world, get("/"), plan).await;
+            (status(&answer), answer.retries)
+        };
+        let (first, second) = tokio::join!(one(), one());
+        assert_eq!((first.0, second.0, first.1 + second.1), (200, 200, 1));
+        assert_eq!(connections.get(), 2);
+    });
+}
+
+#[test]
+fn a_connection_behind_a_goaway_is_known_until_its_last_stream_ends() {
+    test(|world| async move {
+        let (addr, connections) = framing_server(|connection, streams| match (connection, streams) {
+            (1, [first]) => [headers(0, *first), go_away(*first)].concat(),
+            (_, streams) => headers(END_STREAM, *streams.last().unwrap()),
+        })
+        .await;
+        publish_grpc(&world, addr);
+        let open = client(&world);
+        let one =
+            async || send(&world, get("/"), plan(&world, open.live(), destination(&world, |_| {}))).await;
+        let kept = one().await;
+        assert_eq!(status(&kept), 200);
+        // The second meets the GOAWAY, and goes elsewhere.
+        assert_eq!(status(&one().await), 200);
+        assert_eq!(connections.get(), 2);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(world.worker.connections.len(), 3, "the client's, and both to the server");
+        drop(kept);
+        eventually(|| world.worker.connections.len(), |left| *left == 2).await;
     });
 }
 
