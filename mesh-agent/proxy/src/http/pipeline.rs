@@ -1,6 +1,6 @@
 //! From a client's request to its response: checked, normalised, routed, perhaps delayed or answered here, else sent.
 //!
-//! Order, as in Istio's proxy: what is no proper request is refused; cross-origin preflights; faults; then the rule's action.
+//! Order, as in Istio's proxy: what is no proper request is refused; faults; cross-origin preflights; then the rule's action.
 //!
 //! Invariants:
 //! - What is matched is what is forwarded: path and authority are settled before a rule is looked for.
@@ -43,6 +43,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+/// Details of an answer that is the server's own.
+const VIA_UPSTREAM: &str = "via_upstream";
 /// What clients must not say about themselves: they are the mesh's own words.
 const INTERNAL: [&str; 4] = [
     "x-envoy-internal",
@@ -60,6 +62,7 @@ pub(super) async fn handle(
     let is_head = request.method() == Method::HEAD;
     let http2 = if session.http2 { Http2Switch::of(&mut request) } else { None };
     let (parts, body) = request.into_parts();
+    let has_body = !body.is_end_stream();
     let exchange =
         Exchange { session: &session, record: &record, is_head, tunnel: parts.method == Method::CONNECT };
     let asked = Asked { parts, body, switch_to: None, http2 };
@@ -76,9 +79,11 @@ pub(super) async fn handle(
             response
         }
     };
-    let ends = session.interim.is_waiting() || session.live.meter.is_finishing();
+    let is_unread = has_body && record.details.get() != VIA_UPSTREAM && session.is_receiving();
+    let ends = is_unread || session.interim.is_unasked() || session.live.meter.is_finishing();
     if ends && !session.http2 && session.switched.borrow().is_none() {
-        // A body that was not asked for may come all the same; in a drain the next request goes elsewhere.
+        // A body that was not asked for may come all the same, and nobody reads one that is answered here; in a drain the next request goes
+        // elsewhere.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if record.grpc.get() && !session.http2 {
@@ -195,17 +200,18 @@ impl Exchange<'_> {
         record.note(|line| {
             line.route = decision.route.as_ref().map(Route::name).unwrap_or_default();
         });
+        let aborted = self.inject(decision.fault).await;
         let shared = match std::mem::take(&mut decision.cors) {
-            Cors::Preflight(headers) => {
+            Cors::Preflight(headers) if aborted.is_none() => {
                 record.details.set("cors_preflight");
                 let mut response = replies::text(200, "");
                 add_all(response.headers_mut(), headers);
                 return Ok(response);
             }
             Cors::Share(headers) => headers,
-            Cors::Nothing => Vec::new(),
+            Cors::Preflight(_) | Cors::Nothing => Vec::new(),
         };
-        let mut response = match self.inject(decision.fault).await {
+        let mut response = match aborted {
             // An answer as any other: browsers do not even tell the status of one that is not shared.
             Some(aborted) => self.as_ruled(aborted, &decision, &table, &asked.parts),
             None => self.act(asked, &routing, &table, decision).await,
@@ -515,7 +521,7 @@ impl Exchange<'_> {
                 return replies::failure(&failure, record.grpc.get());
             }
         };
-        record.details.set("via_upstream");
+        record.details.set(VIA_UPSTREAM);
         let switched_to =
             response.headers().get(header::UPGRADE).filter(|_| answer.upgraded.is_some()).cloned();
         fields::strip_hop_by_hop(response.headers_mut());

@@ -13,8 +13,8 @@ use hyper::{
     service::service_fn,
 };
 use tokio::{
-    task::spawn_local,
-    time::{Instant, Sleep, sleep, timeout},
+    task::{spawn_local, yield_now},
+    time::{Instant, Sleep, sleep, timeout_at},
 };
 
 use super::{
@@ -49,6 +49,11 @@ const ERRORS_MAX: usize = 200;
 const LEAVE_STEP: Duration = Duration::from_millis(200);
 /// How long bytes of a client are thrown away after it was refused, so that it reads why.
 const LINGER: Duration = Duration::from_secs(1);
+/// The same for the rest of a body that nobody wants: as long as it keeps coming, and so much of it.
+const LINGER_MAX: Duration = Duration::from_secs(10);
+const LINGER_BYTES_MAX: usize = 64 << 20;
+/// Bytes that are thrown away before others get their turn.
+const LINGER_TURN: usize = 256 << 10;
 
 /// Serves a connection until it ends, and says why it did.
 ///
@@ -66,9 +71,13 @@ pub(crate) async fn serve(
     let stream = session.socket.borrow_mut().stream.take();
     if let Some(stream) = stream {
         let left_in_order = claim.http2 && reason == CloseReason::Finished && live.meter.is_finishing();
+        let is_unread = reason == CloseReason::Finished && session.socket.borrow().guard.in_body();
         if reason == CloseReason::ClientProtocol || left_in_order {
             // Frames of a client that has not read GOAWAY yet would otherwise mean a reset, and lose it the last answers.
-            linger(stream).await;
+            linger(live, stream, LINGER).await;
+        } else if is_unread {
+            // Who writes everything before it reads would lose the answer too.
+            linger(live, stream, LINGER_MAX).await;
         } else if reason.resets() {
             stream.reset();
         } else {
@@ -300,23 +309,42 @@ fn refuse(session: &Session, refusal: Refusal, reply: bool) -> CloseReason {
 
 /// Ends our half, and throws away what still comes: closing with unread bytes would reset the connection, and the client
 /// might never read why.
-async fn linger(mut stream: Stream) {
+async fn linger(live: &Live, mut stream: Stream, longest: Duration) {
     stream.shutdown_write();
-    let mut thrown_away = [0; 4096];
-    let drained = poll_fn(|cx| {
-        loop {
-            stream.observe(cx);
-            if !stream.is_readable() {
-                return Poll::Pending;
+    let deadline = Instant::now() + longest;
+    let mut thrown_away = vec![0; 16 << 10];
+    let (mut left, mut turn) = (LINGER_BYTES_MAX, LINGER_TURN);
+    loop {
+        let piece = poll_fn(|cx| {
+            loop {
+                if live.meter.poll_stopped(cx).is_some() {
+                    return Poll::Ready(0);
+                }
+                stream.observe(cx);
+                if !stream.is_readable() {
+                    return Poll::Pending;
+                }
+                match stream.read(&mut thrown_away) {
+                    Ok(Io::Bytes(got)) => return Poll::Ready(got),
+                    Ok(Io::Blocked) => {}
+                    Err(_) => return Poll::Ready(0),
+                }
             }
-            match stream.read(&mut thrown_away) {
-                Ok(Io::Bytes(0)) | Err(_) => return Poll::Ready(()),
-                Ok(_) => {}
+        });
+        // Whoever is silent, or sends for longer or more, is reset.
+        let Ok(got @ 1..) = timeout_at(deadline.min(Instant::now() + LINGER), piece).await else { return };
+        if got > left {
+            return;
+        }
+        left -= got;
+        match turn.checked_sub(got) {
+            Some(rest) => turn = rest,
+            None => {
+                turn = LINGER_TURN;
+                yield_now().await;
             }
         }
-    });
-    // Whoever sends for longer is reset.
-    timeout(LINGER, drained).await.ok();
+    }
 }
 
 /// Why the library refused a client's HTTP/1, if it did.

@@ -195,6 +195,12 @@ impl Session {
         self.open.get() > 0
     }
 
+    /// Whether the body of the last request that has begun has not arrived in full.
+    pub(super) fn is_receiving(&self) -> bool {
+        let guard = &self.socket.borrow().guard;
+        guard.in_body() && guard.requests() == self.begun()
+    }
+
     /// Requests that have begun so far, modulo 2³².
     pub(super) fn begun(&self) -> u32 {
         self.streams.get()

@@ -1,14 +1,15 @@
 //! Servers that answer wrongly: the client gets a 502 or sees that the answer broke off, and no later request gets a part of it.
 
-use std::{cell::Cell, net::SocketAddr, rc::Rc};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc};
 
+use mesh_core::route::http::{Action, HttpRule, RetryOn};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     task::spawn_local,
 };
 
-use super::fixture::{Client, forward, publish, test};
+use super::fixture::{Client, forward, publish, rule, test};
 use crate::tests::fixture::{World, soon};
 
 /// A server that answers the first request of each connection with the first of `answers`, and so on; then it waits. It counts
@@ -222,5 +223,80 @@ fn whether_a_body_is_wanted_is_for_the_server_to_say() {
         client.send("hello").await;
         assert_eq!(client.reply().await.body, "POST / hello");
         assert_eq!(seen.last().headers["expect"], "100-continue");
+    });
+}
+
+#[test]
+fn whether_a_body_is_wanted_is_asked_again_when_a_try_is_repeated() {
+    const ASK: &str = "POST / HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
+    test(|world| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let on = RetryOn { statuses: vec![503], ..RetryOn::default() };
+        let retries = crate::tests::upstream::retrying(1, on, None).unwrap().rule().retries.clone();
+        let rule = HttpRule { retries, ..forward() };
+        publish(&world, vec![rule], &[("web", listener.local_addr().unwrap())]);
+        let mut client = Client::connect(&world).await;
+        client.send(ASK).await;
+        let asked = async || {
+            let (mut stream, _) = soon(listener.accept()).await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(soon(stream.read_u8()).await.unwrap());
+            }
+            assert!(String::from_utf8(head).unwrap().contains("expect: 100-continue"));
+            stream
+        };
+        let mut first = asked().await;
+        first.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        let mut second = asked().await;
+        second.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+        assert!(client.head().await.starts_with("HTTP/1.1 100 "));
+        client.send("hello").await;
+        let mut body = [0; 5];
+        soon(second.read_exact(&mut body)).await.unwrap();
+        second.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+        let reply = client.reply().await;
+        assert_eq!((&body, reply.body.as_str(), reply.header("connection")), (b"hello", "ok", None));
+        assert!(matches!(soon(first.read(&mut [0])).await, Ok(0) | Err(_)), "nothing more is to come on it");
+    });
+}
+
+#[test]
+fn a_body_that_was_never_asked_for_ends_the_connection_behind_an_answer_without_a_body_too() {
+    const ASK: &str = "POST / HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
+    test(|world| async move {
+        let refusal = "HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n";
+        let (addr, _) = server(vec![refusal.into()], false).await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        client.send(ASK).await;
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.header("connection")), (417, Some("close")));
+        assert!(client.is_ended().await);
+    });
+}
+
+#[test]
+fn a_client_that_writes_everything_first_reads_the_answer_to_what_nobody_wanted() {
+    const SIZE: usize = 8 << 20;
+    test(|world| async move {
+        let (addr, _) = super::fixture::echo("one").await;
+        let busy =
+            rule(Action::Respond { status: 503, body: Arc::from(&b"busy"[..]), reason: "test".into() });
+        publish(&world, vec![busy], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        let head = format!("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: {SIZE}\r\n\r\n");
+        let all = [head.as_bytes(), &vec![b'x'; SIZE]].concat();
+        soon(client.stream.write_all(&all)).await.expect("all of it is taken");
+        let reply = client.reply().await;
+        assert_eq!((reply.status, &*reply.body, reply.header("connection")), (503, "busy", Some("close")));
+        assert_eq!(soon(client.stream.read(&mut [0])).await.expect("no reset"), 0);
+        drop(client);
+        // A body that has come is none that is to come.
+        let mut client = Client::connect(&world).await;
+        for _ in 0..2 {
+            let reply = client.ask("POST", "/", "", "body").await;
+            assert_eq!((reply.status, reply.header("connection")), (503, None));
+        }
     });
 }

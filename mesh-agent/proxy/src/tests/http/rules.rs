@@ -222,6 +222,26 @@ fn preflights_are_answered_here_and_responses_are_shared_with_allowed_origins() 
 }
 
 #[test]
+fn a_preflight_is_aborted_before_it_is_answered_as_any_request_is() {
+    test(|world| async move {
+        let (addr, seen) = echo("one").await;
+        let mut failing = forward();
+        failing.cors = Some(Cors {
+            origins: vec![StringMatch::Exact("http://a.example".into())],
+            methods: vec!["GET".into()],
+            ..Cors::default()
+        });
+        failing.fault = Some(Fault { delay: None, abort: Some((Millionths::ALL, Abort::Http(418))) });
+        publish(&world, vec![failing], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        let preflight = "Origin: http://a.example\r\nAccess-Control-Request-Method: GET\r\n";
+        let reply = client.ask("OPTIONS", "/", preflight, "").await;
+        assert_eq!((reply.status, reply.header("access-control-allow-methods")), (418, None));
+        assert_eq!(seen.count(), 0);
+    });
+}
+
+#[test]
 fn a_backend_that_does_not_exist_fails_its_share() {
     test(|world| async move {
         let (addr, _) = echo("one").await;
