@@ -344,7 +344,7 @@ fn a_folder_without_a_journal_takes_the_roots_it_is_told_of_and_a_later_loss_is_
     assert_eq!(roots(&ca).len(), 2);
     std::fs::remove_file(folder.path().join("rotation.json")).unwrap();
     ca.refresh().unwrap();
-    assert_eq!(roots(&ca), [second.certificate.clone()]);
+    assert_eq!(roots(&ca), std::slice::from_ref(&second.certificate));
     clock.advance(80 * DAY);
     drop(ca);
     let ca = Ca::open_with(told, Some(plugged_in(&second, &second))).unwrap();

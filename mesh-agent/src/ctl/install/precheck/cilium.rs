@@ -35,26 +35,22 @@ mod tests {
     #[test]
     fn each_obstacle_is_named_and_a_cilium_that_makes_room_is_fine() {
         let (sockets, exclusive) = ("socketLB.hostNamespaceOnly=true", "cni.exclusive=false");
-        let cases: [(&[(&str, &str)], &[&str]); 8] = [
-            (&[("cni-exclusive", "false")], &[]),
-            (&[], &[exclusive]),
-            (&[("cni-exclusive", "true")], &[exclusive]),
-            (&[("cni-exclusive", "false"), ("bpf-lb-sock", "true")], &[sockets]),
-            (&[("cni-exclusive", "false"), ("kube-proxy-replacement", "true")], &[sockets]),
-            (&[("kube-proxy-replacement", "strict"), ("bpf-lb-sock", "false")], &[sockets, exclusive]),
-            (&[("cni-exclusive", "false"), ("kube-proxy-replacement", "false")], &[]),
+        let cases: [(&str, &[&str]); 8] = [
+            ("cni-exclusive=false", &[]),
+            ("", &[exclusive]),
+            ("cni-exclusive=true", &[exclusive]),
+            ("cni-exclusive=false bpf-lb-sock=true", &[sockets]),
+            ("cni-exclusive=false kube-proxy-replacement=true", &[sockets]),
+            ("kube-proxy-replacement=strict bpf-lb-sock=false", &[sockets, exclusive]),
+            ("cni-exclusive=false kube-proxy-replacement=false", &[]),
             (
-                &[
-                    ("cni-exclusive", "false"),
-                    ("kube-proxy-replacement", "true"),
-                    ("bpf-lb-sock", "true"),
-                    ("bpf-lb-sock-hostns-only", "true"),
-                ],
+                "cni-exclusive=false kube-proxy-replacement=true bpf-lb-sock=true bpf-lb-sock-hostns-only=true",
                 &[],
             ),
         ];
         for (settings, wanted) in cases {
-            let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            let pairs = settings.split_whitespace().filter_map(|setting| setting.split_once('='));
+            let settings = pairs.map(|(key, value)| (key.to_owned(), value.to_owned()));
             let found = judge(&settings.collect());
             assert!(found.iter().all(|finding| finding.grade == Grade::Error), "{found:?}");
             let advice: Vec<&str> = found.iter().map(|finding| finding.advice.as_str()).collect();
