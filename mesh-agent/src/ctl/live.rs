@@ -11,7 +11,7 @@ use kube::{
     api::{ApiResource, DynamicObject},
 };
 
-use mesh_control::kubernetes::names::MESH_CONFIG;
+use mesh_control::{kubernetes::names::MESH_CONFIG, resource::is_for_others};
 use mesh_core::snapshot::Name;
 
 use super::{
@@ -73,10 +73,12 @@ async fn served(cluster: &Cluster) -> Result<Vec<ApiResource>, ClusterError> {
     Ok(kinds)
 }
 
-/// One document of YAML, in one line. Items of lists come without their kind.
+/// One document of YAML, in one line. Items of lists come without their kind. Routes that other controllers alone carry out are left
+/// to these.
 fn document(kind: &ApiResource, mut object: DynamicObject) -> Option<String> {
     object.metadata.managed_fields = None;
     object.types =
         Some(kube::api::TypeMeta { api_version: kind.api_version.clone(), kind: kind.kind.clone() });
-    Some(format!("---\n{}\n", serde_json::to_string(&object).ok()?))
+    let object = serde_json::to_value(&object).ok()?;
+    (!is_for_others(&object)).then(|| format!("---\n{object}\n"))
 }

@@ -11,6 +11,7 @@ mod filters;
 mod grpc_route;
 mod http_route;
 mod matches;
+mod ownership;
 mod reference_grant;
 mod references;
 mod stream_route;
@@ -27,12 +28,14 @@ pub(crate) use self::{
     filters::TYPES as FILTER_TYPES,
     grpc_route::read as grpc_route,
     http_route::read as http_route,
+    ownership::{Owner, Ownership, is_mesh_parent},
     reference_grant::read as reference_grant,
     stream_route::{read_tcp as tcp_route, read_tls as tls_route},
 };
 pub use self::{
     grpc_route::{GrpcMatch, GrpcRoute, GrpcRouteRule},
     http_route::{HttpRoute, HttpRouteRule, RouteRetry},
+    ownership::is_for_others,
     reference_grant::{GrantFrom, GrantTo, ReferenceGrant},
     stream_route::{StreamRoute, StreamRouteRule},
 };

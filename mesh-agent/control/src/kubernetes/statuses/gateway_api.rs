@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{CONTROLLER_NAME, condition, message};
 use crate::{
     problem::Level,
-    resource::ParentKind,
+    resource::{ParentKind, is_mesh_parent},
     source::kubernetes::{ParentVerdict, Told, Verdict},
 };
 
@@ -16,7 +16,7 @@ pub(super) fn parents(told: &Told, verdict: &Verdict, now: Timestamp) -> Value {
     let before = told.status.get("parents").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let is_ours = |parent: &&Value| parent.get("controllerName") == Some(&CONTROLLER_NAME.into());
     let mut parents: Vec<Value> = before.iter().filter(|parent| !is_ours(parent)).cloned().collect();
-    for reference in told.parents.as_array().into_iter().flatten().filter(|reference| is_mesh(reference)) {
+    for reference in told.parents.as_array().into_iter().flatten().filter(|reference| is_mesh_parent(reference)) {
         let said = before.iter().filter(is_ours).find(|parent| parent.get("parentRef") == Some(reference));
         let said = said.and_then(|parent| parent.get("conditions")?.as_array()).map(Vec::as_slice);
         let conditions = conditions(told, verdict, reference, said.unwrap_or_default(), now);
@@ -27,15 +27,6 @@ pub(super) fn parents(told: &Told, verdict: &Verdict, now: Timestamp) -> Value {
         }));
     }
     parents.into()
-}
-
-/// Whether a parent is one that routes of the mesh have.
-fn is_mesh(reference: &Value) -> bool {
-    let text = |field: &str| reference.get(field).and_then(Value::as_str);
-    matches!(
-        (text("group"), text("kind")),
-        (Some("" | "core"), Some("Service")) | (Some("networking.istio.io"), Some("ServiceEntry"))
-    )
 }
 
 fn conditions(

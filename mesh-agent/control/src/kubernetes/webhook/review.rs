@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::{
     index::API_SERVER,
     problem::{Level, joined, said},
+    resource::{GATEWAY_GROUP, Ownership},
     source::document::{self, Rules, UnknownFields},
 };
 
@@ -36,6 +37,8 @@ struct Request {
     namespace: String,
     #[serde(default)]
     object: Value,
+    #[serde(default)]
+    old_object: Value,
 }
 
 /// The answer.
@@ -78,13 +81,23 @@ pub(super) enum ReviewError {
 pub(super) fn answer(body: &[u8], rules: &Rules) -> Result<Answer, ReviewError> {
     let request = serde_json::from_slice::<Review>(body)?.request.ok_or(ReviewError::Empty)?;
     let writes = matches!(request.operation.as_str(), "CREATE" | "UPDATE") && request.sub_resource.is_empty();
+    let judged = writes && !says_nothing_new(&request);
     let uid = request.uid.clone();
-    let (status, warnings) = if writes { judge(request, rules) } else { (None, Vec::new()) };
+    let (status, warnings) = if judged { judge(request, rules) } else { (None, Vec::new()) };
     Ok(Answer {
         api_version: "admission.k8s.io/v1",
         kind: "AdmissionReview",
         response: Response { uid, allowed: status.is_none(), status, warnings },
     })
+}
+
+/// Whether a write leaves what the mesh reads as it is, or is about an object that is on its way out. Finalizers and labels come and go by
+/// such writes: what is wrong with an object from before must not keep it from being deleted.
+fn says_nothing_new(request: &Request) -> bool {
+    let deleted_at = request.object.pointer("/metadata/deletionTimestamp");
+    let (now, before) = (&request.object, &request.old_object);
+    deleted_at.is_some_and(|at| !at.is_null())
+        || (request.operation == "UPDATE" && !before.is_null() && now.get("spec") == before.get("spec"))
 }
 
 fn judge(request: Request, rules: &Rules) -> (Option<Refusal>, Vec<String>) {
@@ -101,7 +114,15 @@ fn judge(request: Request, rules: &Rules) -> (Option<Refusal>, Vec<String>) {
             metadata.entry("namespace").or_insert_with(|| request.namespace.into());
         }
     }
-    let parsed = document::read_object(Path::new(API_SERVER), object, rules, UnknownFields::Warn);
+    let ownership = Ownership::of(&object);
+    let group = object.get("apiVersion").and_then(Value::as_str).and_then(|version| version.split_once('/'));
+    let is_of_gateways = group.is_some_and(|(group, _)| group == GATEWAY_GROUP);
+    let mut parsed = document::read_object(Path::new(API_SERVER), object, rules, UnknownFields::Warn);
+    // Kinds of the Gateway API that the mesh does not have are other controllers'.
+    if is_of_gateways && !parsed.unread.is_empty() {
+        return (None, Vec::new());
+    }
+    ownership.leave_to_others(&mut parsed.problems);
     let of =
         |level| parsed.problems.iter().filter(move |p| p.level == level).map(|p| said(&p.field, &p.message));
     let errors: Vec<String> = of(Level::Error).collect();
@@ -124,8 +145,12 @@ mod tests {
     use super::*;
 
     fn ask(operation: &str, sub_resource: &str, object: Value) -> Response {
+        ask_after(operation, sub_resource, Value::Null, object)
+    }
+
+    fn ask_after(operation: &str, sub_resource: &str, before: Value, object: Value) -> Response {
         let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
-            "uid": "u1", "operation": operation, "subResource": sub_resource, "namespace": "shop", "object": object}});
+            "uid": "u1", "operation": operation, "subResource": sub_resource, "namespace": "shop", "object": object, "oldObject": before}});
         answer(review.to_string().as_bytes(), &Rules::default()).unwrap().response
     }
 
@@ -169,6 +194,58 @@ mod tests {
         assert!(response.allowed || response.status.is_some());
         let words = response.warnings.join(" ") + &response.status.map(|s| s.message).unwrap_or_default();
         assert!(words.contains("hosts_"), "{words}");
+    }
+
+    #[test]
+    fn an_object_that_was_let_in_before_can_be_marked_and_deleted_and_not_made_worse() {
+        let old = split(json!("ten"));
+        let mut marked = old.clone();
+        marked["metadata"]["labels"] = json!({"team": "till"});
+        assert!(ask_after("UPDATE", "", old.clone(), marked.clone()).allowed, "its spec stays");
+        marked["spec"]["hosts"] = json!(["web", "till"]);
+        assert!(!ask_after("UPDATE", "", old.clone(), marked).allowed, "another spec is judged");
+        assert!(!ask_after("UPDATE", "", Value::Null, old.clone()).allowed, "nothing to compare with");
+        assert!(!ask_after("CREATE", "", old.clone(), old.clone()).allowed);
+        // Finalizers are taken away one by one, perhaps with a change of the spec.
+        let mut leaving = old.clone();
+        leaving["metadata"]["deletionTimestamp"] = json!("2026-11-22T10:00:00Z");
+        leaving["spec"]["hosts"] = json!([]);
+        assert!(ask_after("UPDATE", "", old.clone(), leaving.clone()).allowed);
+        leaving["metadata"]["deletionTimestamp"] = Value::Null;
+        assert!(!ask_after("UPDATE", "", old, leaving).allowed);
+    }
+
+    #[test]
+    fn what_other_controllers_carry_out_is_theirs_to_judge() {
+        let gateway = json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge"});
+        let service = json!({"group": "", "kind": "Service", "name": "web"});
+        // No regular expression of ours; a filter from next year; a field that we do not know.
+        let newer = json!([{"matches": [{"path": {"type": "RegularExpression", "value": "^/(?!api).*"}}],
+            "filters": [{"type": "OfNextYear", "ofNextYear": {}}], "backendRefs": [{"name": "web", "port": 80}]}]);
+        let plain = json!([{"backendRefs": [{"name": "web", "port": 80}]}]);
+        let of = |version: &str, parents: Value, rules: &Value| {
+            let answer = ask(
+                "CREATE",
+                "",
+                json!({"apiVersion": format!("gateway.networking.k8s.io/{version}"),
+                "kind": "HTTPRoute", "metadata": {"name": "r"}, "spec": {"parentRefs": parents, "rules": rules}}),
+            );
+            (answer.allowed, answer.warnings)
+        };
+        assert_eq!(of("v1", json!([gateway]), &newer), (true, vec![]));
+        assert_eq!(of("v1", json!([{"name": "edge"}]), &newer), (true, vec![]), "a Gateway is the default");
+        assert_eq!(of("v9", json!([gateway]), &newer), (true, vec![]), "nor is its version ours to know");
+        assert_eq!(of("v1", json!([gateway, service]), &plain), (true, vec![]));
+        assert!(!of("v1", json!([gateway, service]), &newer).0);
+        assert!(!of("v1", json!([{"kind": "Service", "name": "web"}]), &plain).0, "the group was forgotten");
+        let (allowed, warnings) = of("v1", json!([]), &newer);
+        let first = warnings.first().unwrap();
+        assert!(allowed && first.starts_with("spec.parentRefs: is empty"), "{warnings:?}");
+        let edge = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "edge"}, "spec": {}});
+        assert_eq!(ask("CREATE", "", edge).warnings, Vec::<String>::new());
+        // Of Istio's kinds there is nobody else to carry them out.
+        let filter = json!({"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter", "metadata": {"name": "a"}, "spec": {}});
+        assert_eq!(ask("CREATE", "", filter).warnings.len(), 1);
     }
 
     #[test]

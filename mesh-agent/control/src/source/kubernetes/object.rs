@@ -10,7 +10,7 @@ use super::verdict::Verdict;
 use crate::{
     index::API_SERVER,
     problem::{Problem, SourceError},
-    resource::{Key, Kind, Resource},
+    resource::{Key, Kind, Owner, Ownership, Resource},
     source::document::{self, Rules, UNKNOWN_FIELD, UnknownFields},
 };
 
@@ -26,6 +26,8 @@ pub struct Object {
     pub(crate) generation: i64,
     /// The resource, if it can be used.
     pub(crate) resource: Option<Arc<Resource>>,
+    /// Whose it is. What is not the mesh's has no good state that could stay in force.
+    pub(crate) owner: Owner,
     /// What is wrong with it.
     pub(crate) problems: Vec<SourceError>,
     /// For kinds whose users are told what became of their resources.
@@ -116,11 +118,13 @@ pub(crate) fn read(kind: Kind, api_version: &str, mut object: Value, rules: &Rul
     });
     // What the API server let through of its own kinds is a field of theirs, only newer than what we know.
     let unknown = if is_judged(kind) { UnknownFields::Warn } else { UnknownFields::Ignore };
+    let ownership = Ownership::of(&object);
     let parsed = document::read_object(Path::new(API_SERVER), object, rules, unknown);
     if !parsed.ignored.is_empty() {
         return None;
     }
     let mut problems = parsed.problems;
+    ownership.leave_to_others(&mut problems);
     // The same of what one of them holds as text.
     problems.retain(|problem| is_judged(kind) || problem.message != UNKNOWN_FIELD);
     for problem in &mut problems {
@@ -128,7 +132,7 @@ pub(crate) fn read(kind: Kind, api_version: &str, mut object: Value, rules: &Rul
     }
     let told = told.map(|told| Told { problems: problems.iter().map(problem_of).collect(), ..told });
     let resource = parsed.resources.into_iter().next().map(|(_, resource)| resource);
-    Some(Object { key, generation, resource, problems, told })
+    Some(Object { key, generation, resource, owner: ownership.owner(), problems, told })
 }
 
 fn problem_of(error: &SourceError) -> Problem {

@@ -18,7 +18,7 @@ use crate::{
     compile::{Compiler, MeshSettings},
     index::{API_SERVER, Index},
     problem::{Level, SourceError},
-    resource::{Key, Kind},
+    resource::{Key, Kind, Owner},
     status::{SourceStatus, of_file},
 };
 
@@ -98,7 +98,7 @@ impl World {
     }
 
     fn put(&mut self, object: Object) {
-        let Object { key, generation, resource, problems, told } = object;
+        let Object { key, generation, resource, owner, problems, told } = object;
         if let Some(told) = told
             && self.told.get(&key) != Some(&told)
         {
@@ -110,7 +110,7 @@ impl World {
         } else {
             self.problems.insert(key.clone(), problems);
         }
-        if resource.is_some() {
+        if resource.is_some() || owner != Owner::Mesh {
             self.told_changed |= is_referred_to(key.kind);
             self.kept_back.remove(&key);
             self.index.put_object(key, generation, resource);
