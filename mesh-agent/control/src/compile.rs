@@ -27,6 +27,7 @@ use mesh_core::{
     },
 };
 
+pub(crate) use self::routes::{Registry, port_meant, services_of_entry};
 use self::{entries::Entries, routes::RouteCompiler, sidecars::NamespaceSidecars};
 use crate::{
     index::{Index, Origin, located},
@@ -186,6 +187,11 @@ impl Compiler {
             routes: RouteCompiler::default(),
             snapshot: Arc::default(),
         }
+    }
+
+    /// The services that rules can name, as of the last compilation.
+    pub(crate) fn registry(&self) -> &Registry {
+        self.routes.registry()
     }
 
     /// Compiles what changed in `index` since the last call, which took the changes.

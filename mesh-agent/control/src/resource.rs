@@ -41,7 +41,7 @@ pub use self::{
     gateway_api::{
         BackendKind, BackendRef, GrantFrom, GrantTo, GrpcMatch, GrpcRoute, GrpcRouteRule, HttpRoute,
         HttpRouteRule, ParentKind, ParentRef, ReferenceGrant, RouteBackend, RouteMirror, RouteRetry,
-        StreamRoute, StreamRouteRule, is_for_others,
+        StreamRoute, StreamRouteRule, UnsupportedFilter, is_for_others,
     },
     host::{RuleHost, by_specificity, is_within, overlap},
     mesh_config::{MeshConfig, RoutingDefaults},
@@ -62,8 +62,8 @@ pub(crate) use self::{
     endpoint_slice::read as endpoint_slice,
     fields::is_nothing,
     gateway_api::{
-        FILTER_TYPES, GROUP as GATEWAY_GROUP, Owner, Ownership, grpc_route, http_route, is_mesh_parent,
-        reference_grant, tcp_route, tls_route, wire as gateway_wire,
+        FILTER_TYPES, GROUP as GATEWAY_GROUP, Owner, Ownership, Unattached, attached, grpc_route, http_route,
+        is_mesh_parent, reference_grant, tcp_route, tls_route, wire as gateway_wire,
     },
     mesh_config::{CONFIG_MAP, read as mesh_config},
     metadata::{Scope, namespace, service_account},

@@ -6,6 +6,7 @@ mod live;
 mod objects;
 mod partition;
 mod relay;
+mod routes;
 mod scene;
 mod unready;
 mod webhook;

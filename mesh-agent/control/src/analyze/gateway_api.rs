@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Report, world::Known};
 use crate::resource::{
     BackendKind, BackendRef, GrpcRoute, HttpRoute, ParentKind, ParentRef, RouteBackend, RouteMirror,
-    StreamRoute,
+    StreamRoute, Unattached, attached,
 };
 
 /// An HTTPRoute.
@@ -56,29 +56,40 @@ fn parents(parents: &[ParentRef], report: &mut Report<'_, '_>) {
             report.error(&field, format!("is {kind} {}, which does not exist", parent.name));
             continue;
         };
-        if let Some(port) = parent.port
-            && !known.has_port(port)
-        {
-            let message = format!(
-                "is {port}, which is no port of {kind} {}; its ports: {}",
-                parent.name,
-                known.ports()
-            );
-            report.error(&format!("{field}.port"), message);
+        if let Some(meant) = world.stands_for(known) {
+            let message =
+                format!("is {kind} {}, which is another name of {meant}: wanted that one", parent.name);
+            report.error(&field, message);
+            continue;
         }
-        if let Some(section) = &parent.section
-            && !has_port_name(known, section)
+        if let Known::Entry(entry) = known
+            && entry.hosts.iter().all(|host| world.service_of(host).is_some())
         {
-            let message = format!("is {section:?}, which is the name of no port of {kind} {}", parent.name);
-            report.error(&format!("{field}.sectionName"), message);
+            let message = format!("is ServiceEntry {}, which has no host but those of Services", parent.name);
+            report.error(&field, message);
+            continue;
         }
-    }
-}
-
-fn has_port_name(known: Known<'_>, name: &Arc<str>) -> bool {
-    match known {
-        Known::Service(service) => service.service.ports.iter().any(|port| port.name == *name),
-        Known::Entry(entry) => entry.ports.iter().any(|port| port.name == *name),
+        match attached(report.key.kind, parent, known.service_ports().iter()) {
+            Ok(_) => {}
+            Err(Unattached::NoNumber(port)) => {
+                let message = format!(
+                    "is {port}, which is no port of {kind} {}; its ports: {}",
+                    parent.name,
+                    known.ports()
+                );
+                report.error(&format!("{field}.port"), message);
+            }
+            Err(Unattached::NoName(section)) => {
+                let message =
+                    format!("is {section:?}, which is the name of no port of {kind} {}", parent.name);
+                report.error(&format!("{field}.sectionName"), message);
+            }
+            Err(why) => {
+                let message =
+                    format!("is {kind} {}, which {why}; the route has no effect there", parent.name);
+                report.error(&field, message);
+            }
+        }
     }
 }
 
@@ -119,7 +130,8 @@ fn backend(backend: &BackendRef, parents: &[ParentRef], field: &str, report: &mu
     let found = match backend.kind {
         BackendKind::Service => world.services.get(name).map(|service| Known::Service(service)),
         BackendKind::ServiceEntry => world.entries.get(name).map(|entry| Known::Entry(entry)),
-        BackendKind::Hostname => world.find(&name.name),
+        // As the compiler has it: a wildcard makes no service of each host that it covers.
+        BackendKind::Hostname => world.named(&name.name),
         // Said when it was read.
         BackendKind::Other(_) => return,
     };
@@ -130,13 +142,18 @@ fn backend(backend: &BackendRef, parents: &[ParentRef], field: &str, report: &mu
         report.error(field, message);
         return;
     };
-    if let Some(port) = backend.port
-        && !known.has_port(port)
-    {
-        let message = format!(
+    // Of another name of a service, its ports count.
+    let known = world.target(known);
+    let Some(port) = backend.port.filter(|port| !known.has_stream_port(*port)) else { return };
+    let message = if known.service_ports().iter().any(|of_datagrams| of_datagrams.port == port) {
+        format!(
+            "is {port}, which is UDP at {to} {name} (UnsupportedProtocol); requests are answered with 500"
+        )
+    } else {
+        format!(
             "is {port}, which is no port of {to} {name}; its ports: {}; requests are answered with 500",
             known.ports()
-        );
-        report.error(&format!("{field}.port"), message);
-    }
+        )
+    };
+    report.error(&format!("{field}.port"), message);
 }

@@ -169,10 +169,14 @@ fn delegates_and_gateways_exist() {
 
 #[test]
 fn s116_routes_refer_to_what_exists() {
-    let parent = "parentRefs: [{group: '', kind: Service, name: web}]";
-    let rules = |backend: &str| format!("{parent}, rules: [{{backendRefs: [{{{backend}}}]}}]");
     let field = "spec.rules[0].backendRefs[0]";
     for kind in ["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"] {
+        let parent = match kind {
+            "HTTPRoute" | "GRPCRoute" => "group: '', kind: Service, name: web",
+            _ => "group: networking.istio.io, kind: ServiceEntry, name: ext",
+        };
+        let rules =
+            |backend: &str| format!("parentRefs: [{{{parent}}}], rules: [{{backendRefs: [{{{backend}}}]}}]");
         finds(
             &route(kind, "r", &rules("name: v2, port: 80")),
             &[&format!("E {kind} r {field}: is Service shop/v2, which does not exist (BackendNotFound)")],
@@ -200,6 +204,86 @@ fn s116_routes_refer_to_what_exists() {
         finds(&route("HTTPRoute", "r", &with(parent)), &[wanted]);
     }
     finds(&(route("HTTPRoute", "r", &with("{name: gw}")) + &route("Gateway", "gw", "")), &[]);
+}
+
+#[test]
+fn s116_a_route_is_attached_to_a_port_that_carries_its_kind_and_leads_to_tcp() {
+    let more = "
+{apiVersion: v1, kind: Service, metadata: {name: other, namespace: shop}, spec: {type: ExternalName, externalName: web.shop.svc.cluster.local}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: mixed, namespace: shop}, spec: {clusterIP: 10.96.0.3, ports: [{name: tls, port: 443},
+ {name: any, port: 90}, {name: dns, port: 53, protocol: UDP}]}}
+---
+{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: again, namespace: shop}, spec: {hosts: [web.shop.svc.cluster.local],
+ ports: [{number: 80, name: http, protocol: HTTP}]}}
+---
+";
+    let service = |name: &str| format!("group: '', kind: Service, name: {name}");
+    let entry = |name: &str| format!("group: networking.istio.io, kind: ServiceEntry, name: {name}");
+    let at = |kind: &str, parent: &str, backend: &str| {
+        let refs = format!("parentRefs: [{{{parent}}}], rules: [{{backendRefs: [{{{backend}}}]}}]");
+        let mut found = found(&(more.to_owned() + &route(kind, "r", &refs)));
+        found.retain(|finding| finding.contains("Route r "));
+        found
+    };
+    let web = "name: web, port: 80";
+    for (kind, parent, wanted) in [
+        ("HTTPRoute", service("mixed"), None),
+        ("TCPRoute", service("mixed"), None),
+        (
+            "HTTPRoute",
+            service("mixed, port: 443"),
+            Some("is Service shop/mixed, which speaks TLS at port 443, and"),
+        ),
+        ("HTTPRoute", entry("ext"), Some("is ServiceEntry shop/ext, which speaks TLS at port 443, and")),
+        ("TCPRoute", service("web"), Some("is Service shop/web, which speaks HTTP at port 80, and")),
+        (
+            "HTTPRoute",
+            service("mixed, port: 90, sectionName: tls"),
+            Some("is Service shop/mixed, which has no port 90 called"),
+        ),
+        (
+            "HTTPRoute",
+            service("other"),
+            Some("is Service shop/other, which is another name of Service shop/web"),
+        ),
+        (
+            "HTTPRoute",
+            entry("again"),
+            Some("is ServiceEntry shop/again, which has no host but those of Services"),
+        ),
+    ] {
+        let found = at(kind, &parent, web);
+        let wanted: Vec<String> =
+            wanted.iter().map(|text| format!("E {kind} r spec.parentRefs[0]: {text}")).collect();
+        let fits = found.len() == wanted.len() && found.iter().zip(&wanted).all(|(f, w)| f.starts_with(w));
+        assert!(fits, "{kind} {parent}: {found:#?}, wanted {wanted:#?}");
+    }
+    let hostname = |host: &str| format!("group: networking.istio.io, kind: Hostname, name: {host}");
+    for (backend, wanted) in [
+        ("name: other, port: 80".to_owned(), None),
+        (
+            "name: other, port: 81".to_owned(),
+            Some(".port: is 81, which is no port of Service shop/other; its ports: 80"),
+        ),
+        (
+            "name: mixed, port: 53".to_owned(),
+            Some(".port: is 53, which is UDP at Service shop/mixed (UnsupportedProtocol)"),
+        ),
+        (hostname("api.other.com"), None),
+        (hostname("web.shop.svc.cluster.local"), None),
+        // That an entry has `*.example.com` is no service of that host.
+        (
+            hostname("www.example.com"),
+            Some(": is Hostname shop/www.example.com, which does not exist (BackendNotFound)"),
+        ),
+    ] {
+        let found = at("HTTPRoute", &service("web"), &backend);
+        let wanted: Vec<String> =
+            wanted.iter().map(|text| format!("E HTTPRoute r spec.rules[0].backendRefs[0]{text}")).collect();
+        let fits = found.len() == wanted.len() && found.iter().zip(&wanted).all(|(f, w)| f.starts_with(w));
+        assert!(fits, "{backend}: {found:#?}, wanted {wanted:#?}");
+    }
 }
 
 #[test]

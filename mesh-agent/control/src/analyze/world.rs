@@ -1,20 +1,24 @@
 //! What resources can refer to: hosts with their ports and endpoints, rules, grants, workloads.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use mesh_core::snapshot::{Name, Protocol};
+use mesh_core::snapshot::{Name, Protocol, ServicePort};
 
 use crate::{
     compile::MeshSettings,
     index::{Index, Origin},
     resource::{
         DestinationRule, ExportTo, Kind, Labels, Pod, PortProtocol, ReferenceGrant, Resource, Service,
-        ServiceEntry, Sidecar, VirtualService, WorkloadEntry, is_within,
+        ServiceEntry, ServiceEntryPort, Sidecar, VirtualService, WorkloadEntry, is_within,
     },
 };
+
+/// Most names (`ExternalName`) that lead from one to the next, as the compiler has it.
+const ALIASES_MAX: usize = 8;
 
 /// All that can be referred to.
 pub(super) struct World<'a> {
@@ -55,7 +59,7 @@ pub(super) enum Known<'a> {
     Entry(&'a ServiceEntry),
 }
 
-impl Known<'_> {
+impl<'w> Known<'w> {
     /// Whether it has a port of this number.
     pub(super) fn has_port(self, number: u16) -> bool {
         match self {
@@ -63,6 +67,28 @@ impl Known<'_> {
             Self::Service(service) if service.service.external_name.is_some() => true,
             Self::Service(service) => service.service.ports.iter().any(|port| port.port == number),
             Self::Entry(entry) => entry.ports.iter().any(|port| port.number == number),
+        }
+    }
+
+    /// Whether it has a port of this number that is not for datagrams.
+    pub(super) fn has_stream_port(self, number: u16) -> bool {
+        let of_streams = |port: &ServicePort| port.port == number && port.protocol == Protocol::Tcp;
+        match self {
+            // What an external name leads to is unknown here.
+            Self::Service(service)
+                if service.service.external_name.is_some() && service.service.ports.is_empty() =>
+            {
+                true
+            }
+            _ => self.service_ports().iter().any(of_streams),
+        }
+    }
+
+    /// Its ports as those of the services that it makes, without endpoints.
+    pub(super) fn service_ports(self) -> Cow<'w, [ServicePort]> {
+        match self {
+            Self::Service(service) => Cow::Borrowed(&service.service.ports),
+            Self::Entry(entry) => entry.ports.iter().map(ServiceEntryPort::of_service).collect(),
         }
     }
 
@@ -188,6 +214,35 @@ impl<'a> World<'a> {
     /// The full name of a Kubernetes service.
     pub(super) fn service_host(&self, name: &Name) -> Arc<str> {
         format!("{}.{}.svc.{}", name.name, name.namespace, self.domain).into()
+    }
+
+    /// What has exactly this host (lower case).
+    pub(super) fn named(&self, host: &str) -> Option<Known<'a>> {
+        self.hosts.get(host.strip_suffix('.').unwrap_or(host))?.first().copied()
+    }
+
+    /// What a service that is only another name of one (`ExternalName`) stands for; anything else stands for itself.
+    pub(super) fn target(&self, known: Known<'a>) -> Known<'a> {
+        let mut at = known;
+        for _ in 0..ALIASES_MAX {
+            let Known::Service(service) = at else { return at };
+            let Some(host) = &service.service.external_name else { return at };
+            match self.named(host) {
+                Some(next) => at = next,
+                None => return known,
+            }
+        }
+        known
+    }
+
+    /// The service or entry that something is only another name of, if the mesh has it.
+    pub(super) fn stands_for(&self, known: Known<'a>) -> Option<String> {
+        match (known, self.target(known)) {
+            (Known::Service(alias), Known::Service(of)) if alias.service.name == of.service.name => None,
+            (Known::Service(_), Known::Service(of)) => Some(format!("Service {}", of.service.name)),
+            (Known::Service(_), Known::Entry(of)) => Some(format!("a host of ServiceEntry {}", of.name)),
+            (Known::Entry(_), _) => None,
+        }
     }
 
     /// What a host (lower case) stands for: a service or entry of that name, else one whose pattern covers it.

@@ -15,9 +15,7 @@ use std::{
 
 use mesh_core::{
     id::{ServiceId, WorkloadId, hash},
-    snapshot::{
-        self, DnsEndpoint, DnsResolution, Endpoint, Mesh, Name, Protocol, Resolution, ServicePort, Traits,
-    },
+    snapshot::{self, DnsEndpoint, DnsResolution, Endpoint, Mesh, Name, Resolution, ServicePort, Traits},
 };
 
 use super::endpoints::Sources;
@@ -25,8 +23,8 @@ use crate::{
     index::{Index, Origin, located},
     problem::{Level, SourceError},
     resource::{
-        EndpointAddress, Key, Kind, PortProtocol, Resolution as ServiceEntryResolution, Resource,
-        ServiceEntry, ServiceEntryPort, WorkloadEndpoint, WorkloadEntry,
+        EndpointAddress, Key, Kind, Resolution as ServiceEntryResolution, Resource, ServiceEntry,
+        ServiceEntryPort, WorkloadEndpoint, WorkloadEntry,
     },
 };
 
@@ -235,17 +233,7 @@ fn service(
     sources: &Sources<'_>,
 ) -> snapshot::Service {
     let name = Name::new(Arc::clone(&entry.name.namespace), Arc::clone(host));
-    let mut ports: Vec<ServicePort> = entry
-        .ports
-        .iter()
-        .map(|port| ServicePort {
-            name: Arc::clone(&port.name),
-            port: port.number,
-            protocol: if port.protocol == PortProtocol::Udp { Protocol::Udp } else { Protocol::Tcp },
-            app_protocol: port.protocol.app_protocol().map(Into::into),
-            endpoints: Vec::new(),
-        })
-        .collect();
+    let mut ports: Vec<ServicePort> = entry.ports.iter().map(ServiceEntryPort::of_service).collect();
     let mut names = Vec::new();
     let mut add =
         |ports: &mut Vec<ServicePort>, endpoint: &WorkloadEndpoint, ready: bool| match &endpoint.address {

@@ -42,9 +42,12 @@ use self::{
     destination_rule::DestinationRules,
     gateway_api::GatewayRoutes,
     reach::{Affected, Reaches},
-    registry::Registry,
     view::scoped,
     virtual_service::{VirtualServices, backend},
+};
+pub(crate) use self::{
+    gateway_api::services_of_entry,
+    registry::{Registry, port as port_meant},
 };
 use super::sidecars;
 use crate::{
@@ -236,6 +239,11 @@ impl RouteCompiler {
             self.routes = Arc::new(routes);
         }
         Arc::clone(&self.routes)
+    }
+
+    /// The services that rules can name, as of the last update.
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// What is wrong between resources, as of the last update.

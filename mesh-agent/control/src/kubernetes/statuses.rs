@@ -124,7 +124,7 @@ impl Writer {
 fn desired(key: &Key, told: &Told, verdict: &Verdict, now: Timestamp) -> Option<Value> {
     let mut status = Map::new();
     if key.kind.group() == GATEWAY_GROUP {
-        let parents = gateway_api::parents(told, verdict, now);
+        let parents = gateway_api::parents(&key.name.namespace, told, verdict, now);
         status.insert("parents".to_owned(), parents);
     } else {
         status = istio::status(told, verdict, now);

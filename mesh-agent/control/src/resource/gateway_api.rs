@@ -7,6 +7,7 @@
 //!
 //! Not here: whether what a reference names exists, and whether it may be referred to (the compiler, and `meshctl analyze`).
 
+mod attachment;
 mod filters;
 mod grpc_route;
 mod http_route;
@@ -17,7 +18,7 @@ mod references;
 mod stream_route;
 pub(crate) mod wire;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use mesh_core::{
     route::http::{HeaderOps, Millionths},
@@ -25,6 +26,7 @@ use mesh_core::{
 };
 
 pub(crate) use self::{
+    attachment::{Unattached, attached},
     filters::TYPES as FILTER_TYPES,
     grpc_route::read as grpc_route,
     http_route::read as http_route,
@@ -119,7 +121,22 @@ pub struct RouteBackend {
     /// Changes to the response's headers.
     pub response_headers: HeaderOps,
     /// A filter that the mesh does not have at this place: the share is answered with 500.
-    pub unsupported: Option<Arc<str>>,
+    pub unsupported: Option<UnsupportedFilter>,
+}
+
+/// A filter that the mesh does not have where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnsupportedFilter {
+    /// Its type, e.g. `ExternalAuth`; of several filters the first one's.
+    pub kind: Arc<str>,
+    /// What an `ExtensionRef` beside it, or the filter itself, refers to, as `group/Kind`: reason `InvalidKind`.
+    pub extension: Option<Arc<str>>,
+}
+
+impl fmt::Display for UnsupportedFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.kind)
+    }
 }
 
 /// Where copies of requests go.

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use mesh_core::snapshot::Name;
+use mesh_core::snapshot::{Name, Protocol, ServicePort};
 use serde_json::Value;
 
 use super::{
@@ -124,6 +124,19 @@ pub enum PortProtocol {
     Udp,
     /// Tunnels of the mesh.
     Hbone,
+}
+
+impl ServiceEntryPort {
+    /// As a port of the services that its entry makes, without endpoints.
+    pub(crate) fn of_service(&self) -> ServicePort {
+        ServicePort {
+            name: Arc::clone(&self.name),
+            port: self.number,
+            protocol: if self.protocol == PortProtocol::Udp { Protocol::Udp } else { Protocol::Tcp },
+            app_protocol: self.protocol.app_protocol().map(Into::into),
+            endpoints: Vec::new(),
+        }
+    }
 }
 
 impl PortProtocol {

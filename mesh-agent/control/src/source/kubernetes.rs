@@ -38,7 +38,7 @@ use self::world::World;
 pub(crate) use self::{listed::Listed, object::api_resource};
 pub use self::{
     object::{Judged, Object, Told},
-    verdict::{ParentVerdict, Verdict},
+    verdict::{ParentVerdict, Refusal, Verdict},
 };
 use super::document::Rules;
 use crate::{

@@ -141,7 +141,7 @@ impl<'a> GatewayRoutes<'a> {
 }
 
 /// The services that a ServiceEntry makes: one for each host, called by it.
-pub(super) fn services_of_entry(index: &Index, name: &Name) -> Vec<Name> {
+pub(crate) fn services_of_entry(index: &Index, name: &Name) -> Vec<Name> {
     let key = Key { kind: Kind::ServiceEntry, name: name.clone() };
     let Some(Resource::ServiceEntry(entry)) = index.get(&key) else { return Vec::new() };
     let own = |host: &Arc<str>| Name::new(Arc::clone(&name.namespace), Arc::clone(host));

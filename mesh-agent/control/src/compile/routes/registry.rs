@@ -21,7 +21,7 @@ fn host(service: &Service, domain: &str) -> Arc<str> {
 
 /// The services.
 #[derive(Debug, Default)]
-pub(super) struct Registry {
+pub(crate) struct Registry {
     services: BTreeMap<Name, Arc<Service>>,
     /// Services of hosts that Kubernetes does not know, by precedence.
     order: Vec<Name>,
@@ -106,14 +106,14 @@ impl Registry {
     }
 
     /// A service by name; of an alias, what it stands for.
-    pub(super) fn named(&self, name: &Name) -> Option<&Arc<Service>> {
+    pub(crate) fn named(&self, name: &Name) -> Option<&Arc<Service>> {
         let service = self.services.get(name)?;
         Some(self.alias_of(service).unwrap_or(service))
     }
 
     /// The service that a rule of `namespace` means by a host; of an alias, what it stands for. One of the rule's own namespace
     /// comes first, then those that it sees (S57).
-    pub(super) fn at(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
+    pub(crate) fn at(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
         let names = self.by_host.get(host.strip_suffix('.').unwrap_or(host))?;
         let is_own = |name: &&&Name| &*name.namespace == namespace;
         let is_seen = |name: &&Name| {
@@ -126,7 +126,7 @@ impl Registry {
     }
 
     /// The service that an `ExternalName` stands for, if it is one of the mesh.
-    pub(super) fn alias_of(&self, service: &Service) -> Option<&Arc<Service>> {
+    pub(crate) fn alias_of(&self, service: &Service) -> Option<&Arc<Service>> {
         let mut target = service.external_name.as_ref()?;
         for _ in 0..ALIASES_MAX {
             let names = self.by_host.get(target)?;
@@ -155,7 +155,7 @@ fn is_alike(one: &Arc<Service>, other: &Arc<Service>) -> bool {
 
 /// The port that a rule means: the one it names, else the only one, else the one that was dialled (S16). `None` if the service
 /// does not have it.
-pub(super) fn port(service: &Service, named: Option<u16>, dialled: u16) -> Option<u16> {
+pub(crate) fn port(service: &Service, named: Option<u16>, dialled: u16) -> Option<u16> {
     let tcp = || service.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.port);
     let wanted = match named {
         Some(port) => port,

@@ -71,13 +71,27 @@ fn s116_a_route_in_force_is_accepted_and_resolved_for_the_generation_that_was_ju
 fn s116_reasons_are_those_of_the_api() {
     let told = told(Value::Null, json!([service()]));
     let no_parent = ParentVerdict { not_accepted: Some(("NoMatchingParent", "x".into())), ..at_web() };
+    let no_parent_nor_rule = ParentVerdict { partial: Some("x".into()), ..no_parent.clone() };
+    let unusable = ParentVerdict { not_accepted: Some(("UnsupportedValue", "x".into())), ..at_web() };
     let refs = ParentVerdict { unresolved: Some(("RefNotPermitted", "x".into())), ..at_web() };
     let partial = ParentVerdict { partial: Some("x".into()), ..at_web() };
+    let broken =
+        |verdict: Verdict| Verdict { problems: vec![error("bad")], good_generation: Some(2), ..verdict };
+    let elsewhere = ParentVerdict {
+        parent: ParentRef { name: Name::new("shop", "other"), ..at_web().parent },
+        ..at_web()
+    };
     for (verdict, wanted) in [
         (
-            in_force(vec![no_parent]),
+            in_force(vec![no_parent.clone()]),
             &["Accepted False NoMatchingParent", "ResolvedRefs True ResolvedRefs"][..],
         ),
+        // What is not accepted is not accepted in part.
+        (
+            in_force(vec![no_parent_nor_rule]),
+            &["Accepted False NoMatchingParent", "ResolvedRefs True ResolvedRefs"],
+        ),
+        (in_force(vec![unusable]), &["Accepted False UnsupportedValue", "ResolvedRefs True ResolvedRefs"]),
         (in_force(vec![refs]), &["Accepted True Accepted", "ResolvedRefs False RefNotPermitted"]),
         (
             in_force(vec![partial]),
@@ -88,20 +102,78 @@ fn s116_reasons_are_those_of_the_api() {
             ],
         ),
         (
-            Verdict { problems: vec![error("bad")], ..in_force(vec![at_web()]) },
+            broken(in_force(vec![at_web()])),
             &[
                 "Accepted True Accepted",
                 "ResolvedRefs True ResolvedRefs",
                 "PartiallyInvalid True UnsupportedValue",
             ],
         ),
+        // There is nothing to fall back to: no state, none at this parent, none that it took.
         (
             Verdict { problems: vec![error("bad")], ..Verdict::default() },
+            &["Accepted False UnsupportedValue", "ResolvedRefs True ResolvedRefs"],
+        ),
+        (
+            broken(in_force(vec![elsewhere])),
+            &["Accepted False UnsupportedValue", "ResolvedRefs True ResolvedRefs"],
+        ),
+        (
+            broken(in_force(vec![no_parent])),
             &["Accepted False UnsupportedValue", "ResolvedRefs True ResolvedRefs"],
         ),
     ] {
         assert_eq!(held(&route(&told, &verdict).unwrap()), wanted);
     }
+}
+
+#[test]
+fn s116_a_route_that_falls_back_is_accepted_as_of_its_last_good_generation() {
+    let told = told(Value::Null, json!([service()]));
+    let verdict =
+        Verdict { problems: vec![error("bad")], good_generation: Some(2), ..in_force(vec![at_web()]) };
+    let status = route(&told, &verdict).unwrap();
+    let conditions = &status["parents"][0]["conditions"];
+    let of = |at: usize| (conditions[at]["type"].clone(), conditions[at]["observedGeneration"].clone());
+    assert_eq!(of(0), (json!("Accepted"), json!(2)));
+    assert_eq!(of(1), (json!("ResolvedRefs"), json!(2)));
+    assert_eq!(of(2), (json!("PartiallyInvalid"), json!(3)));
+    let text = conditions[2]["message"].as_str().unwrap();
+    assert!(text.starts_with("Fall Back") && text.contains("spec.x: bad"), "{text}");
+    // Mended by a change that makes it what it was.
+    let mended = Verdict { good_generation: Some(3), ..in_force(vec![at_web()]) };
+    assert_eq!(route(&told, &mended).unwrap()["parents"][0]["conditions"][0]["observedGeneration"], json!(3));
+}
+
+#[test]
+fn s116_a_reference_without_namespace_is_to_the_routes_own() {
+    let other = json!({"group": "", "kind": "Service", "name": "web", "namespace": "other", "port": 80});
+    let of_other = ParentVerdict {
+        parent: ParentRef { name: Name::new("other", "web"), ..at_web().parent },
+        not_accepted: Some(("NoMatchingParent", "x".into())),
+        ..at_web()
+    };
+    let own = json!({"group": "", "kind": "Service", "name": "web", "namespace": "shop", "port": 80});
+    for (references, wanted) in [
+        (json!([other, service()]), ["False", "True"]),
+        (json!([service(), other]), ["True", "False"]),
+        (json!([other, own]), ["False", "True"]),
+    ] {
+        let verdict = in_force(vec![of_other.clone(), at_web()]);
+        let status = route(&told(Value::Null, references.clone()), &verdict).unwrap();
+        let accepted = |at: usize| status["parents"][at]["conditions"][0]["status"].clone();
+        assert_eq!([accepted(0), accepted(1)], wanted, "{references}");
+    }
+}
+
+#[test]
+fn what_of_a_route_has_no_effect_is_said_where_it_is_accepted() {
+    let noted = Problem { level: Level::Warning, ..error("is not done by the mesh yet") };
+    let verdict = Verdict { problems: vec![noted], ..in_force(vec![at_web()]) };
+    let status = route(&told(Value::Null, json!([service()])), &verdict).unwrap();
+    let accepted = &status["parents"][0]["conditions"][0];
+    assert_eq!(accepted["status"], json!("True"));
+    assert_eq!(accepted["message"], json!("the route is in force here; spec.x: is not done by the mesh yet"));
 }
 
 #[test]

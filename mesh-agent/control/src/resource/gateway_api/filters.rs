@@ -7,9 +7,10 @@ use mesh_core::route::{
     matching::{FullRegex, HttpMatch, PathMatch, StringMatch},
     variables::HeaderText,
 };
+use serde_json::Value;
 
 use super::{
-    RouteMirror,
+    RouteMirror, UnsupportedFilter,
     matches::header_name,
     references::{self, at_most, is_hostname},
     wire,
@@ -51,7 +52,7 @@ pub(super) struct Filters {
     pub(super) mirrors: Vec<RouteMirror>,
     pub(super) cors: Option<Cors>,
     /// A filter the mesh does not have here: what it applies to is answered with 500.
-    pub(super) unsupported: Option<Arc<str>>,
+    pub(super) unsupported: Option<UnsupportedFilter>,
 }
 
 /// Types of filters, with the field that each has for itself.
@@ -127,7 +128,14 @@ pub(super) fn read(
                 "is {kind}, which the mesh does not have here; what it applies to is answered with 500"
             );
             problems.warning(format!("{field}.type"), message);
-            read.unsupported.get_or_insert_with(|| kind.into());
+            let unsupported = read
+                .unsupported
+                .get_or_insert_with(|| UnsupportedFilter { kind: kind.into(), extension: None });
+            if let Some(extension) = filter.extension_ref.as_ref().filter(|_| unsupported.extension.is_none())
+            {
+                let text = |field: &str| extension.get(field).and_then(Value::as_str).unwrap_or_default();
+                unsupported.extension = Some(format!("{}/{}", text("group"), text("kind")).into());
+            }
         }
         read.add(filter, place, matches, namespace, &field, problems);
     }

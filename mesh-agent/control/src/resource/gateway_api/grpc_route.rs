@@ -11,7 +11,7 @@ use mesh_core::{
 };
 
 use super::{
-    ParentRef, RouteBackend, RouteMirror,
+    ParentRef, RouteBackend, RouteMirror, UnsupportedFilter,
     filters::{self, Place},
     http_route::{backends, mesh_hostnames},
     matches::{self, MATCHES_MAX},
@@ -52,7 +52,7 @@ pub struct GrpcRouteRule {
     /// Where copies go.
     pub mirrors: Vec<RouteMirror>,
     /// A filter that the mesh does not have: requests are answered with `UNAVAILABLE`.
-    pub unsupported: Option<Arc<str>>,
+    pub unsupported: Option<UnsupportedFilter>,
     /// By weight. None of them, or only such of weight 0, is `UNAVAILABLE`.
     pub backends: Vec<RouteBackend>,
 }

@@ -11,7 +11,7 @@ use mesh_core::{
 };
 
 use super::{
-    ParentRef, RouteBackend, RouteMirror,
+    ParentRef, RouteBackend, RouteMirror, UnsupportedFilter,
     filters::{self, Place},
     matches,
     references::{self, BACKENDS_MAX, Head, at_most},
@@ -54,7 +54,7 @@ pub struct HttpRouteRule {
     /// Cross-origin rules.
     pub cors: Option<Cors>,
     /// A filter that the mesh does not have: requests are answered with 500.
-    pub unsupported: Option<Arc<str>>,
+    pub unsupported: Option<UnsupportedFilter>,
     /// By weight. None of them, or only such of weight 0, is 500 (unless there is a redirect).
     pub backends: Vec<RouteBackend>,
     /// Of the whole request; `None` also for `0s`: no limit.

@@ -296,13 +296,20 @@ fn filters_exclude_each_other_as_the_api_says() {
         ),
         (
             &format!(
-                "filters: [{{type: ExtensionRef, extensionRef: {{group: x, kind: y, name: z}}}}], {BACKEND}"
+                "filters: [{{type: ExtensionRef, extensionRef: {{group: x, kind: Limit, name: z}}}}], {BACKEND}"
             ),
             &["W filters[0].type"],
         ),
     ]);
-    let extension = rule("filters: [{type: ExtensionRef, extensionRef: {group: x, kind: y, name: z}}]");
-    assert_eq!(http_route_of(&extension).rules[0].unsupported.as_deref(), Some("ExtensionRef"));
+    let extension = rule("filters: [{type: ExtensionRef, extensionRef: {group: x, kind: Limit, name: z}}]");
+    let unsupported = |kind: &str, extension: Option<&str>| {
+        Some(UnsupportedFilter { kind: kind.into(), extension: extension.map(Into::into) })
+    };
+    assert_eq!(http_route_of(&extension).rules[0].unsupported, unsupported("ExtensionRef", Some("x/Limit")));
+    let both = rule(
+        "filters: [{type: ExternalAuth, externalAuth: {}}, {type: ExtensionRef, extensionRef: {group: x, kind: Limit, name: z}}]",
+    );
+    assert_eq!(http_route_of(&both).rules[0].unsupported, unsupported("ExternalAuth", Some("x/Limit")));
 }
 
 #[test]
@@ -313,7 +320,8 @@ fn backends_have_filters_for_headers_and_others_are_answered_with_500() {
     assert_eq!(read.backends[0].response_headers.add, [("x-a".into(), "b".into())]);
     let text = with("{type: URLRewrite, urlRewrite: {hostname: a.example.com}}");
     table(&[(&text, &["W backendRefs[0].filters[0].type"])]);
-    assert_eq!(http_route_of(&rule(&text)).rules[0].backends[0].unsupported.as_deref(), Some("URLRewrite"));
+    let read = http_route_of(&rule(&text)).rules[0].backends[0].unsupported.clone();
+    assert_eq!(read, Some(UnsupportedFilter { kind: "URLRewrite".into(), extension: None }));
 }
 
 #[test]

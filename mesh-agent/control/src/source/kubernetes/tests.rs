@@ -1,5 +1,7 @@
 //! Tests of the source: from objects of an API server to the index.
 
+mod routes;
+
 use std::sync::Arc;
 
 use mesh_core::snapshot::Snapshot;
@@ -183,58 +185,6 @@ fn s16_what_rules_refer_to_and_is_not_there_is_told_to_their_users_and_to_nobody
     assert_eq!(missing(&world.compile(), Kind::VirtualService), Vec::<String>::new());
     world.apply(Change::Gone(Key { kind: Kind::Pod, name: mesh_core::snapshot::Name::new("shop", "web-1") }));
     assert!(world.compile().judged.is_none());
-}
-
-#[test]
-fn s116_each_parent_has_the_reason_why_the_route_does_not_count_or_leads_nowhere() {
-    let judged = |parent: Value, backend: Value| {
-        let mut objects = shop();
-        objects.push(
-            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "db", "namespace": "data"},
-            "spec": {"clusterIP": "10.96.0.2", "ports": [{"name": "sql", "port": 5432}]}}),
-        );
-        objects[6]["spec"]["parentRefs"] = json!([parent]);
-        objects[6]["spec"]["rules"][0]["backendRefs"] = json!([backend]);
-        let state = world_of(&objects).compile();
-        let judged = state.judged.unwrap();
-        let key = Key { kind: Kind::HttpRoute, name: mesh_core::snapshot::Name::new("shop", "web") };
-        let at = judged.objects[&key].1.parents.first().unwrap().clone();
-        (at.not_accepted.map(|(reason, _)| reason), at.unresolved.map(|(reason, _)| reason))
-    };
-    let service = |name: &str, more: Value| {
-        let mut reference = json!({"group": "", "kind": "Service", "name": name});
-        reference.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        reference
-    };
-    let web = || service("web", json!({}));
-    let good = || json!({"name": "web", "port": 80});
-    assert_eq!(judged(web(), good()), (None, None));
-    for (parent, wanted) in [
-        (service("web", json!({"port": 80})), None),
-        (service("web", json!({"sectionName": ""})), None),
-        (service("gone", json!({})), Some("NoMatchingParent")),
-        (service("web", json!({"port": 81})), Some("NoMatchingParent")),
-        (service("web", json!({"sectionName": "grpc"})), Some("NoMatchingParent")),
-        (json!({"group": "networking.istio.io", "kind": "ServiceEntry", "name": "api"}), None),
-        (
-            json!({"group": "networking.istio.io", "kind": "ServiceEntry", "name": "gone"}),
-            Some("NoMatchingParent"),
-        ),
-    ] {
-        assert_eq!(judged(parent.clone(), good()), (wanted, None), "{parent}");
-    }
-    for (backend, wanted) in [
-        (json!({"name": "gone", "port": 80}), "BackendNotFound"),
-        (json!({"name": "web", "port": 81}), "BackendNotFound"),
-        (json!({"group": "example.com", "kind": "Bucket", "name": "web"}), "InvalidKind"),
-        (json!({"name": "db", "namespace": "data", "port": 5432}), "RefNotPermitted"),
-        // What does not exist is said only to those who may ask.
-        (json!({"name": "gone", "namespace": "data", "port": 5432}), "RefNotPermitted"),
-    ] {
-        assert_eq!(judged(web(), backend.clone()), (None, Some(wanted)), "{backend}");
-    }
-    let consumer = service("db", json!({"namespace": "data"}));
-    assert_eq!(judged(consumer, json!({"name": "db", "namespace": "data", "port": 5432})), (None, None));
 }
 
 #[test]

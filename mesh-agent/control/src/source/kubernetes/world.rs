@@ -11,7 +11,7 @@ use mesh_core::snapshot::{Name, Snapshot};
 use super::{
     Change,
     object::{Judged, Object, Told},
-    verdict::{Beside, judge},
+    verdict::{Around, Beside, judge},
 };
 use crate::{
     analyze,
@@ -156,9 +156,10 @@ impl World {
         for error in &references {
             beside.entry(of(error)).or_default().missing.push(error);
         }
+        let around = Around { index: &self.index, snapshot, services: self.compiler.registry() };
         let objects = self.told.iter().map(|(key, told)| {
             let name = [Some(key.kind.as_str()), Some(&*key.name.namespace), Some(&*key.name.name)];
-            let verdict = judge(key, &told.problems, beside.get(&name), &self.index, snapshot);
+            let verdict = judge(key, &told.problems, beside.get(&name), &around);
             (key.clone(), (told.clone(), verdict))
         });
         Judged { objects: objects.collect() }
