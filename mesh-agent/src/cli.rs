@@ -75,7 +75,7 @@ pub enum Command {
         mesh-agent controller root > root.pem\n  \
         mesh-agent controller token --node n2 > n2.token\n  \
         mesh-agent node --controller https://10.0.0.1:15012 --node n2 --controller-ca root.pem --token-file n2.token\n\n\
-        Prints \"ready\" on standard output, and answers GET /readyz, when agents can come. GET /sessions lists them.\n\
+        Prints \"ready\" on standard output, and answers GET /readyz, when agents can come. GET /sessions lists them, at a loopback address only.\n\
         Losing the controller changes nothing for running traffic.")]
     Controller(Box<ControllerArgs>),
     /// Detach and unpin everything an agent left in the kernel for a node. The agent must not be running.
@@ -398,7 +398,7 @@ pub struct ControllerArgs {
     /// What identities are.
     #[command(flatten)]
     pub trust: TrustArgs,
-    /// Address of GET /metrics, /readyz, /healthz and /sessions.
+    /// Address of GET /metrics, /readyz and /healthz, and, at a loopback address only, of /sessions and /resources.
     #[arg(
         long,
         env = "MESH_METRICS",
