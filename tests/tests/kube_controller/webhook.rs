@@ -57,7 +57,7 @@ fn the_webhooks_certificate_is_renewed_before_it_ends_and_the_api_server_goes_on
     scene.kubectl().apply(&objects::namespace("shop"))?;
     let life = format!("{}s", LIFE.as_secs());
     let controller = scene.controller("a", &["--own-certificate-ttl", &life])?;
-    let addr = ServiceAddress::take("10.96.255.78")?;
+    let addr = ServiceAddress::take("10.96.255.80")?;
     scene.kubectl().apply(&objects::webhook(addr.as_str(), controller.webhook_port()))?;
     let refused =
         || scene.kubectl().apply(&objects::split(json!("ten"))).err().map(|error| error.to_string());
