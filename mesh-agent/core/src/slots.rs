@@ -219,9 +219,7 @@ pub fn is_routed(snapshot: &Snapshot, service: &Service, port: u16) -> bool {
 /// Whether the agent has something to say to clients of a routed port that has no endpoint: a response where requests are looked at,
 /// or another destination where rules for TLS or TCP may name one. A policy alone about a port of bytes is no answer.
 fn is_answered(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> bool {
-    let protocol = AppProtocol::of(port);
-    protocol.is_http()
-        || protocol == AppProtocol::Sniffed
+    AppProtocol::of(port).carries_requests()
         || snapshot.routes().stream(&snapshot.host_of(service), port.port).is_some()
 }
 

@@ -307,23 +307,20 @@ fn compile(
         let of_host: Vec<&Arc<Service>> =
             cx.registry.with_host(&host).filter(|service| cx.registry.alias_of(service).is_none()).collect();
         let ports = of_host.iter().flat_map(|service| &service.ports).filter(|port| port.port != 0);
-        let mut protocols: BTreeMap<u16, BTreeSet<AppProtocol>> = BTreeMap::new();
+        let mut protocols: BTreeMap<u16, Vec<AppProtocol>> = BTreeMap::new();
         for port in ports {
-            protocols.entry(port.port).or_default().insert(AppProtocol::of(port));
+            protocols.entry(port.port).or_default().push(AppProtocol::of(port));
         }
         for (port, protocols) in protocols {
-            let is_any = |wanted: &dyn Fn(AppProtocol) -> bool| protocols.iter().any(|found| wanted(*found));
             let at = HostPort { host: Arc::clone(&host), port };
             let attached = gateway_routes.attached(&of_host, port);
-            if is_any(&|protocol| protocol.is_http() || protocol == AppProtocol::Sniffed) {
+            if protocols.iter().any(|protocol| protocol.carries_requests()) {
                 let table = http_tables(cx, &virtual_services, &attached, &host, port, &mut found);
                 if let Some(table) = table {
                     new.http.insert(at.clone(), table);
                 }
             }
-            if is_any(&|protocol| {
-                matches!(protocol, AppProtocol::Tls | AppProtocol::Tcp | AppProtocol::Sniffed)
-            }) {
+            if protocols.iter().any(|protocol| protocol.carries_streams()) {
                 let table = stream_tables(cx, &virtual_services, &attached, &host, port);
                 if let Some(table) = table {
                     new.streams.insert(at, table);

@@ -3,7 +3,7 @@
 use crate::snapshot::{Protocol, ServicePort};
 
 /// What is spoken at a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AppProtocol {
     /// HTTP/1.1; clients may also begin with HTTP/2.
@@ -44,6 +44,16 @@ impl AppProtocol {
             Some(protocol) => protocol,
             None => Self::of_number(port.port),
         }
+    }
+
+    /// Whether rules for requests are tried where this is spoken.
+    pub fn carries_requests(self) -> bool {
+        self.is_http() || self == Self::Sniffed
+    }
+
+    /// Whether rules for TLS and TCP are tried where this is spoken.
+    pub fn carries_streams(self) -> bool {
+        matches!(self, Self::Tls | Self::Tcp | Self::Sniffed)
     }
 
     /// By a port's number alone.

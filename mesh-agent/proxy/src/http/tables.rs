@@ -79,11 +79,10 @@ pub(super) fn table_of(
         table.filter(|table| sight.sees_rules(table, host, service, port) && table.concerns(&asks))
     };
     let dialled_service = sight.service_at(dialled, Protocol::Tcp).map(|(service, _)| service);
-    let of_dialled =
-        || dialled_service.and_then(|service| of_host(&snapshot.host_of(service), Some(service)));
+    let of_dialled = dialled_service.and_then(|service| of_host(&snapshot.host_of(service), Some(service)));
     // What is attached to a service is for all that comes to its address, whatever a request calls it; Istio's rules go by what it does (S9).
-    if let Some(attached) = of_dialled().filter(|table| table.virtual_service_namespace().is_none()) {
-        return Some(attached);
+    if of_dialled.as_ref().is_some_and(|table| table.virtual_service_namespace().is_none()) {
+        return of_dialled;
     }
     let named = resolve(sight, authority, port);
     if let Some(table) = of_host(&named.host, named.service) {
@@ -100,7 +99,7 @@ pub(super) fn table_of(
         }
         return sight.egress_proxy_to(dialled).map(through);
     };
-    of_dialled().or_else(|| Some(default_table(snapshot, &service.name, port)))
+    of_dialled.or_else(|| Some(default_table(snapshot, &service.name, port)))
 }
 
 /// What requests get that nothing describes, under REGISTRY_ONLY (F10).

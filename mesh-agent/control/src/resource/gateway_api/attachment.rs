@@ -101,11 +101,7 @@ pub(crate) fn attached<'p>(
 
 /// Whether routes of a kind are tried where this is spoken.
 fn carries(spoken: AppProtocol, route: Kind) -> bool {
-    spoken == AppProtocol::Sniffed
-        || match is_http(route) {
-            true => spoken.is_http(),
-            false => matches!(spoken, AppProtocol::Tls | AppProtocol::Tcp),
-        }
+    if is_http(route) { spoken.carries_requests() } else { spoken.carries_streams() }
 }
 
 fn is_http(route: Kind) -> bool {

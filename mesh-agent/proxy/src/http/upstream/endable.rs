@@ -1,7 +1,7 @@
 //! The bytes of an HTTP/2 connection, which the HTTP library keeps until its last stream ends, in a task that nobody can reach.
 //!
 //! Invariants:
-//! - Once [`Ending`] is dropped or told so, nothing more is read or written, and the library's task ends with its streams.
+//! - Once [`Ending`] is dropped, nothing more is read or written, and the library's task ends with its streams.
 //! - [`Ending::poll_gone`] is ready when the library has let go of the bytes.
 
 use std::{
@@ -33,7 +33,7 @@ pub(super) struct Endable {
     state: Rc<State>,
 }
 
-/// Ends them; also when it is dropped.
+/// Ends them when it is dropped.
 pub(super) struct Ending(Rc<State>);
 
 impl Endable {

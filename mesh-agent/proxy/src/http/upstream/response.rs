@@ -8,6 +8,10 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
+use http::{Response, header};
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+
 use super::{
     super::{
         body::{Body, BoxError},
@@ -18,9 +22,6 @@ use super::{
     replay::Source,
 };
 use crate::destination::{endpoints::Load, limits::Taken};
-use bytes::Bytes;
-use http::{Response, header};
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
 /// The response took longer than its route allows.
 #[derive(Debug, thiserror::Error)]
