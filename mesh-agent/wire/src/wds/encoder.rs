@@ -7,7 +7,8 @@
 //! - Parts of two snapshots that share their allocation are compared by it alone: a change costs one pass of pointer
 //!   comparisons plus what it changes.
 //!
-//! Expected of a snapshot: pods are unique by namespace and name, ports of a service by name, number and protocol.
+//! Expected of a snapshot: pods are unique by namespace and name, services by namespace and host (a host that Kubernetes knows is no
+//! ServiceEntry's, S53), ports of a service by name, number and protocol.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},

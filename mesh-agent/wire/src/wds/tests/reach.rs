@@ -202,7 +202,13 @@ fn parts() -> impl Strategy<Value = Parts> {
             let workloads: BTreeMap<Name, _> = pods.into_iter().map(|pod| (pod.name.clone(), pod)).collect();
             let services: BTreeMap<Name, _> =
                 services.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect();
-            let mut services: Vec<_> = services.into_values().collect();
+            // A host that Kubernetes knows is nobody else's in its namespace (S53): resources are called by both.
+            let is_known = |service: &Service| {
+                let of_kubernetes = services.values().filter(|other| other.hostname.is_none());
+                let mut own = of_kubernetes.filter(|other| other.name.namespace == service.name.namespace);
+                own.any(|other| service.hostname.as_deref() == Some(&*other.host("cluster.local")))
+            };
+            let mut services: Vec<_> = services.values().filter(|s| !is_known(s)).cloned().collect();
             if back {
                 services.reverse();
             }
