@@ -194,6 +194,13 @@ impl Live {
         self.inbound.borrow().as_ref().is_some_and(Taken::is_wanted)
     }
 
+    /// Tells those who wait for it that it can be asked for now.
+    pub(crate) fn tell_waiting(&self) {
+        if let Some(part) = &*self.inbound.borrow() {
+            part.tell_waiting();
+        }
+    }
+
     /// Notes what the server's side allowed. Before the app is dialled, so that no policy change falls in between.
     pub(crate) fn set_admitted(&self, request: ServerRequest) {
         *self.admitted.borrow_mut() = Some(request);

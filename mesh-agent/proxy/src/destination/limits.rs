@@ -106,7 +106,7 @@ pub(crate) struct Usage {
     recent: Mutex<Recent>,
     /// Requests that wait because every connection is in use.
     pub(crate) waiting: AtomicU32,
-    /// Told when a connection ends or becomes free.
+    /// Told when a connection ends or becomes free, or has nothing left on it.
     pub(crate) freed: Notify,
 }
 
@@ -153,6 +153,13 @@ impl Taken {
     /// Whether somebody waits for one.
     pub(crate) fn is_wanted(&self) -> bool {
         self.usage.waiting.load(Ordering::Acquire) > 0
+    }
+
+    /// Tells those who wait for one to ask again.
+    pub(crate) fn tell_waiting(&self) {
+        if self.is_wanted() {
+            self.usage.freed.notify_waiters();
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - A connection is only used for the pod, endpoint, workload, way and TLS settings it was made for.
-//! - A request that waits for a connection hears of each that becomes free, on whatever worker.
+//! - A request that waits for a connection hears of each that becomes free, on whatever worker, and in turn of each stream of its
+//!   pool that ends.
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,7 +24,7 @@ use tokio::{sync::oneshot, task::spawn_local};
 
 use super::{
     connect::{self, Wanted},
-    connection::{Connection, Sender, Version},
+    connection::{Connection, Sender, Version, Waiters},
     pool::{Dialling, Lifetime, Pool},
     reply::Fault,
 };
@@ -41,6 +42,9 @@ use crate::{
 
 /// Other nodes have heard of a change that this one has heard of when these ticks are over.
 const SETTLING_TICKS: u32 = (1000 / TICK_MS) as u32;
+
+/// Requests of one worker that a connection serves while others wait for it on another worker: nobody waits for ever.
+const TURNS_MAX: u32 = 32;
 
 /// What a pooled connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -102,7 +106,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.connection.streams.set(self.connection.streams.get() - 1);
+        self.connection.end_stream();
     }
 }
 
@@ -162,6 +166,8 @@ impl Site {
         loop {
             let freed = self.endpoints.usage.freed.notified();
             tokio::pin!(freed);
+            let room = pool.room.notified();
+            tokio::pin!(room);
             // From here on nothing that becomes free is missed.
             freed.as_mut().enable();
             if !need.is_exclusive
@@ -182,7 +188,7 @@ impl Site {
                 }
                 continue;
             }
-            if let Some(slot) = self.endpoints.usage.take(Kind::Connection, max_connections) {
+            if let Some(slot) = self.slot(need, &pool, max_connections) {
                 match self.dial(worker, need, &pool, slot).await? {
                     Some(lease) => return Ok(lease),
                     None => continue,
@@ -195,8 +201,22 @@ impl Site {
                 None if self.evict() => {}
                 None => worker.ask_others_for_connections(&self.endpoints.scope),
             }
-            freed.await;
+            tokio::select! {
+                () = freed => {}
+                () = room, if !need.is_exclusive => {}
+            }
         }
+    }
+
+    /// The place of another connection.
+    fn slot(&self, need: &Need<'_>, pool: &Pool, max: Option<u32>) -> Option<Taken> {
+        let usage = &self.endpoints.usage;
+        // Streams may last for hours, and this worker cannot lend what another one has: as in Envoy each has one connection at least. At a
+        // pod's own side the limit is the app's, and the app has it exactly (S45).
+        let is_without = need.version == Version::Http2 && !self.is_own() && !pool.is_carrying();
+        usage
+            .take(Kind::Connection, max)
+            .or_else(|| is_without.then(|| usage.take(Kind::Connection, None)).flatten())
     }
 
     /// Makes a connection; `None` when it is one that many share, and stands in the pool now.
@@ -268,7 +288,10 @@ impl Site {
                 return open.close(failed.reason);
             }
         };
-        let connection = Connection::new(&live, worker.tick());
+        let is_shared = matches!(sender, Sender::Http2(_));
+        let waiters = is_shared
+            .then(|| Waiters { room: Rc::clone(&pool.room), usage: Arc::clone(&self.endpoints.usage) });
+        let connection = Connection::new(&live, worker.tick(), waiters);
         match sender {
             sender @ Sender::Http1(_) => tell(Ok(Lease::new(Rc::clone(&connection), sender))),
             Sender::Http2(sender) => {
@@ -280,9 +303,10 @@ impl Site {
         let reason = connection
             .drive(protocol, |sender| {
                 let tick = worker.tick();
-                let wanted_elsewhere = self.endpoints.usage.waiting.load(Ordering::Acquire) > 0
-                    && self.waiting.get() == 0
-                    || live.is_wanted();
+                let (all, here) =
+                    (self.endpoints.usage.waiting.load(Ordering::Acquire), self.waiting.get());
+                let is_others_turn = here == 0 || connection.served.get() % TURNS_MAX == 0;
+                let wanted_elsewhere = all > here && is_others_turn || live.is_wanted();
                 let life = self.life.get();
                 if life.allows(&connection, tick) && !wanted_elsewhere && !self.draining.get() {
                     pool.give_back(&connection, sender, tick);
@@ -291,6 +315,9 @@ impl Site {
             })
             .await;
         pool.forget(&connection);
+        if is_shared {
+            pool.end_shared();
+        }
         open.close(reason);
     }
 

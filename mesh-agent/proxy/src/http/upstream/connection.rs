@@ -11,6 +11,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -20,7 +21,7 @@ use hyper::client::conn::{http1, http2};
 use mesh_core::route::cluster::ConnectionPool;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    sync::oneshot,
+    sync::{Notify, oneshot},
     time::timeout,
 };
 
@@ -32,7 +33,9 @@ use super::{
     endable::{Endable, Ending},
     response::Held,
 };
-use crate::{close::CloseReason, connections::Live, layers::io::UpstreamIo};
+use crate::{
+    close::CloseReason, connections::Live, destination::limits::Usage, layers::io::UpstreamIo,
+};
 
 /// After our end of a tunnelled connection, how long the other side has for its own before the stream is reset.
 const LINGER: Duration = Duration::from_secs(1);
@@ -51,6 +54,15 @@ pub(crate) enum Version {
     Http1,
     /// Streams.
     Http2,
+}
+
+/// Who waits for an end of streams.
+#[derive(Debug)]
+pub(super) struct Waiters {
+    /// Requests of this pool, in turn.
+    pub(super) room: Rc<Notify>,
+    /// Requests that want the connection's place.
+    pub(super) usage: Arc<Usage>,
 }
 
 /// What requests and the pool know of a connection.
@@ -73,10 +85,12 @@ pub(super) struct Connection {
     /// Who gets its bytes after a switch of protocols.
     switch: RefCell<Option<oneshot::Sender<Switched>>>,
     waker: RefCell<Option<Waker>>,
+    /// Where streams share it.
+    waiters: Option<Waiters>,
 }
 
 impl Connection {
-    pub(super) fn new(live: &Rc<Live>, tick: u32) -> Rc<Self> {
+    pub(super) fn new(live: &Rc<Live>, tick: u32, waiters: Option<Waiters>) -> Rc<Self> {
         Rc::new(Self {
             live: Rc::clone(live),
             served: Cell::new(0),
@@ -88,7 +102,32 @@ impl Connection {
             returned: RefCell::default(),
             switch: RefCell::default(),
             waker: RefCell::default(),
+            waiters,
         })
+    }
+
+    /// A request is over.
+    pub(super) fn end_stream(&self) {
+        let left = self.streams.get() - 1;
+        self.streams.set(left);
+        let Some(waiters) = &self.waiters else { return };
+        waiters.room.notify_one();
+        if left > 0 {
+            return;
+        }
+        // Nobody uses it: whoever wants its place asks for it again, and gets it now.
+        if waiters.usage.waiting.load(Ordering::Acquire) > 0 {
+            waiters.usage.freed.notify_waiters();
+        }
+        self.live.tell_waiting();
+    }
+
+    /// The endpoint allows so many requests at once.
+    fn set_room(&self, room: u32) {
+        let before = self.room.replace(room);
+        if let Some(waiters) = self.waiters.as_ref().filter(|_| room > before) {
+            waiters.room.notify_waiters();
+        }
     }
 
     /// Gives it back after a response.
@@ -227,7 +266,7 @@ impl Connection {
                 Protocol::Http2(http, _) => {
                     let polled = Pin::new(&mut **http).poll(cx);
                     let room = http.current_max_send_streams();
-                    self.room.set(u32::try_from(room).unwrap_or(u32::MAX));
+                    self.set_room(u32::try_from(room).unwrap_or(u32::MAX));
                     polled
                 }
             };

@@ -28,6 +28,10 @@ const FREE_MAX: usize = 256;
 pub(super) struct Pool {
     free: RefCell<Vec<(Rc<Connection>, http1::SendRequest<Body>)>>,
     shared: RefCell<Vec<(Rc<Connection>, http2::SendRequest<Body>)>>,
+    /// Connections of HTTP/2 that are open, those too that take no more requests.
+    carrying: Cell<u32>,
+    /// Told when a connection of HTTP/2 can take another request.
+    pub(super) room: Rc<Notify>,
     /// An HTTP/2 connection that is being made.
     pub(super) dialling: RefCell<Option<Rc<Dialling>>>,
     /// Tick from which only connections count that were made since: the other end may have begun those from before without knowing what
@@ -113,6 +117,7 @@ impl Pool {
 
     /// Adds a connection that carries several requests at once.
     pub(super) fn share(&self, connection: &Rc<Connection>, sender: http2::SendRequest<Body>) {
+        self.carrying.set(self.carrying.get() + 1);
         self.shared.borrow_mut().push((Rc::clone(connection), sender));
     }
 
@@ -120,6 +125,16 @@ impl Pool {
     pub(super) fn forget(&self, connection: &Rc<Connection>) {
         self.free.borrow_mut().retain(|(other, _)| !Rc::ptr_eq(other, connection));
         self.shared.borrow_mut().retain(|(other, _)| !Rc::ptr_eq(other, connection));
+    }
+
+    /// A connection that was shared has ended.
+    pub(super) fn end_shared(&self) {
+        self.carrying.set(self.carrying.get() - 1);
+    }
+
+    /// Whether a connection of HTTP/2 is open, if only for the requests that it has.
+    pub(super) fn is_carrying(&self) -> bool {
+        self.carrying.get() > 0
     }
 
     /// Closes one connection that nobody uses; whether there was one.

@@ -2,8 +2,8 @@
 
 use mesh_core::route::cluster::TrafficPolicy;
 
-use super::*;
-use crate::destination::standing::destinations;
+use super::{transports::http2_server_of, *};
+use crate::destination::{limits, standing::destinations};
 
 /// Starts a request that will be answered once it is let go.
 fn held(
@@ -75,6 +75,136 @@ fn a_connection_serves_as_many_requests_as_it_may() {
             tokio::task::yield_now().await;
         }
         assert_eq!(server.connections(), 2);
+    });
+}
+
+#[test]
+fn a_worker_that_never_runs_out_of_requests_leaves_the_connection_to_another_now_and_then() {
+    test(|world| async move {
+        let server = Server::start("127.0.0.1:0", |_| Reply::ok("done")).await;
+        publish(&world, vec![endpoint(server.addr, None)]);
+        let open = client(&world);
+        let one = |policy: &mut TrafficPolicy| policy.pool.max_connections = Some(1);
+        let many = async |world: &World| {
+            let asked = (0..100).map(|_| {
+                let answer = held(world, open.live(), one);
+                tokio::task::spawn_local(async move { read(answer.await.unwrap()).await.0 })
+            });
+            for status in asked.collect::<Vec<_>>() {
+                assert_eq!(soon(status).await.unwrap(), 200);
+            }
+        };
+        many(&world).await;
+        assert_eq!(server.connections(), 1, "nobody else waits");
+        let there = world.worker.destinations.of(
+            &world.worker,
+            open.live().pod.pod,
+            &destination(&world, one),
+        );
+        there.usage.waiting.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+        many(&world).await;
+        assert!((3..=6).contains(&server.connections()), "{}", server.connections());
+    });
+}
+
+/// Publishes a service `web` of HTTP/2 with this endpoint.
+fn publish_streams(world: &World, addr: SocketAddr) {
+    let mut web = service("web", VIP.into(), vec![endpoint(addr, None)]);
+    web.ports[0].name = "grpc".into();
+    world.publish(Vec::new(), vec![web]);
+}
+
+#[test]
+fn requests_wait_in_turn_for_the_streams_of_the_one_connection_there_may_be() {
+    // Who says that a connection has one stream: the policy, or the server.
+    for (of_policy, of_server) in [(Some(1), None), (None, Some(1))] {
+        test(move |world| async move {
+            let (addr, connections) = http2_server_of(of_server).await;
+            publish_streams(&world, addr);
+            let open = client(&world);
+            let one = |policy: &mut TrafficPolicy| {
+                policy.pool.max_connections = Some(1);
+                policy.pool.max_concurrent_streams = of_policy;
+            };
+            let first = send(&world, get("/"), plan(&world, open.live(), destination(&world, one))).await;
+            assert_eq!(status(&first), 200);
+            let waiting: Vec<_> = (0..3).map(|_| held(&world, open.live(), one)).collect();
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            assert!(waiting.iter().all(|request| !request.is_finished()));
+            assert_eq!(read(first).await.0, 200);
+            for request in waiting {
+                assert_eq!(read(soon(request).await.unwrap()).await.0, 200);
+            }
+            assert_eq!(connections.get(), 1);
+        });
+    }
+}
+
+#[test]
+fn beyond_the_streams_of_a_connection_another_is_made() {
+    test(|world| async move {
+        let (addr, connections) = http2_server_of(None).await;
+        publish_streams(&world, addr);
+        let open = client(&world);
+        let two = |policy: &mut TrafficPolicy| policy.pool.max_concurrent_streams = Some(2);
+        let mut kept = Vec::new();
+        for expected in [1, 1, 2, 2, 3] {
+            let answer = send(&world, get("/"), plan(&world, open.live(), destination(&world, two))).await;
+            assert_eq!((status(&answer), connections.get()), (200, expected));
+            kept.push(answer);
+        }
+    });
+}
+
+#[test]
+fn a_worker_has_one_connection_of_streams_whatever_the_others_have() {
+    test(|world| async move {
+        let (addr, connections) = http2_server_of(None).await;
+        publish_streams(&world, addr);
+        let open = client(&world);
+        let one = |policy: &mut TrafficPolicy| {
+            policy.pool.max_connections = Some(1);
+            policy.pool.max_concurrent_streams = Some(1);
+        };
+        let to = destination(&world, one);
+        let there = world.worker.destinations.of(&world.worker, open.live().pod.pod, &to);
+        let of_another = there.usage.take(limits::Kind::Connection, Some(1)).unwrap();
+        let first = send(&world, get("/"), plan(&world, open.live(), to)).await;
+        assert_eq!(status(&first), 200);
+        // One, and no more: the next waits for its stream.
+        let waiting = held(&world, open.live(), one);
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert!(!waiting.is_finished());
+        assert_eq!(read(first).await.0, 200);
+        assert_eq!(read(soon(waiting).await.unwrap()).await.0, 200);
+        assert_eq!(connections.get(), 1);
+        // A connection of HTTP/1 is one of those that are counted for all.
+        let plain = Server::start("127.0.0.1:0", |_| Reply::ok("one")).await;
+        publish(&world, vec![endpoint(plain.addr, None)]);
+        let waiting = held(&world, open.live(), one);
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert!(!waiting.is_finished());
+        drop(of_another);
+        assert_eq!(read(soon(waiting).await.unwrap()).await.0, 200);
+    });
+}
+
+#[test]
+fn a_connection_whose_last_stream_ends_makes_room_for_a_request_of_another_kind() {
+    test(|world| async move {
+        let (addr, _) = http2_server_of(None).await;
+        publish_streams(&world, addr);
+        let open = client(&world);
+        let one = |policy: &mut TrafficPolicy| policy.pool.max_connections = Some(1);
+        let first = send(&world, get("/"), plan(&world, open.live(), destination(&world, one))).await;
+        assert_eq!(status(&first), 200);
+        let plain = Server::start("127.0.0.1:0", |_| Reply::ok("one")).await;
+        publish(&world, vec![endpoint(plain.addr, None)]);
+        let waiting = held(&world, open.live(), one);
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert!(!waiting.is_finished());
+        assert_eq!(read(first).await.0, 200);
+        assert_eq!(read(soon(waiting).await.unwrap()).await, (200, b"one".to_vec()));
     });
 }
 

@@ -30,6 +30,11 @@ use crate::{
 
 /// An HTTP/2 server that answers with the request's authority and path; counts its connections.
 async fn http2_server() -> (SocketAddr, Rc<Cell<u32>>) {
+    http2_server_of(None).await
+}
+
+/// The same, with as many streams at once as a connection may carry.
+pub(super) async fn http2_server_of(streams_max: Option<u32>) -> (SocketAddr, Rc<Cell<u32>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let connections = Rc::new(Cell::new(0));
@@ -43,7 +48,11 @@ async fn http2_server() -> (SocketAddr, Rc<Cell<u32>>) {
                 let seen = format!("{} {:?}", request.uri(), request.headers().get("host"));
                 Ok::<_, std::convert::Infallible>(Response::new(Body::full(seen)))
             });
-            spawn_local(hyper::server::conn::http2::Builder::new(LocalTasks).serve_connection(io, answer));
+            let mut http = hyper::server::conn::http2::Builder::new(LocalTasks);
+            if let Some(max) = streams_max {
+                http.max_concurrent_streams(max);
+            }
+            spawn_local(http.serve_connection(io, answer));
         }
     });
     (addr, connections)
