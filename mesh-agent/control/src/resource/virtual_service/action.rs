@@ -80,8 +80,8 @@ pub(super) fn rewrite(
     if let Some(authority) = &authority {
         check_authority(authority, &object.at("authority"), problems);
         if headers.is_some_and(|headers| headers.request.authority.is_some()) {
-            let message = "is there beside an authority in headers.request, wanted one of them";
-            problems.error(object.at("authority"), message);
+            let message = "is there beside an authority in headers.request: this one counts";
+            problems.warning(object.at("authority"), message);
         }
     }
     let read = Rewrite { authority, path: uri.or(regex) };
@@ -438,7 +438,7 @@ fn header_ops(object: &mut Object<'_>, name: &'static str, problems: &mut Proble
             if of_requests && matches!(&*lower, "host" | ":authority") {
                 check_authority(value, &node.path, problems);
                 if read.authority.is_some() {
-                    problems.error(node.path, "sets the authority again, wanted it once");
+                    problems.warning(node.path, "sets the authority again: the first one counts");
                 } else {
                     read.authority = Some(value.into());
                 }
@@ -463,11 +463,12 @@ fn header_ops(object: &mut Object<'_>, name: &'static str, problems: &mut Proble
     read
 }
 
-/// Whether a header may be set, added or removed: what a request is addressed by may not (S18).
+/// Whether a header is set, added or removed: what a request is addressed by is not, whoever asks for it (S18).
 fn check_operated(name: &str, path: &str, problems: &mut Problems) -> bool {
     if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
-        let message = format!("is for {name:?}, wanted a header that is not part of the request line");
-        problems.error(path, message);
+        let message =
+            format!("is for {name:?} and has no effect, wanted a header that is not part of the request line");
+        problems.warning(path, message);
         false
     } else if !is_header_name(name) {
         problems.error(path, format!("is for {name:?}, wanted the name of a header"));

@@ -344,6 +344,7 @@ fn s16_s17_destinations_have_host_subset_port_and_weight() {
 
 #[test]
 fn s18_header_operations_are_sorted_and_an_authority_is_told_apart() {
+    let read_http = |headers: &str| read(&format!("{{hosts: [web], http: [{{{headers}, {ROUTE}}}]}}"));
     let read = rule(
         "headers: {request: {set: {B: '2', a: '1', Host: new.example}, add: {C: '3'}, remove: [D]}, response: {add: {e: '5'}}}, \
          route: [{destination: {host: w}, headers: {request: {add: {':authority': 'dest:80'}}}}]",
@@ -359,10 +360,15 @@ fn s18_header_operations_are_sorted_and_an_authority_is_told_apart() {
     assert_eq!(read.headers, Some(Headers { request, response }));
     let HttpAction::Route(to) = &read.action else { panic!("{read:?}") };
     assert_eq!(to[0].headers.request.authority.as_deref(), Some("dest:80"));
+    let (several, _) = read_http(
+        "headers: {request: {add: {host: two}, set: {':authority': one, ':path': /a}, remove: [host]}, response: {set: {host: a}}}",
+    );
+    let request = HeaderOps { authority: Some("one".into()), ..HeaderOps::default() };
+    assert_eq!(several.unwrap().http[0].headers, Some(Headers { request, response: HeaderOps::default() }));
     for (headers, start, words) in [
-        ("{request: {set: {':path': /a}}}", "E spec.http[0].headers.request.set.:path", "request line"),
-        ("{response: {set: {host: a}}}", "E spec.http[0].headers.response.set.host", "request line"),
-        ("{request: {remove: [Host]}}", "E spec.http[0].headers.request.remove[0]", "request line"),
+        ("{request: {set: {':path': /a}}}", "W spec.http[0].headers.request.set.:path", "request line"),
+        ("{response: {set: {host: a}}}", "W spec.http[0].headers.response.set.host", "request line"),
+        ("{request: {remove: [Host]}}", "W spec.http[0].headers.request.remove[0]", "request line"),
         ("{request: {set: {'a b': c}}}", "E spec.http[0].headers.request.set.a b", "name of a header"),
         ("{request: {set: {a: \"b\\nc\"}}}", "E spec.http[0].headers.request.set.a", "control characters"),
         (
@@ -372,8 +378,8 @@ fn s18_header_operations_are_sorted_and_an_authority_is_told_apart() {
         ),
         (
             "{request: {set: {host: a}, add: {':authority': b}}}",
-            "E spec.http[0].headers.request.add.:authority",
-            "again",
+            "W spec.http[0].headers.request.add.:authority",
+            "the first one counts",
         ),
         (
             "{request: {set: {a: '%DURATION%'}}}",
@@ -392,7 +398,7 @@ fn s18_header_operations_are_sorted_and_an_authority_is_told_apart() {
     assert_eq!(set[1].1, HeaderText::from("100%"));
     rule_says(
         &format!("headers: {{request: {{set: {{host: a}}}}}}, rewrite: {{authority: b}}, {ROUTE}"),
-        &[("E spec.http[0].rewrite.authority", "beside an authority")],
+        &[("W spec.http[0].rewrite.authority", "this one counts")],
     );
 }
 
