@@ -101,6 +101,8 @@ fn nodes_of_a_controller_are_one_mesh() -> TestResult {
     let late = scene.shop.pod("b", "late")?;
     let _server = scene.shop.serve(&late)?;
     scene.agents[1].wait_enrolled([&late])?;
+    // The client's node hears of it by itself, and has no tunnel to whom it does not know.
+    eventually(SOON, || scene.client.tool()?.who(late.at4(8080)), Result::is_ok)??;
     assert_eq!(scene.security(&late)?, ["mutual_tls"], "a pod that came later has a certificate too");
     Ok(())
 }

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use mesh_tests::web::messages::{Ask, Mix, MixReport, Script, Serving, Told};
 use mesh_tests::web::{self, WebLoad, WebScene, WebServer};
-use mesh_tests::{Failure, TestResult, eventually, require_agent, test_name};
+use mesh_tests::{Failure, TestResult, eventually, limit, require_agent, test_name};
 
 const SOON: Duration = Duration::from_secs(10);
+/// What a change of rules may take to hold for every new request of every node.
+const AT_ONCE: Duration = Duration::from_secs(1);
 const TO_V1: &str = "    route: [{destination: {host: web, subset: v1}}]\n";
 const TO_V2: &str = "    route: [{destination: {host: web, subset: v2}}]\n";
 
@@ -348,6 +350,7 @@ fn a_change_of_rules_takes_effect_on_every_node_without_a_failure() -> TestResul
                 (first - changed) as f64 / 1000.0,
                 last as f64 / 1000.0
             );
+            assert!(Duration::from_micros(last) < limit(AT_ONCE), "clients on node {node}: {last} µs");
         }
     }
     for (node, load) in loads {

@@ -133,9 +133,9 @@ fn nginx_serves_through_a_rule_on_one_node_and_across_nodes() -> TestResult {
     }
 
     // Taken slowly: what nginx sends waits there, not in the agent.
-    let (old, slow) = (rss(_agents[0].pid())?, Ask { dawdle_ms: 500, ..Ask::get("near", "/large.bin") });
+    let (old, slow) = (rss(_agents[0].pid())?, Ask { dawdle_ms: 500, ..Ask::get("near", "/huge.bin") });
     let told = web::ask_once(&client, vip.v6, false, slow)?;
-    assert_eq!((told.status, told.bytes), (200, 4 << 20), "by IPv6");
+    assert_eq!((told.status, told.bytes), (200, 64 << 20), "by IPv6");
     let grown = rss(_agents[0].pid())?.saturating_sub(old);
     assert!(grown < 32 << 20, "{grown} bytes");
     Ok(())

@@ -157,6 +157,7 @@ fn abuse_of_http_2_ends_its_connection_and_nothing_else() -> TestResult {
         let all: Vec<_> = GET.into_iter().chain([header]).collect();
         frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&all))
     };
+    let memory_before = memory(&scene)?;
     let upgrade = with(("transfer-encoding", "chunked"));
     let split = with(("x", "a\r\ny: b"));
     for (what, frames, reasons) in [
@@ -175,6 +176,8 @@ fn abuse_of_http_2_ends_its_connection_and_nothing_else() -> TestResult {
         drop(connection);
         assert_eq!(scene.ask(Ask::get("web", "/after"))?.status, 200, "{what}");
     }
+    let grown = memory(&scene)?.saturating_sub(memory_before);
+    assert!(grown < GROWTH_MAX, "{grown} bytes");
     // Some of the rapid ones may have been passed on before it was clear what they are; of the others none.
     let most = 400;
     let seen = had(&scene, "/hidden")?;
@@ -190,7 +193,7 @@ fn memory(scene: &WebScene) -> Result<u64, Failure> {
     Ok(kilobytes.ok_or_else(|| anyhow::anyhow!("no VmRSS"))? << 10)
 }
 
-/// What an agent's memory may grow by for streams that stall; their answers are eighty times as much.
+/// What an agent's memory may grow by for abuse, and for streams that stall: their answers are eighty times as much.
 const GROWTH_MAX: u64 = 32 << 20;
 
 #[test]

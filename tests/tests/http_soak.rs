@@ -16,6 +16,8 @@ const SECONDS: u64 = 20;
 const LIFE: usize = 4;
 /// Slots that they take in turn, on each node: addresses are used again, as in a cluster.
 const SLOTS: std::ops::Range<u8> = 100..116;
+/// Runs of so many seconds show whether memory is flat.
+const LONG: u64 = 300;
 /// Lines of the curve.
 const LINES: u64 = 20;
 
@@ -141,6 +143,7 @@ fn a_mixed_load_survives_pods_that_come_and_go_and_rules_that_change() -> TestRe
         for thread in leaving.drain(..) {
             thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
         }
+        assert!(number as u64 >= seconds / 2, "{number} pods came in {seconds} s");
         Ok(guests)
     })?;
     let reports = loads.map(WebLoad::stop);
@@ -151,11 +154,13 @@ fn a_mixed_load_survives_pods_that_come_and_go_and_rules_that_change() -> TestRe
         assert!(report.ok() > 100, "{report:?}");
     }
     assert_eq!(scene.ask(Ask::get("web", "/"))?.status, 200);
-    // From a quarter on it is warm: from there to the end it may grow by a little that does not depend on the time.
+    // From a quarter on it is warm: from there to the end it may grow by a little that does not depend on the time. Short runs are not
+    // warm for long.
     let warm = &curve[curve.len() / 4..];
     for node in 0..2 {
         let (first, last) = (warm[0].1[node], warm[warm.len() - 1].1[node]);
-        assert!(last < first * 1.5 + 16.0, "memory of node {node} grew from {first} to {last} MiB");
+        let grown_max = if seconds >= LONG { (first * 0.05).max(4.0) } else { first * 0.5 + 16.0 };
+        assert!(last < first + grown_max, "memory of node {node} grew from {first} to {last} MiB");
     }
     Ok(())
 }

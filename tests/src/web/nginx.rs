@@ -38,6 +38,7 @@ impl Nginx {
         fs::write(folder.join("www/hello.txt"), "hello from nginx\n")?;
         let large = vec![b'n'; 4 << 20];
         fs::write(folder.join("www/large.bin"), large)?;
+        fs::write(folder.join("www/huge.bin"), vec![b'n'; 64 << 20])?;
         let path = folder.display();
         let log = world.logs().join(format!("nginx-{}.log", pod.name()));
         let log = log.display();

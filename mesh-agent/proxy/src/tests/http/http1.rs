@@ -50,6 +50,29 @@ fn requests_of_one_connection_reach_the_server_and_its_answers_come_back() {
 }
 
 #[test]
+fn what_a_client_or_another_proxy_said_of_a_request_is_kept() {
+    test(|world| async move {
+        let (addr, seen) = echo("one").await;
+        publish(&world, vec![forward()], &[("web", addr)]);
+        let mut client = Client::connect(&world).await;
+        let said = [
+            ("x-request-id", "as the client calls it"),
+            ("x-forwarded-for", "192.0.2.1, 198.51.100.2"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "front.example"),
+            ("via", "1.1 front"),
+            ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ];
+        let headers: String = said.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        assert_eq!(client.ask("GET", "/", &headers, "").await.status, 200);
+        for (name, value) in said {
+            let found: Vec<_> = seen.last().headers.get_all(name).iter().cloned().collect();
+            assert_eq!(found, [value], "{name}");
+        }
+    });
+}
+
+#[test]
 fn without_a_route_for_it_a_connection_is_relayed_as_bytes() {
     test(|world| async move {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

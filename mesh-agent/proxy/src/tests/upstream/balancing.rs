@@ -1,6 +1,9 @@
 //! Which of several endpoints gets a request, and which is left out.
 
-use mesh_core::route::cluster::{Algorithm, OutlierDetection, TrafficPolicy};
+use mesh_core::{
+    route::cluster::{Algorithm, OutlierDetection, TrafficPolicy},
+    snapshot::Traits,
+};
 
 use super::*;
 
@@ -40,6 +43,24 @@ fn an_endpoint_that_fails_again_and_again_is_left_out_and_without_another_there_
         let to = destination(&world, detecting);
         let answer = send(&world, get("/"), plan(&world, open.live(), to)).await;
         assert_eq!((failure(&answer).status, failure(&answer).flag), (503, Flag::NoHealthyUpstream));
+    });
+}
+
+#[test]
+fn an_endpoint_of_three_times_the_weight_gets_three_times_the_requests() {
+    test(|world| async move {
+        let heavy = Server::start("127.0.0.1:0", |_| Reply::ok("heavy")).await;
+        let light = Server::start("127.0.0.1:0", |_| Reply::ok("light")).await;
+        let traits = Some(Arc::new(Traits { weight: 3, ..Traits::default() }));
+        let weighty = Endpoint { traits, ..endpoint(heavy.addr, None) };
+        publish(&world, vec![weighty, endpoint(light.addr, None)]);
+        let open = client(&world);
+        for _ in 0..40 {
+            let to = destination(&world, |policy| policy.balancing.algorithm = Algorithm::RoundRobin);
+            let answer = send(&world, get("/"), plan(&world, open.live(), to)).await;
+            assert_eq!(status(&answer), 200);
+        }
+        assert_eq!((heavy.heads().len(), light.heads().len()), (30, 10));
     });
 }
 

@@ -95,6 +95,33 @@ fn s32_an_endpoint_that_takes_no_connection_is_not_waited_for_beyond_the_request
             Plan { route: retrying(2, on, None), retry: true, ..limited(&world, open.live(), LIMIT) };
         let answer = send(&world, post(b"all of it"), limited).await;
         assert_eq!((failure(&answer).status, failure(&answer).flag), (504, Flag::UpstreamTimeout));
+        // Without a time of its own a request waits for as long as a connection may take.
+        let short = |policy: &mut TrafficPolicy| policy.pool.connect_timeout = LIMIT;
+        let answer = send(&world, get("/"), plan(&world, open.live(), destination(&world, short))).await;
+        assert_eq!((failure(&answer).status, failure(&answer).flag), (503, Flag::UpstreamFailure));
+        assert_eq!(failure(&answer).details, "upstream_reset_before_response_started{connection_timeout}");
+    });
+}
+
+#[test]
+fn a_connection_serves_no_request_once_it_has_lived_as_long_as_it_may() {
+    test(|world| async move {
+        let server = Server::start("127.0.0.1:0", |_| Reply::ok("done")).await;
+        publish(&world, vec![endpoint(server.addr, None)]);
+        let open = client(&world);
+        let lived = |max: Option<Duration>| {
+            let to = destination(&world, |policy| policy.pool.max_connection_duration = max);
+            send(&world, get("/"), plan(&world, open.live(), to))
+        };
+        for (max, connections) in [(None, 1), (None, 1), (Some(Duration::from_secs(3600)), 1)] {
+            assert_eq!(read(lived(max).await).await.0, 200);
+            assert_eq!(server.connections(), connections);
+        }
+        // A tick of the worker's clock later.
+        sleep(Duration::from_millis(crate::worker::TICK_MS * 3)).await;
+        let short = Some(Duration::from_millis(crate::worker::TICK_MS));
+        assert_eq!(read(lived(short).await).await.0, 200);
+        assert_eq!(server.connections(), 2);
     });
 }
 
