@@ -13,6 +13,7 @@ mod endpoint_slice;
 mod fields;
 mod gateway_api;
 mod host;
+mod injected;
 mod mesh_config;
 pub(crate) mod metadata;
 mod node;
@@ -44,6 +45,7 @@ pub use self::{
         StreamRoute, StreamRouteRule, UnsupportedFilter, is_for_others,
     },
     host::{RuleHost, by_specificity, is_within, overlap},
+    injected::{Injected, injector},
     mesh_config::{MeshConfig, RoutingDefaults},
     node::Node,
     parts::ExportTo,

@@ -19,7 +19,10 @@ use mesh_core::{
     snapshot::{PodSettings, Protocol, Workload},
 };
 
-use super::metadata::{self, Scope};
+use super::{
+    injected::{self, Injected},
+    metadata::{self, Scope},
+};
 use crate::problem::Problems;
 
 /// A pod before policy and its namespace are known.
@@ -32,8 +35,8 @@ pub struct Pod {
     pub opt_in: Option<bool>,
     /// Shares its node's network, and so can never be enrolled.
     pub host_network: bool,
-    /// Has another mesh's proxy in it, which would be redirected like an app.
-    pub sidecar: bool,
+    /// Another mesh's proxy in it.
+    pub sidecar: Option<Injected>,
     /// `nodemesh.dev/tunnel: none`: other nodes reach it in plaintext only, as its modes allow.
     pub tunnel_off: bool,
     /// Addresses behind services; also those of a host-network pod.
@@ -55,8 +58,6 @@ pub struct ContainerPort {
     pub protocol: Protocol,
 }
 
-/// Name of the container that Istio's injection adds.
-const SIDECAR: &str = "istio-proxy";
 /// Where the network namespace is, in file mode.
 const NETNS: &str = "nodemesh.dev/netns";
 const FAIL_CLOSED: &str = "nodemesh.dev/fail-closed";
@@ -135,20 +136,26 @@ pub(crate) fn read(object: &v1::Pod, problems: &mut Problems) -> Pod {
             false
         }
     };
-    let sidecar = long_lived(&spec).any(|(_, container)| container.name == SIDECAR);
+    let is_marked = |key: &str| {
+        let texts = [&object.metadata.labels, &object.metadata.annotations];
+        texts.into_iter().flatten().any(|texts| texts.contains_key(key))
+    };
+    let sidecar = injected::find(long_lived(&spec).map(|(_, container)| container.name.as_str()), is_marked);
     Pod { workload, opt_in, host_network, sidecar, tunnel_off, addrs, ports, hostname }
 }
 
 impl Pod {
     /// Whether it is in the mesh, in a namespace that is opted in or not; and why not, if it asks to be and cannot.
     pub(crate) fn membership(&self, namespace_opted_in: bool) -> (bool, Option<Arc<str>>) {
-        let obstacle = match (self.host_network, self.sidecar) {
-            (true, _) => Some("it runs on the host network"),
-            (false, true) => Some("it has a sidecar of another mesh (container istio-proxy)"),
-            (false, false) => None,
+        if !self.opt_in.unwrap_or(namespace_opted_in) {
+            return (false, None);
+        }
+        let obstacle: Option<Arc<str>> = match &self.sidecar {
+            _ if self.host_network => Some("it runs on the host network".into()),
+            Some(sidecar) => Some(format!("it has {sidecar}").into()),
+            None => None,
         };
-        let wanted = self.opt_in.unwrap_or(namespace_opted_in);
-        (wanted && obstacle.is_none(), obstacle.filter(|_| wanted).map(Arc::from))
+        (obstacle.is_none(), obstacle)
     }
 }
 

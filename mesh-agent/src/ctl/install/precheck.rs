@@ -184,17 +184,8 @@ async fn other_meshes(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
 
 /// A mesh that puts sidecars into pods, by the name of its webhook.
 fn injector(name: &str) -> Option<Finding> {
-    let names = [
-        ("istio-sidecar-injector", "Istio"),
-        ("istio-revision-tag", "Istio"),
-        ("linkerd-proxy-injector", "Linkerd"),
-        ("kuma-admission-mutating", "Kuma"),
-        ("consul-connect-injector", "Consul"),
-        ("osm-webhook", "Open Service Mesh"),
-    ];
-    let (_, mesh) = names.iter().find(|(begin, _)| name.starts_with(begin))?;
     Some(Finding::warning(
-        *mesh,
+        mesh_control::resource::injector(name)?,
         format!("MutatingWebhookConfiguration {name} puts sidecars into pods"),
         "pods with a sidecar are left out of the mesh: take the label for injection off their namespaces, and restart them",
     ))

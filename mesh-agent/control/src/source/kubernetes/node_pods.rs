@@ -222,13 +222,23 @@ mod tests {
         let sidecar = pod("sidecar", json!({"/spec/containers": [{"name": "app"}, {"name": "istio-proxy"}]}));
         let native = pod(
             "native",
-            json!({"/spec/initContainers": [{"name": "istio-proxy", "restartPolicy": "Always"}]}),
+            json!({"/spec/initContainers": [{"name": "linkerd-proxy", "restartPolicy": "Always"}]}),
         );
-        let pods = view(true, &[host.clone(), sidecar, native]);
-        for (name, word) in [("host", "host network"), ("sidecar", "istio-proxy"), ("native", "istio-proxy")]
-        {
-            let (meshed, why) = of(&pods, name);
-            assert!(!meshed && why.as_deref().is_some_and(|why| why.contains(word)), "{name}: {why:?}");
+        // Over before the app begins.
+        let once = pod("once", json!({"/spec/initContainers": [{"name": "linkerd-proxy"}]}));
+        let envoy = json!([{"name": "app"}, {"name": "envoy"}]);
+        let own = pod("own", json!({"/spec/containers": envoy}));
+        let marked = json!({"/spec/containers": envoy, "/metadata/labels": {"osm-proxy-uuid": "1"}});
+        let pods = view(true, &[host.clone(), sidecar, native, once, own, pod("osm", marked)]);
+        for (name, wanted) in [
+            ("host", Some("it runs on the host network")),
+            ("sidecar", Some("it has a sidecar of Istio (container istio-proxy)")),
+            ("native", Some("it has a sidecar of Linkerd (container linkerd-proxy)")),
+            ("once", None),
+            ("own", None),
+            ("osm", Some("it has a sidecar of Open Service Mesh (container envoy)")),
+        ] {
+            assert_eq!(of(&pods, name), (wanted.is_none(), wanted.map(str::to_owned)), "{name}");
         }
         assert_eq!(of(&view(false, &[host]), "host"), (false, None), "it did not ask");
     }
