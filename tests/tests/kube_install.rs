@@ -245,6 +245,68 @@ fn helm_does_not_install_over_an_uninstall_that_has_not_ended() -> TestResult {
     Ok(())
 }
 
+/// What the webhook keeps from being written while nobody answers it, and what it does not.
+#[test]
+fn while_no_controller_answers_only_what_the_mesh_reads_is_refused_and_not_in_the_clusters_own_namespaces()
+-> TestResult {
+    require_api_server!();
+    let api = ApiServer::start(test_name!())?;
+    let config = api.kubeconfig();
+    answer(Some(&config), &["install", "--no-wait", "-o", "json"])?;
+    let kubectl = api.kubectl();
+    kubectl.run(&["wait", "crd", "--all", "--for=condition=Established"])?;
+    let object = |group: &str, kind: &str, namespace: &str, spec: &str| {
+        format!(
+            "{{apiVersion: {group}/v1, kind: {kind}, metadata: {{name: a, namespace: {namespace}}}, spec: {spec}}}"
+        )
+    };
+    let rule = |namespace: &str| object("networking.istio.io", "VirtualService", namespace, "{hosts: [web]}");
+    let route = |parent: &str| {
+        let spec = format!("{{parentRefs: [{parent}], rules: [{{backendRefs: [{{name: web, port: 80}}]}}]}}");
+        object("gateway.networking.k8s.io", "HTTPRoute", "default", &spec)
+    };
+    let dry = |manifest: &str| kubectl.feed(&["create", "--dry-run=server", "-f", "-"], manifest);
+    // The API server takes a moment to ask.
+    eventually(Duration::from_secs(60), || dry(&rule("default")), Result::is_err)?.err();
+
+    let gateway = "{name: edge}";
+    let service = "{group: \"\", kind: Service, name: web}";
+    for refused in [
+        rule("default"),
+        object("security.istio.io", "PeerAuthentication", "default", "{mtls: {mode: STRICT}}"),
+        route(service),
+        route(&format!("{gateway}, {service}")),
+        // Who meant the mesh and forgot the group is to be told.
+        route("{kind: Service, name: web}"),
+    ] {
+        let said = dry(&refused).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(said.contains("validate.nodemesh.dev"), "{refused}: {said}");
+    }
+    for free in [
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: a, namespace: kube-system}}".to_owned(),
+        rule("kube-system"),
+        rule("kube-public"),
+        rule(NAMESPACE),
+        route(gateway),
+        object(
+            "gateway.networking.k8s.io",
+            "Gateway",
+            "default",
+            "{gatewayClassName: other, listeners: [{name: web, port: 80, protocol: HTTP}]}",
+        ),
+        object("telemetry.istio.io", "Telemetry", "default", "{}"),
+    ] {
+        dry(&free).map_err(|error| anyhow!("{free}: {error}"))?;
+    }
+    // What is there can go, whoever answers.
+    kubectl.apply(&rule("kube-system"))?;
+    kubectl.run(&["delete", "virtualservice", "-n", "kube-system", "a"])?;
+
+    answer(Some(&config), &["install", "--no-wait", "-o", "json", "--set", "webhook.failurePolicy=Ignore"])?;
+    eventually(Duration::from_secs(60), || dry(&rule("default")), Result::is_ok)??;
+    Ok(())
+}
+
 /// Removes the webhook, which nobody answers here, and waits until the API server does not ask it any more.
 fn remove_webhook(api: &ApiServer) -> TestResult {
     let kubectl = api.kubectl();

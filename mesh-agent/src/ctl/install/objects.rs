@@ -35,6 +35,16 @@ pub(crate) const INSTALLED: &str = "nodemesh.dev/installed";
 /// Label of all that belongs to the mesh.
 pub(crate) const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "nodemesh");
 
+/// Kinds of the mesh's own groups that it reads, by group.
+const READ_KINDS: [(&str, &[&str]); 3] = [
+    (
+        "networking.istio.io",
+        &["destinationrules", "serviceentries", "sidecars", "virtualservices", "workloadentries"],
+    ),
+    ("security.istio.io", &["authorizationpolicies", "peerauthentications"]),
+    ("gateway.networking.k8s.io", &["grpcroutes", "httproutes", "referencegrants", "tcproutes", "tlsroutes"]),
+];
+
 /// Where agents have their sockets.
 const RUN_DIR: &str = "/run/nodemesh";
 /// Where agents and controllers keep what must outlive them.

@@ -5,7 +5,7 @@ use k8s_openapi::api::{
     rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject},
 };
 
-use super::{AGENT, CONTROLLER, MESH, Manifest, ROOTS, meta};
+use super::{AGENT, CONTROLLER, MESH, Manifest, READ_KINDS, ROOTS, meta};
 
 /// To follow objects.
 const READ: &[&str] = &["get", "list", "watch"];
@@ -48,10 +48,6 @@ fn named(name: &str, rule: PolicyRule) -> PolicyRule {
 }
 
 fn controller(read_secrets: bool) -> Vec<PolicyRule> {
-    let networking: &[&str] =
-        &["destinationrules", "serviceentries", "sidecars", "virtualservices", "workloadentries"];
-    let security: &[&str] = &["authorizationpolicies", "peerauthentications"];
-    let gateway: &[&str] = &["grpcroutes", "httproutes", "referencegrants", "tcproutes", "tlsroutes"];
     let mut rules = vec![
         // What the mesh is made of.
         rule("", &["namespaces", "nodes", "pods", "serviceaccounts", "services"], READ),
@@ -80,12 +76,7 @@ fn controller(read_secrets: bool) -> Vec<PolicyRule> {
         // What DestinationRules name. Which those are is not known beforehand.
         rules.push(rule("", &["secrets"], READ));
     }
-    let of_the_mesh = [
-        ("networking.istio.io", networking),
-        ("security.istio.io", security),
-        ("gateway.networking.k8s.io", gateway),
-    ];
-    for (group, resources) in of_the_mesh {
+    for (group, resources) in READ_KINDS {
         rules.push(rule(group, resources, READ));
         let status: Vec<String> = resources
             .iter()

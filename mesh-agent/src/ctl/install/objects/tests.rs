@@ -1,16 +1,19 @@
 //! What must be true of the objects whatever the values are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::{
+        admissionregistration::v1::{RuleWithOperations, ValidatingWebhook, ValidatingWebhookConfiguration},
         apps::v1::{DaemonSet, Deployment},
         core::v1::{ConfigMap, PodSpec},
         rbac::v1::{ClusterRole, PolicyRule, Role},
     },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use kube::core::{Selector, SelectorExt as _};
+use mesh_control::resource::Kind;
 use serde::de::DeserializeOwned;
 
 use super::*;
@@ -118,21 +121,48 @@ fn the_controller_is_nobody_and_the_agent_has_named_capabilities_only() {
 #[test]
 fn the_webhook_never_stands_in_the_way_of_the_cluster_itself() {
     let all = made(&[]);
-    let webhook: k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration =
-        get(&all, "ValidatingWebhookConfiguration", MESH);
-    let webhook = &webhook.webhooks.unwrap()[0];
-    let exempt = webhook.namespace_selector.as_ref().unwrap().match_expressions.as_ref().unwrap();
-    let exempt = exempt[0].values.as_ref().unwrap();
-    assert!(["kube-system", "nodemesh-system"].iter().all(|name| exempt.iter().any(|found| found == name)));
-    for rule in webhook.rules.iter().flatten() {
-        let groups = rule.api_groups.as_ref().unwrap();
-        assert!(
-            !groups.iter().any(|group| group == "*" || group.is_empty() || group == "apps"),
-            "{groups:?}"
-        );
+    let webhooks: ValidatingWebhookConfiguration = get(&all, "ValidatingWebhookConfiguration", MESH);
+    for webhook in webhooks.webhooks.iter().flatten() {
+        let exempt = webhook.namespace_selector.as_ref().unwrap().match_expressions.as_ref().unwrap();
+        assert_eq!(exempt[0].operator, "NotIn");
+        let exempt = exempt[0].values.as_ref().unwrap();
+        assert_eq!(*exempt, ["kube-system", "kube-public", "kube-node-lease", "nodemesh-system"]);
     }
     let without = made(&["webhook.enabled=false"]);
     assert!(!without.iter().any(|manifest| manifest.kind.kind == "ValidatingWebhookConfiguration"));
+}
+
+#[test]
+fn the_webhook_may_refuse_what_the_mesh_reads_and_nothing_else() {
+    let webhooks: ValidatingWebhookConfiguration = get(&made(&[]), "ValidatingWebhookConfiguration", MESH);
+    let webhooks = webhooks.webhooks.unwrap();
+    let names = |rules: &[RuleWithOperations]| -> BTreeSet<String> {
+        let of = |rule: &RuleWithOperations| {
+            let (groups, resources) = (rule.api_groups.clone().unwrap(), rule.resources.clone().unwrap());
+            assert_eq!(groups.len(), 1, "{rule:?}");
+            resources.into_iter().map(move |resource| format!("{resource}.{}", groups[0]))
+        };
+        rules.iter().flat_map(of).collect()
+    };
+    let definitions = mesh_control::crd::all();
+    let is_read = |definition: &&CustomResourceDefinition| {
+        let spec = &definition.spec;
+        Kind::ALL.iter().any(|kind| kind.as_str() == spec.names.kind && kind.group() == spec.group)
+    };
+    let read: BTreeSet<String> = definitions
+        .iter()
+        .filter(is_read)
+        .map(|definition| definition.metadata.name.clone().unwrap())
+        .collect();
+    assert!(read.len() >= 12, "{read:?}");
+    let by_policy = |policy: &str| {
+        let of = |webhook: &&ValidatingWebhook| webhook.failure_policy.as_deref() == Some(policy);
+        let rules: Vec<_> = webhooks.iter().filter(of).flat_map(|of| of.rules.clone().unwrap()).collect();
+        names(&rules)
+    };
+    assert_eq!(by_policy("Fail"), read);
+    let told = by_policy("Ignore");
+    assert!(told.contains("telemetries.telemetry.istio.io") && told.is_disjoint(&read), "{told:?}");
 }
 
 #[test]
