@@ -22,7 +22,7 @@ use mesh_control::{
         metrics::PublishMetrics,
         server::{Controller, ServerParts},
     },
-    source::file::FileSource,
+    source::{file::FileSource, pulse::Pulse},
 };
 use mesh_identity::{Ca, NodeIdentity, TrustMaterial, ca::CaOptions, clock::SystemClock};
 use prometheus_client::registry::Registry;
@@ -92,7 +92,8 @@ fn serve(args: &ControllerArgs) -> anyhow::Result<()> {
         read_secrets: true,
         agent_nodes: args.agent_nodes.clone(),
     };
-    let (snapshots, sources) = FileSource::start(config, mesh)?;
+    let pulse = Pulse::default();
+    let (snapshots, sources) = FileSource::start_with_pulse(config, mesh, pulse.clone())?;
     let ca = Arc::new(authority(&args.trust)?);
     // The mesh configuration may name another trust domain than the flag.
     ca.set_trust_domain(Arc::clone(&snapshots.borrow().mesh().trust_domain));
@@ -124,7 +125,8 @@ fn serve(args: &ControllerArgs) -> anyhow::Result<()> {
                 .context("leave what agents of this host need; see --run-dir")?;
         }
         run_folder.write_roots(&ca.trust().borrow().roots).context("leave the roots for agents of this host")?;
-        let ops = Arc::new(Ops::new(registry, controller.publication(), ca.trust()));
+        let ops = Arc::new(Ops::new(registry, pulse));
+        ops.serve(controller.publication(), ca.trust());
         let told = stop_signal()?;
         let stop = async {
             told.await;

@@ -170,6 +170,32 @@ fn an_agent_starts_from_its_last_state_while_the_controller_is_away() -> TestRes
 }
 
 #[test]
+fn an_agent_without_a_state_is_not_ready_before_a_controller_answers() -> TestResult {
+    require_agent!();
+    let mut scene = Scene::set(test_name!())?;
+    let node = scene.shop.world().node("a")?;
+    scene.controller.kill9();
+    scene.agents[0].kill9();
+    let saved = scene.shop.world().directory().join("a/state").join(node.full_name()).join("snapshot");
+    // It may have been killed before it saved anything.
+    drop(std::fs::remove_file(saved));
+
+    let agent = node.agent().controller(&scene.seat).launch()?;
+    eventually(SOON, || agent.log_text().contains("waiting for the controller"), |waits| *waits)?;
+    let answer = agent.http("/readyz");
+    assert!(!matches!(answer, Ok((200, _))), "{answer:?}");
+    assert!(agent.is_running(), "{}", agent.log_text());
+
+    scene.controller = scene.seat.start(&[])?;
+    agent.wait_ready()?;
+    eventually(SOON, || agent.http("/readyz"), |answer| matches!(answer, Ok((200, _))))??;
+    assert_eq!(agent.http("/healthz")?.0, 200);
+    assert_eq!(scene.controller.get("/healthz")?.0, 200);
+    agent.wait_enrolled(&node.pods())?;
+    Ok(())
+}
+
+#[test]
 fn a_controller_tells_who_its_agents_are_and_what_they_took() -> TestResult {
     require_agent!();
     let scene = Scene::set(test_name!())?;

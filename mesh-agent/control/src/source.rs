@@ -5,3 +5,4 @@ pub mod document;
 pub mod file;
 pub mod kubernetes;
 pub mod lines;
+pub mod pulse;

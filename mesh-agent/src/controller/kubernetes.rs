@@ -26,6 +26,7 @@ use mesh_control::{
     source::{
         document::Rules,
         kubernetes::{self as source, KubernetesOptions, KubernetesSource},
+        pulse::Pulse,
     },
 };
 use mesh_core::snapshot::Name;
@@ -53,18 +54,35 @@ pub(super) fn serve(args: &ControllerArgs) -> anyhow::Result<()> {
     let ended = runtime.block_on(async {
         let stop = stop_signal()?;
         tokio::pin!(stop);
-        let starting = Box::pin(Started::new(args));
+        let ops_listener = listen(args.metrics, "metrics", "--metrics").await?;
+        let mut registry = Registry::default();
+        let metrics = Metrics {
+            publish: PublishMetrics::register(&mut registry),
+            webhook: WebhookMetrics::register(&mut registry),
+        };
+        let pulse = Pulse::default();
+        let ops = Arc::new(Ops::new(registry, pulse.clone()));
+        let answering = http::serve(ops_listener, Arc::clone(&ops));
+        tokio::pin!(answering);
+        let starting = Box::pin(Started::new(args, metrics, pulse, ops));
         let started = tokio::select! {
             started = starting => started?,
             () = &mut stop => return Ok(()),
+            // It never ends by itself.
+            () = &mut answering => return Ok(()),
         };
-        Box::pin(started.run(stop)).await
+        Box::pin(started.run(stop, answering)).await
     });
     runtime.shutdown_timeout(SHUTDOWN_WAIT);
     if ended.is_ok() {
         tracing::info!("stopped");
     }
     ended
+}
+
+struct Metrics {
+    publish: PublishMetrics,
+    webhook: WebhookMetrics,
 }
 
 /// A controller that has read the cluster.
@@ -78,16 +96,19 @@ struct Started {
     webhook: Arc<Webhook>,
     webhook_listener: TcpListener,
     ops: Arc<Ops>,
-    ops_listener: TcpListener,
 }
 
 impl Started {
-    async fn new(args: &ControllerArgs) -> anyhow::Result<Self> {
+    async fn new(
+        args: &ControllerArgs,
+        metrics: Metrics,
+        pulse: Pulse,
+        ops: Arc<Ops>,
+    ) -> anyhow::Result<Self> {
         let namespace = args.namespace.clone();
         let root_namespace = args.trust.root_namespace.clone().unwrap_or_else(|| namespace.clone());
         // What cannot be had is said before anything is waited for.
         let listener = listen(args.listen, "agents", "--listen").await?;
-        let ops_listener = listen(args.metrics, "metrics", "--metrics").await?;
         let webhook_listener = listen(args.webhook_listen, "the API server", "--webhook-listen").await?;
         let client = client::connect().await?;
 
@@ -138,12 +159,10 @@ impl Started {
             },
             mesh_config: rules.mesh_config.clone(),
         };
-        let source = source::start(client.clone(), options).await?;
+        let source = source::start(client.clone(), options, pulse).await?;
         ca.set_trust_domain(Arc::clone(&source.snapshots.borrow().mesh().trust_domain));
 
-        let mut registry = Registry::default();
-        let metrics = PublishMetrics::register(&mut registry);
-        let webhook = Arc::new(Webhook { rules, metrics: WebhookMetrics::register(&mut registry) });
+        let webhook = Arc::new(Webhook { rules, metrics: metrics.webhook });
         let clock = Arc::new(SystemClock);
         let reviews = TokenReviews::new(
             client.clone(),
@@ -162,25 +181,19 @@ impl Started {
             snapshots: source.snapshots.clone(),
             sources: source.sources.clone(),
             clock,
-            metrics,
+            metrics: metrics.publish,
         };
         let controller = Controller::new(parts).context("start the server")?;
-        let ops = Arc::new(Ops::new(registry, controller.publication(), ca.trust()));
-        Ok(Self {
-            client,
-            namespace,
-            secrets,
-            ca,
-            source,
-            controller,
-            webhook,
-            webhook_listener,
-            ops,
-            ops_listener,
-        })
+        ops.serve(controller.publication(), ca.trust());
+        Ok(Self { client, namespace, secrets, ca, source, controller, webhook, webhook_listener, ops })
     }
 
-    async fn run(self, told: impl Future<Output = ()>) -> anyhow::Result<()> {
+    /// Runs until told to stop, and `answering` what operators ask with it.
+    async fn run(
+        self,
+        told: impl Future<Output = ()>,
+        answering: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
         let Self { client, namespace, secrets, ca, source, controller, .. } = self;
         let election = lease::Election::new(client.clone(), &namespace, own_name());
         let leading = election.leading();
@@ -215,7 +228,7 @@ impl Started {
             tokio::join!(
                 Arc::clone(&ca).run(),
                 secrets.follow(Arc::clone(&ca)),
-                http::serve(self.ops_listener, Arc::clone(&self.ops)),
+                answering,
                 Arc::clone(&self.webhook).serve(self.webhook_listener, tls),
                 lease::while_leading(leading, write),
             );

@@ -4,7 +4,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use mesh_redirect::{Heartbeat, MapError};
+use mesh_redirect::{Heartbeat, MapError, monotonic_ns};
 
 use crate::report::report;
 
@@ -12,7 +12,18 @@ use crate::report::report;
 #[derive(Debug)]
 pub(super) struct Beat {
     heartbeat: Heartbeat,
+    /// When the workers were about to begin.
+    began_ns: u64,
     state: Mutex<State>,
+}
+
+/// For how many nanoseconds no worker, or not all of them, have been seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// Since the last stamp.
+    SinceStamp(u64),
+    /// Since the agent began: there was none yet.
+    SinceStart(u64),
 }
 
 #[derive(Debug, Default)]
@@ -24,7 +35,7 @@ struct State {
 
 impl Beat {
     pub(super) fn new(heartbeat: Heartbeat) -> Self {
-        Self { heartbeat, state: Mutex::default() }
+        Self { heartbeat, began_ns: monotonic_ns(), state: Mutex::default() }
     }
 
     /// The oldest worker was seen alive at `oldest_ns` (CLOCK_MONOTONIC).
@@ -59,5 +70,11 @@ impl Beat {
     pub(super) fn age_ns(&self, now_ns: u64) -> Option<u64> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.last_ns.map(|last_ns| now_ns.saturating_sub(last_ns))
+    }
+
+    /// How long the slowest worker has been silent.
+    pub(super) fn silence(&self, now_ns: u64) -> Silence {
+        let since_start = || Silence::SinceStart(now_ns.saturating_sub(self.began_ns));
+        self.age_ns(now_ns).map_or_else(since_start, Silence::SinceStamp)
     }
 }

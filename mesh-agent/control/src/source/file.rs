@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use super::{
     directory::{self, Fingerprint, Scan},
     document::{self, FILE_BYTES_MAX, Known, Rules},
+    pulse::{self, Pulse},
 };
 use crate::{
     compile::{Compiler, MeshSettings},
@@ -38,8 +39,8 @@ use crate::{
 const QUIET: Duration = Duration::from_millis(50);
 /// A directory that is never quiet is read this often all the same.
 const QUIET_MAX: Duration = Duration::from_millis(500);
-/// How often to look without an event, for changes that make none (links that lead elsewhere, network mounts).
-const RESCAN: Duration = Duration::from_secs(5);
+/// How often to look without an event, for changes that make none (links that lead elsewhere, network mounts). Each look is a sign of life.
+const RESCAN: Duration = pulse::EACH;
 /// The same when the system cannot watch at all.
 const RESCAN_UNWATCHED: Duration = Duration::from_secs(1);
 
@@ -75,6 +76,7 @@ pub struct FileSource {
     index: Index,
     compiler: Compiler,
     status: SourceStatus,
+    pulse: Pulse,
 }
 
 /// What is known of one file.
@@ -101,7 +103,19 @@ impl FileSource {
     /// # Errors
     /// If the directory cannot be listed, or a thread cannot be made. Bad files are no error: see the status.
     pub fn start(dir: impl Into<PathBuf>, mesh: MeshSettings) -> Result<Published, StartError> {
-        Self::new(dir, mesh).watch(RESCAN)
+        Self::start_with_pulse(dir, mesh, Pulse::default())
+    }
+
+    /// [`FileSource::start`] with the sign of life of its thread, which begins with the thread.
+    ///
+    /// # Errors
+    /// As [`FileSource::start`].
+    pub fn start_with_pulse(
+        dir: impl Into<PathBuf>,
+        mesh: MeshSettings,
+        pulse: Pulse,
+    ) -> Result<Published, StartError> {
+        Self { pulse, ..Self::new(dir, mesh) }.watch(RESCAN)
     }
 
     /// [`FileSource::start`] with another time between looks without an event.
@@ -132,6 +146,7 @@ impl FileSource {
             failed: BTreeMap::new(),
             index: Index::default(),
             compiler: Compiler::new(mesh),
+            pulse: Pulse::default(),
         }
     }
 
@@ -143,6 +158,7 @@ impl FileSource {
         statuses: &watch::Sender<Arc<SourceStatus>>,
     ) {
         loop {
+            self.pulse.beat(Instant::now());
             match woken.recv_timeout(watched.rescan()) {
                 Ok(()) => wait_until_quiet(woken),
                 // Without a watcher nobody holds the sending side.

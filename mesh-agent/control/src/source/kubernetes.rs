@@ -31,7 +31,7 @@ use mesh_core::snapshot::{Name, Snapshot};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot, watch as latest},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 use self::world::World;
@@ -40,7 +40,10 @@ pub use self::{
     object::{Judged, Object, Told},
     verdict::{ParentVerdict, Refusal, Verdict},
 };
-use super::document::Rules;
+use super::{
+    document::Rules,
+    pulse::{self, Pulse},
+};
 use crate::{
     compile::MeshSettings,
     resource::{Key, Kind},
@@ -102,11 +105,15 @@ pub(crate) enum Change {
 }
 
 /// Lists and watches the cluster from now on. Returns when the first snapshot is there, which needs an API server that answers, however
-/// long that takes. Must be called within a runtime, which then carries the watches.
+/// long that takes. Must be called within a runtime, which then carries the watches. `pulse` is the sign of life of the thread that publishes.
 ///
 /// # Errors
 /// No thread.
-pub async fn start(client: Client, options: KubernetesOptions) -> Result<KubernetesSource, StartError> {
+pub async fn start(
+    client: Client,
+    options: KubernetesOptions,
+    pulse: Pulse,
+) -> Result<KubernetesSource, StartError> {
     let (changes, received) = mpsc::channel(CHANGES_MAX);
     let rules = Arc::new(Rules {
         root_namespace: options.mesh.root_namespace.clone(),
@@ -135,6 +142,7 @@ pub async fn start(client: Client, options: KubernetesOptions) -> Result<Kuberne
         wanted: wanted_tx,
         first: Some(first_tx),
         next: Instant::now(),
+        pulse,
     };
     let runtime = Handle::current();
     thread::Builder::new()
@@ -157,15 +165,18 @@ struct Publisher {
     first: Option<oneshot::Sender<()>>,
     /// When the next state may follow.
     next: Instant,
+    pulse: Pulse,
 }
 
 impl Publisher {
     /// Takes changes and publishes, until nobody listens. It is the only work of its thread, so compiling may take its time.
     async fn run(mut self) {
         loop {
+            self.pulse.beat(std::time::Instant::now());
             let first = tokio::select! {
                 first = self.received.recv() => first,
                 () = self.snapshots.closed(), if self.first.is_none() => return,
+                () = sleep(pulse::EACH) => continue,
             };
             let Some(first) = first else { return };
             self.world.apply(first);

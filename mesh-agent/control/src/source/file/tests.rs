@@ -229,6 +229,25 @@ fn without_events_a_rescan_finds_the_change() {
     wait_for(&snapshots, "a change behind a link", |s| has(s, "b"));
 }
 
+#[test]
+fn a_thread_that_has_nothing_to_do_gives_signs_of_life() {
+    let dir = Dir::new();
+    let pulse = Pulse::default();
+    let source = FileSource { pulse: pulse.clone(), ..dir.source() };
+    assert_eq!(pulse.silence(), None, "there is no thread yet");
+    let (_snapshots, _statuses) = source.watch(Duration::from_millis(50)).unwrap();
+    let long_ago = Instant::now().checked_sub(pulse::STALE * 2).unwrap();
+    // Twice: the first may be the one that the thread begins with.
+    for _ in 0..2 {
+        pulse.beat(long_ago);
+        let until = Instant::now() + Duration::from_secs(30);
+        while pulse.silence().is_none_or(|silence| silence > pulse::STALE) {
+            assert!(Instant::now() < until, "no sign of life");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
 /// Waits for a value that satisfies `done`; fails after thirty seconds, far beyond what a slow machine needs.
 fn wait_for<T: Clone>(receiver: &watch::Receiver<Arc<T>>, what: &str, done: impl Fn(&T) -> bool) -> Arc<T> {
     let until = Instant::now() + Duration::from_secs(30);

@@ -2,13 +2,17 @@
 
 mod routes;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use mesh_core::snapshot::Snapshot;
 use serde_json::{Value, json};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep},
+};
 
 use super::{
-    Change,
+    Change, Publisher,
     object::{is_judged, read},
     world::World,
 };
@@ -17,7 +21,10 @@ use crate::{
     index::Index,
     problem::Level,
     resource::{Key, Kind},
-    source::document::{Known, Rules, parse},
+    source::{
+        document::{Known, Rules, parse},
+        pulse::{self, Pulse},
+    },
 };
 
 /// A small shop, as an API server hands it out.
@@ -268,5 +275,36 @@ fn kinds_are_found_under_their_plural() {
         (Kind::PeerAuthentication, "peerauthentications"),
     ] {
         assert_eq!(super::api_resource(kind, "v1").plural, plural);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thread_that_waits_for_the_cluster_gives_signs_of_life() {
+    let pulse = Pulse::default();
+    let (_changes, received) = mpsc::channel(1);
+    let publisher = Publisher {
+        world: World::new(MeshSettings::default()),
+        received,
+        snapshots: watch::Sender::new(Arc::default()),
+        sources: watch::Sender::new(Arc::default()),
+        judged: watch::Sender::new(Arc::default()),
+        wanted: watch::Sender::new(BTreeSet::new()),
+        // Somebody waits for the first state.
+        first: Some(oneshot::channel().0),
+        next: Instant::now(),
+        pulse: pulse.clone(),
+    };
+    let long_ago = std::time::Instant::now().checked_sub(pulse::STALE * 2).unwrap();
+    let observed = async {
+        // Twice: the first may be the one that the thread begins with.
+        for _ in 0..2 {
+            pulse.beat(long_ago);
+            sleep(pulse::EACH * 2).await;
+            assert!(pulse.silence().is_some_and(|silence| silence < pulse::STALE), "{pulse:?}");
+        }
+    };
+    tokio::select! {
+        () = publisher.run() => panic!("it ended"),
+        () = observed => {}
     }
 }
