@@ -478,7 +478,7 @@ pub enum LogFormat {
 }
 
 /// `500ms`, `10s`, `2m`, `1h`, or seconds without a unit.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let wanted = || format!("{text:?} is not a duration such as 500ms, 10s or 2m");

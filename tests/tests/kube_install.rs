@@ -154,6 +154,25 @@ fn chart_and_command_line_make_the_same_objects() -> TestResult {
     Ok(())
 }
 
+#[test]
+fn chart_and_command_line_refuse_an_agent_that_is_killed_while_it_drains() -> TestResult {
+    require_api_server!();
+    for (set, wanted) in [
+        (["agent.drain=36s", "controller.replicas=1"], "agent.terminationGracePeriodSeconds, which is 40"),
+        (["agent.drain=5m", "agent.terminationGracePeriodSeconds=300"], "which is 300"),
+        (["agent.drain=soon", "controller.replicas=1"], "drain"),
+    ] {
+        let args: Vec<&str> = set.iter().flat_map(|set| ["--set", *set]).collect();
+        for made in [by_helm(&args), by_meshctl(&args)] {
+            let said = made.map(|made| made.len()).map_err(|error| error.to_string());
+            assert!(said.as_ref().is_err_and(|said| said.contains(wanted)), "{set:?}: {said:?}");
+        }
+    }
+    let longest = ["--set", "agent.drain=5m", "--set", "agent.terminationGracePeriodSeconds=305"];
+    assert_eq!(by_helm(&longest)?.len(), by_meshctl(&longest)?.len());
+    Ok(())
+}
+
 fn actions(report: &Value) -> BTreeMap<String, usize> {
     let mut count = BTreeMap::new();
     for object in report["objects"].as_array().into_iter().flatten() {

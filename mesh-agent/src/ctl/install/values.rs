@@ -4,7 +4,7 @@
 //! - Every default stands in the chart's `values.yaml`, and each profile in a file beside it. A map or list that is taken away by `null` is empty.
 //! - A value that is not known is an error that names it.
 
-use std::{collections::BTreeMap, fs, io, path::PathBuf};
+use std::{collections::BTreeMap, fs, io, path::PathBuf, time::Duration};
 
 use k8s_openapi::{
     api::core::v1::{LocalObjectReference, ResourceRequirements, Toleration},
@@ -13,6 +13,11 @@ use k8s_openapi::{
 use kube::core::Selector;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+
+use crate::cli::duration;
+
+/// What an agent needs to end besides the drain of its connections. The chart's template for agents has it too.
+const END_WITHIN: Duration = Duration::from_secs(5);
 
 /// The chart's defaults.
 const DEFAULTS: &str = include_str!("../../../../deploy/helm/nodemesh/values.yaml");
@@ -115,6 +120,24 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    /// An agent that drains for longer than Kubernetes waits is killed in the middle of it.
+    fn check_drain(&self) -> Result<(), ValuesError> {
+        let (found, grace_s) = (&self.drain, self.termination_grace_period_seconds);
+        let wrong = |wanted: String| ValuesError::Value {
+            field: "agent.drain".to_owned(),
+            reason: format!("is {found:?}, wanted {wanted}"),
+        };
+        let drain = duration(found).map_err(|_| wrong("a duration such as 500ms, 30s or 2m".to_owned()))?;
+        let grace = Duration::from_secs(u64::try_from(grace_s).unwrap_or(0));
+        if drain.saturating_add(END_WITHIN) > grace {
+            return Err(wrong(format!(
+                "{} s less than agent.terminationGracePeriodSeconds, which is {grace_s}: an agent is killed when that is over",
+                END_WITHIN.as_secs(),
+            )));
+        }
+        Ok(())
+    }
+
     /// The nodes that have one.
     pub(crate) fn nodes(&self) -> LabelSelector {
         LabelSelector {
@@ -231,6 +254,7 @@ impl Values {
                 return Err(ValuesError::Value { field: field.to_owned(), reason });
             }
         }
+        values.agent.check_drain()?;
         Ok(values)
     }
 }
@@ -404,6 +428,19 @@ mod tests {
             ("controller.replicas=0", "controller.replicas: is 0, wanted a number from 1 to 100"),
             ("webhook.failurePolicy=Maybe", "webhook.failurePolicy: is \"Maybe\", wanted Fail or Ignore"),
             ("image=", "image: is empty"),
+            ("agent.drain=soon", "agent.drain: is \"soon\", wanted a duration such as 500ms, 30s or 2m"),
+            ("agent.drain=1.5m", "agent.drain: is \"1.5m\", wanted a duration"),
+            ("agent.drain=30", "agent.drain: invalid type: integer"),
+            (
+                "agent.drain=36s",
+                "agent.drain: is \"36s\", wanted 5 s less than agent.terminationGracePeriodSeconds, which is 40",
+            ),
+            ("agent.drain=18446744073709551615ms", "wanted 5 s less than"),
+            (
+                "agent.terminationGracePeriodSeconds=30",
+                "agent.drain: is \"30s\", wanted 5 s less than agent.terminationGracePeriodSeconds, which is 30",
+            ),
+            ("agent.terminationGracePeriodSeconds=0", "wanted a number from 1 to 3600"),
             ("image", "want NAME=VALUE"),
             ("image.tag=x", "image is no map"),
             ("=x", "want NAME=VALUE"),
@@ -411,6 +448,19 @@ mod tests {
             let text = read(&[set]).unwrap_err().to_string();
             assert!(text.contains(wanted), "{set}: {text}");
         }
+    }
+
+    #[test]
+    fn a_drain_may_take_all_of_the_grace_but_what_the_agent_needs_to_end() {
+        for set in [
+            &["agent.drain=35s"][..],
+            &["agent.drain=35000ms"],
+            &["agent.drain=0s"],
+            &["agent.drain=10m", "agent.terminationGracePeriodSeconds=605"],
+        ] {
+            assert!(read(set).is_ok(), "{set:?}");
+        }
+        assert!(read(&["agent.drain=35001ms"]).is_err());
     }
 
     #[test]
