@@ -31,6 +31,7 @@ meshConfig:
 logging: {level: "info,mesh_proxy=debug", format: json}
 controller:
   replicas: 3
+  readSecrets: true
   resources: {requests: {cpu: "1"}, limits: null}
   nodeSelector: null
   tolerations: [{key: a, operator: Equal, value: b, effect: NoExecute, tolerationSeconds: 30}]
@@ -532,6 +533,10 @@ fn a_bug_report_holds_states_and_no_secrets() -> TestResult {
     let file: PathBuf = api.directory().join("report.tar.gz");
     let path = file.display().to_string();
     let report = answer(Some(&config), &["bug-report", "--file", &path, "-o", "json"])?;
+    assert!(report["files"].as_u64().is_some_and(|files| files > 20), "{report}");
+    let out = meshctl(Some(&config), &["bug-report", "--file", &path, "-o", "yaml"])?;
+    let report: Value = serde_saphyr::from_str(&String::from_utf8(out.stdout)?)?;
+    assert_eq!(report["file"], path.as_str());
     assert!(report["files"].as_u64().is_some_and(|files| files > 20), "{report}");
     let out = Command::new("tar").args(["-xzOf", &path]).output()?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();

@@ -27,9 +27,10 @@ use kube::{
 use serde_json::Value;
 
 use super::{
-    Output,
+    CtlError, Output,
     cluster::{self, Cluster, ClusterArgs, ClusterError, Doing, defined, list},
     install::{ObjectKind, of_mesh},
+    print,
 };
 use crate::{report::report, view::paths};
 
@@ -62,6 +63,15 @@ enum BugReportError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Print(#[from] CtlError),
+}
+
+/// What was written.
+#[derive(Debug, serde::Serialize)]
+struct Written {
+    file: PathBuf,
+    files: usize,
 }
 
 /// Answers `bug-report`.
@@ -72,19 +82,18 @@ pub(super) fn run(args: &BugReportArgs, of: &ClusterArgs, out: Output) -> ExitCo
         let pages = collect(&cluster, args).await;
         write(&path, seconds, &pages)
             .map_err(|source| BugReportError::Write { path: path.clone(), source })?;
-        Ok::<usize, BugReportError>(pages.len())
+        let written = Written { file: path.clone(), files: pages.len() };
+        print(out, &written, |written| {
+            format!(
+                "{} holds {} files. It has no Secrets; look through it before you give it away.\n",
+                written.file.display(),
+                written.files
+            )
+        })?;
+        Ok::<(), BugReportError>(())
     });
     match done {
-        Ok(files) => {
-            match out {
-                Output::Json => println!("{}", serde_json::json!({"file": path, "files": files})),
-                _ => println!(
-                    "{} holds {files} files. It has no Secrets; look through it before you give it away.",
-                    path.display()
-                ),
-            }
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("meshctl: {}", report(&error));
             ExitCode::FAILURE
