@@ -522,6 +522,37 @@ fn definitions_of_others_and_resources_of_users_are_left_alone() -> TestResult {
 }
 
 #[test]
+fn an_image_that_no_node_can_have_is_said_while_it_is_waited_for_and_what_to_do() -> TestResult {
+    require_api_server!();
+    let api = ApiServer::start(test_name!())?;
+    let config = api.kubeconfig();
+    answer(Some(&config), &["install", "--no-wait", "-o", "json"])?;
+    // As the DaemonSet's controller and the kubelet would have it.
+    let pod = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "agent-x", "namespace": NAMESPACE, "labels": {"app.kubernetes.io/part-of": "nodemesh"}},
+        "spec": {"nodeName": "n1", "serviceAccountName": "nodemesh-agent",
+            "containers": [{"name": "agent", "image": "nodemesh:0.1.0"}]}});
+    api.kubectl().apply(&pod.to_string())?;
+    let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}});
+    let status =
+        json!({"status": {"containerStatuses": [{"name": "agent", "image": "nodemesh:0.1.0", "imageID": "",
+        "ready": false, "restartCount": 0, "state": waiting}]}})
+        .to_string();
+    let patch = ["patch", "pod", "-n", NAMESPACE, "agent-x", "--subresource=status", "--type=merge", "-p"];
+    api.kubectl().run(&[&patch[..], &[status.as_str()]].concat())?;
+
+    let out = meshctl(Some(&config), &["install", "--timeout", "15"])?;
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success(), "{said}");
+    let why =
+        "pod agent-x cannot have its image nodemesh:0.1.0 on n1 (ImagePullBackOff): push it to a registry";
+    let (first, end) = (said.find(why), said.find("not ready after"));
+    assert!(first.is_some() && first < end, "{said}");
+    assert!(said.rfind(why) > end, "and once more at the end: {said}");
+    Ok(())
+}
+
+#[test]
 fn a_bug_report_holds_states_and_no_secrets() -> TestResult {
     require_api_server!();
     let api = ApiServer::start(test_name!())?;

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment},
+    core::v1::{ContainerStatus, Pod},
+};
 use kube::ResourceExt;
 
 use super::objects::{AGENT, CONTROLLER, of_mesh};
@@ -10,6 +13,10 @@ use crate::ctl::cluster::{Cluster, ClusterError, Doing, is_ready, why_not_ready}
 
 /// Pause between looks.
 const PAUSE: Duration = Duration::from_millis(300);
+/// Pods are asked for this often while they are waited for.
+const PODS_EACH: Duration = Duration::from_secs(3);
+/// What the kubelet says of a container whose image the node does not have.
+const NO_IMAGE: [&str; 4] = ["ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName"];
 /// So many pods that are not ready are named.
 const NAMED_MAX: usize = 5;
 
@@ -63,6 +70,7 @@ pub(crate) fn of_daemon_set(set: &DaemonSet) -> Progress {
 pub(crate) async fn wait(cluster: &Cluster, within: Duration) -> Result<(), ClusterError> {
     let end = Instant::now() + within;
     let mut said = String::new();
+    let (mut looked, mut no_image) = (Instant::now(), None);
     loop {
         let (controller, agents) = look(cluster).await?;
         let part = |name: &str, progress: Progress| {
@@ -79,6 +87,14 @@ pub(crate) async fn wait(cluster: &Cluster, within: Duration) -> Result<(), Clus
         if Instant::now() >= end {
             let waiting = unready(cluster).await?;
             return Err(ClusterError::Said(format!("not ready after {within:?} ({said}){waiting}")));
+        }
+        // That does not get better by waiting.
+        if no_image.is_none() && looked.elapsed() >= PODS_EACH {
+            looked = Instant::now();
+            no_image = without_image(&cluster.pods(&of_mesh()).await?);
+            if let Some(why) = &no_image {
+                eprintln!("{why}");
+            }
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -108,12 +124,59 @@ async fn unready(cluster: &Cluster) -> Result<String, ClusterError> {
     if more > 0 {
         text.push_str(&format!("\n  and {more} more"));
     }
+    if let Some(why) = without_image(&pods) {
+        text.push_str(&format!("\n{why}"));
+    }
     Ok(text)
+}
+
+/// The first pod whose node cannot get an image, and what to do about it. A cluster without the mesh's image is what an installation
+/// fails by first.
+fn without_image(pods: &[Pod]) -> Option<String> {
+    let of = |container: &ContainerStatus| {
+        let reason = container.state.as_ref()?.waiting.as_ref()?.reason.clone()?;
+        NO_IMAGE.contains(&reason.as_str()).then(|| (container.image.clone(), reason))
+    };
+    pods.iter().find_map(|pod| {
+        let status = pod.status.as_ref()?;
+        let (init, main) = (&status.init_container_statuses, &status.container_statuses);
+        let (image, reason) = init.iter().flatten().chain(main.iter().flatten()).find_map(of)?;
+        let node = pod.spec.as_ref()?.node_name.as_deref().unwrap_or("no node");
+        Some(format!(
+            "pod {} cannot have its image {image} on {node} ({reason}): push it to a registry that every node reaches and say so by \
+             --set image=REGISTRY/NAME:TAG, or load it on every node; docs/install.md says where it comes from",
+            pod.name_any()
+        ))
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_pod_whose_image_cannot_be_had_is_named_with_what_to_do() {
+        let pod = |name: &str, state: serde_json::Value| -> Pod {
+            let status = json!({"name": "agent", "image": "nodemesh:0.1.0", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+            serde_json::from_value(
+                json!({"metadata": {"name": name}, "spec": {"nodeName": "n1", "containers": []},
+                "status": {"containerStatuses": [status]}}),
+            )
+            .unwrap()
+        };
+        let waiting = |reason: &str| json!({"waiting": {"reason": reason, "message": "no such host"}});
+        let others =
+            [pod("a", json!({"running": {}})), pod("b", waiting("CrashLoopBackOff")), Pod::default()];
+        assert_eq!(without_image(&others), None);
+        for reason in NO_IMAGE {
+            let said = without_image(&[&others[..], &[pod("c", waiting(reason))]].concat()).unwrap();
+            for part in ["pod c ", "nodemesh:0.1.0 on n1", reason, "--set image=", "docs/install.md"] {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+        }
+    }
 
     #[test]
     fn old_numbers_are_not_taken_for_new_ones() {
