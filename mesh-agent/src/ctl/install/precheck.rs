@@ -5,7 +5,7 @@
 mod cilium;
 mod nodes;
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use k8s_openapi::{
     api::{
@@ -15,6 +15,7 @@ use k8s_openapi::{
         core::v1::{ConfigMap, Node},
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::version::Info,
 };
 use kube::{Api, ResourceExt, api::PostParams};
 
@@ -24,6 +25,7 @@ use super::{
     InstallError, ObjectKind,
     finding::{self, Finding},
     made_kinds,
+    objects::AGENT,
     values::{Values, Wishes},
     verify,
 };
@@ -80,39 +82,48 @@ async fn in_cluster(cluster: &Cluster, args: &PrecheckArgs) -> Result<Vec<Findin
     }
     findings.extend(definitions(&cluster.definitions().await?));
     findings.extend(other_meshes(cluster).await?);
-    findings.extend(rights(cluster).await?);
+    findings.push(rights(cluster).await?);
     Ok(findings)
 }
 
 async fn server(cluster: &Cluster) -> Result<Finding, ClusterError> {
     let version =
         cluster.client.apiserver_version().await.doing(|| "ask the API server for its version".to_owned())?;
+    Ok(of_server(&version))
+}
+
+fn of_server(version: &Info) -> Finding {
+    // Providers write `31+`.
     let minor: u32 =
         version.minor.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0);
-    let found = version.git_version;
-    Ok(if version.major == "1" && minor < SERVER_MINOR_MIN {
+    let found = &version.git_version;
+    if version.major == "1" && minor < SERVER_MINOR_MIN {
         let message = format!("{found}, wanted 1.{SERVER_MINOR_MIN} or newer");
         Finding::error("Kubernetes", message, "upgrade the cluster")
     } else {
         Finding::good("Kubernetes", found)
-    })
+    }
 }
 
 async fn kernels(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
     let api: Api<Node> = Api::all(cluster.client.clone());
     let nodes = list(&api, "").await.doing(|| "list nodes".to_owned())?;
-    let check = |node: &Node| {
-        let subject = format!("node {}", node.name_any());
-        let Some(info) = node.status.as_ref().and_then(|status| status.node_info.as_ref()) else {
-            return Finding::warning(subject, "says nothing of itself yet", "wait until its kubelet is up");
-        };
-        if info.operating_system != "linux" {
-            let message = format!("runs {}: its pods cannot be in the mesh", info.operating_system);
-            return Finding::warning(subject, message, "");
-        }
-        kernel(subject, &info.kernel_version)
+    Ok(nodes.iter().map(of_node).collect())
+}
+
+/// What a node says of its kernel.
+fn of_node(node: &Node) -> Finding {
+    let subject = format!("node {}", node.name_any());
+    let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+    // Until then the API server shows it with empty fields.
+    let Some(info) = info.filter(|info| !info.kernel_version.is_empty()) else {
+        return Finding::warning(subject, "says nothing of itself yet", "wait until its kubelet is up");
     };
-    Ok(nodes.iter().map(check).collect())
+    if info.operating_system != "linux" {
+        let message = format!("runs {}: its pods cannot be in the mesh", info.operating_system);
+        return Finding::warning(subject, message, "");
+    }
+    kernel(subject, &info.kernel_version)
 }
 
 /// Whether a kernel is new enough.
@@ -150,36 +161,52 @@ fn definitions(there: &[CustomResourceDefinition]) -> Vec<Finding> {
 async fn other_meshes(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
     let sets: Api<DaemonSet> = Api::all(cluster.client.clone());
     let sets = list(&sets, "").await.doing(|| "list DaemonSets".to_owned())?;
-    let mut findings = Vec::new();
-    for set in &sets {
-        let (name, place) =
-            (set.name_any(), format!("{}/{}", set.namespace().unwrap_or_default(), set.name_any()));
-        let mesh = match name.as_str() {
-            "istio-cni-node" | "ztunnel" => "Istio",
-            "linkerd-cni" => "Linkerd",
-            "kuma-cni-node" => "Kuma",
-            "kmesh" => "Kmesh",
-            "consul-cni" => "Consul",
-            _ => continue,
-        };
-        findings.push(Finding::warning(
-            mesh,
-            format!("DaemonSet {place} redirects pods too"),
-            "a pod can be in one mesh only: take namespaces out of one before they go into the other",
-        ));
-    }
+    let mut findings: Vec<Finding> = sets.iter().filter_map(|set| redirector(set, &cluster.mesh)).collect();
     let webhooks: Api<MutatingWebhookConfiguration> = Api::all(cluster.client.clone());
     let webhooks = list(&webhooks, "").await.doing(|| "list MutatingWebhookConfigurations".to_owned())?;
     findings.extend(webhooks.iter().filter_map(|webhook| injector(&webhook.name_any())));
-    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "kube-system");
-    let cilium =
-        maps.get_opt("cilium-config").await.doing(|| "get ConfigMap kube-system/cilium-config".to_owned())?;
-    let settings = cilium.map(|map| map.data.unwrap_or_default());
-    findings.extend(settings.iter().flat_map(cilium::judge));
+    for namespace in cilium_namespaces(&sets) {
+        let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &namespace);
+        let found = maps.get_opt("cilium-config").await;
+        let found = found.doing(|| format!("get ConfigMap {namespace}/cilium-config"))?;
+        let settings = found.map(|map| map.data.unwrap_or_default());
+        findings.extend(settings.iter().flat_map(cilium::judge));
+    }
     if findings.is_empty() {
         findings.push(Finding::good("other meshes", "none found"));
     }
     Ok(findings)
+}
+
+/// Where Cilium's configuration may be: beside its agents, and where its installation puts it by default.
+fn cilium_namespaces(sets: &[DaemonSet]) -> BTreeSet<String> {
+    let agents = sets.iter().filter(|set| set.name_any() == "cilium");
+    agents.filter_map(ResourceExt::namespace).chain(["kube-system".to_owned()]).collect()
+}
+
+/// A mesh that redirects pods on their nodes, by the name of its DaemonSet; `ours` is the namespace of this one.
+fn redirector(set: &DaemonSet, ours: &str) -> Option<Finding> {
+    let (name, namespace) = (set.name_any(), set.namespace().unwrap_or_default());
+    let mesh = match name.as_str() {
+        AGENT if namespace != ours => {
+            return Some(Finding::error(
+                "Nodemesh",
+                format!("DaemonSet {namespace}/{name} is of another installation"),
+                "a cluster has one: name its namespace with --mesh-namespace, or uninstall it first",
+            ));
+        }
+        "istio-cni-node" | "ztunnel" => "Istio",
+        "linkerd-cni" => "Linkerd",
+        "kuma-cni-node" => "Kuma",
+        "kmesh" => "Kmesh",
+        "consul-cni" => "Consul",
+        _ => return None,
+    };
+    Some(Finding::warning(
+        mesh,
+        format!("DaemonSet {namespace}/{name} redirects pods too"),
+        "a pod can be in one mesh only: take namespaces out of one before they go into the other",
+    ))
 }
 
 /// A mesh that puts sidecars into pods, by the name of its webhook.
@@ -192,7 +219,7 @@ fn injector(name: &str) -> Option<Finding> {
 }
 
 /// Whether this user may do what an installation does.
-async fn rights(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
+async fn rights(cluster: &Cluster) -> Result<Finding, ClusterError> {
     let api: Api<SelfSubjectAccessReview> = Api::all(cluster.client.clone());
     let mut kinds = made_kinds();
     kinds.push(ObjectKind::of::<k8s_openapi::api::core::v1::Namespace>());
@@ -219,14 +246,18 @@ async fn rights(cluster: &Cluster) -> Result<Vec<Finding>, ClusterError> {
             }
         }
     }
-    Ok(vec![match missing.is_empty() {
+    Ok(of_rights(&missing))
+}
+
+fn of_rights(missing: &[String]) -> Finding {
+    match missing.is_empty() {
         true => Finding::good("rights", "you may install the mesh"),
         false => Finding::error(
             "rights",
             format!("you may not {}", missing.join(", ")),
             "install as a cluster administrator",
         ),
-    }])
+    }
 }
 
 /// Checks a host; `root` is its root directory.
@@ -265,58 +296,4 @@ fn host(root: &Path) -> Vec<Finding> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{finding::Grade, *};
-
-    #[test]
-    fn kernels_are_compared_by_numbers() {
-        for (release, grade) in [
-            ("6.1.0-18-cloud-amd64", Grade::Good),
-            ("6.18.2", Grade::Good),
-            ("10.0-rc1", Grade::Good),
-            ("5.15.0-1034-aws", Grade::Error),
-            ("6.0.12", Grade::Error),
-            ("unknown", Grade::Warning),
-        ] {
-            assert_eq!(kernel("n".to_owned(), release).grade, grade, "{release}");
-        }
-    }
-
-    #[test]
-    fn a_host_without_anything_is_told_what_is_missing() {
-        let findings = host(Path::new("/nonexistent"));
-        let wrong: Vec<&str> = findings
-            .iter()
-            .filter(|finding| finding.grade == Grade::Error)
-            .map(|finding| finding.subject.as_str())
-            .collect();
-        assert_eq!(wrong, ["BTF", "cgroup v2", "bpffs"]);
-    }
-
-    #[test]
-    fn what_is_not_mounted_is_no_error_where_the_kernel_has_it() -> std::io::Result<()> {
-        let root = std::env::temp_dir().join(format!("meshctl-precheck-{}", std::process::id()));
-        fs::create_dir_all(root.join("proc/sys/kernel"))?;
-        fs::create_dir_all(root.join("sys/kernel/btf"))?;
-        fs::write(root.join("proc/sys/kernel/osrelease"), "6.12.1\n")?;
-        fs::write(root.join("sys/kernel/btf/vmlinux"), "")?;
-        fs::write(root.join("proc/filesystems"), "nodev\tcgroup\nnodev\tcgroup2\nnodev\tbpf\n\text4\n")?;
-        fs::write(root.join("proc/mounts"), "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\n")?;
-        let bare = host(&root);
-        assert!(bare.iter().all(|finding| finding.grade == Grade::Good), "{bare:?}");
-        assert!(bare[2].message.contains("the agent mounts it"), "{bare:?}");
-        let mounts = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\nbpf /sys/fs/bpf bpf rw 0 0\n";
-        fs::write(root.join("proc/mounts"), mounts)?;
-        let messages: Vec<String> = host(&root).into_iter().map(|finding| finding.message).collect();
-        assert_eq!(messages[2..], ["at /sys/fs/cgroup/unified", "is mounted"]);
-        fs::remove_dir_all(&root)
-    }
-
-    #[test]
-    fn injectors_are_known_by_the_names_of_their_webhooks() {
-        let of = |name| injector(name).map(|finding| finding.subject);
-        assert_eq!(of("istio-sidecar-injector-1-24"), Some("Istio".to_owned()));
-        assert_eq!(of("linkerd-proxy-injector-webhook-config"), Some("Linkerd".to_owned()));
-        assert_eq!(of("cert-manager-webhook"), None);
-    }
-}
+mod tests;
