@@ -127,9 +127,8 @@ fn old_definition() -> anyhow::Result<String> {
         .args(["manifest", "crds", "-o", "json"])
         .output()?;
     let all: Vec<Value> = serde_json::from_slice(&out.stdout)?;
-    let mut sidecars =
-        all.into_iter().filter(|one| one["metadata"]["name"] == "sidecars.networking.istio.io");
-    let mut old = sidecars.next().context("no Sidecar")?;
+    let is_sidecar = |one: &Value| one["metadata"]["name"] == "sidecars.networking.istio.io";
+    let mut old = all.into_iter().find(is_sidecar).context("no Sidecar")?;
     let mut version = old["spec"]["versions"][0].take();
     version["name"] = json!("v1alpha1");
     old["spec"]["versions"] = json!([version]);
