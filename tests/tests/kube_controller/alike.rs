@@ -37,7 +37,9 @@ fn world(of: &ControllerProcess) -> Published {
     found
 }
 
-/// Places of rules are a file's line in one and an object's generation in the other, and routes name them.
+/// Places of rules are a file's line in one and an object's generation in the other, and routes name them: of routes it is compared here
+/// which there are. What is in them is compared where both can be looked into, by a unit test
+/// (`mesh-agent/control/src/source/kubernetes/tests/alike.rs`).
 fn without_places(mut world: Published) -> Published {
     for (_, _, version) in world.iter_mut().filter(|(kind, ..)| kind == "route") {
         version.clear();

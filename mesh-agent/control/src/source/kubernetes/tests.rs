@@ -1,10 +1,10 @@
 //! Tests of the source: from objects of an API server to the index.
 
+mod alike;
 mod routes;
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use mesh_core::snapshot::Snapshot;
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -17,12 +17,11 @@ use super::{
     world::World,
 };
 use crate::{
-    compile::{Compiler, MeshSettings},
-    index::Index,
+    compile::MeshSettings,
     problem::Level,
     resource::{Key, Kind},
     source::{
-        document::{Known, Rules, parse},
+        document::Rules,
         pulse::{self, Pulse},
     },
 };
@@ -71,36 +70,6 @@ fn world_of(objects: &[Value]) -> World {
         world.apply(put(object));
     }
     world
-}
-
-/// A snapshot without the places of rules, which files and objects name differently.
-fn without_places(snapshot: &Snapshot) -> String {
-    let mut workloads: Vec<_> = snapshot.workloads().collect();
-    workloads.sort_by_key(|workload| &workload.name);
-    let mut services: Vec<_> = snapshot.services().collect();
-    services.sort_by_key(|service| &service.name);
-    let mut policies: Vec<_> = snapshot.policies().collect();
-    policies.sort_by_key(|policy| &policy.name);
-    let text = format!("{workloads:?}{services:?}{policies:?}{:?}{:?}", snapshot.routes(), snapshot.mesh());
-    let mut parts = text.split("place: Some(\"");
-    let mut out = parts.next().unwrap().to_owned();
-    for part in parts {
-        out.push_str(part.split_once("\")").unwrap().1);
-    }
-    out
-}
-
-#[test]
-fn the_same_manifests_by_file_and_by_object_give_the_same_snapshot() {
-    let text: String = shop().iter().map(|object| format!("---\n{object}\n")).collect();
-    let parsed = parse("shop.yaml".as_ref(), &text, &Rules::default(), &Known::new());
-    let mut index = Index::default();
-    index.replace("shop.yaml".as_ref(), parsed.resources);
-    let by_file = Compiler::new(MeshSettings::default()).compile(&mut index).snapshot;
-    let by_object = world_of(&shop()).compile();
-    assert_eq!(by_object.status.errors, []);
-    assert!(by_file.workloads().count() == 1 && by_file.services().count() == 2, "{by_file:?}");
-    assert_eq!(without_places(&by_object.snapshot), without_places(&by_file));
 }
 
 #[test]
