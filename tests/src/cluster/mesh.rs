@@ -1,14 +1,26 @@
 //! The mesh in a cluster, installed as an operator would.
 
+use std::env;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use super::{Cluster, image};
 use crate::programs;
+use crate::saying::say;
 use crate::waiting::eventually;
+
+/// The archive of the image to be tested in the place of the debug build's, such as that of `cargo xtask dist`.
+const IMAGE_VARIABLE: &str = "MESH_TESTS_IMAGE";
+
+/// What that image is called on the nodes; suites give it further names.
+const IMAGE: &str = "localhost/nodemesh:dev";
+
+/// The folder of the tree, from which people name files.
+const TREE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// What an installation in a test cluster differs in: the image is on the nodes already, and logs say why something failed.
 const SETTINGS: [&str; 3] = [
@@ -22,6 +34,18 @@ const LABEL: &str = "nodemesh.dev/mesh";
 
 /// How long pods may take to join on a busy machine.
 const ENROLMENT_LIMIT: Duration = Duration::from_secs(120);
+
+/// Where the mesh's image is: what the environment names, else the debug build.
+fn archive() -> anyhow::Result<PathBuf> {
+    let Some(named) = env::var_os(IMAGE_VARIABLE).filter(|path| !path.is_empty()) else {
+        return Ok(image("nodemesh")?);
+    };
+    // Tests run in the folder of their package.
+    let path = Path::new(TREE).join(named);
+    ensure!(path.is_file(), "{IMAGE_VARIABLE} names {}, which is no file", path.display());
+    say(&format!("the mesh's image is {}", path.display()));
+    Ok(path)
+}
 
 /// The mesh of a cluster.
 #[derive(Debug)]
@@ -65,9 +89,16 @@ impl<'c> Mesh<'c> {
     /// A mesh that somebody else installs: its image is on the nodes.
     ///
     /// # Errors
-    /// When a node does not take the image.
+    /// When a node does not take the image, or has it under another name than suites know.
     pub fn to_be(cluster: &'c Cluster) -> anyhow::Result<Self> {
-        cluster.load(&image("nodemesh")?).context("load the mesh's image")?;
+        let archive = archive()?;
+        let shown = archive.display();
+        cluster.load(&archive).with_context(|| format!("load the mesh's image {shown}"))?;
+        for node in cluster.nodes() {
+            let names = node.run(&["ctr", "--namespace=k8s.io", "images", "list", "--quiet"])?;
+            // Pods of an image that is not there would hang until somebody gives up, without a word why.
+            ensure!(names.lines().any(|name| name == IMAGE), "{shown} holds no image {IMAGE}, but:\n{names}");
+        }
         Ok(Self { cluster })
     }
 
