@@ -1,0 +1,143 @@
+//! The mesh in a real cluster: running pods join it, what operators apply holds, agents come and go, and nothing is left of it.
+
+mod applied;
+mod crowd;
+mod restarts;
+mod scene;
+
+use mesh_tests::cluster::shop::{self, STRICT};
+use mesh_tests::cluster::{Cluster, Mesh};
+use mesh_tests::{TestResult, eventually, require_cluster, test_name};
+
+use applied::what_is_applied_holds;
+use crowd::a_crowd_connects;
+use restarts::{
+    agents_are_killed, agents_are_rolled, everything_is_upgraded, nobody_leads,
+    the_api_server_dies_and_comes_back, the_leader_dies,
+};
+use scene::{LIMIT, TWO, is_served};
+
+#[test]
+fn running_pods_join_and_what_is_applied_holds_and_nothing_is_left() -> TestResult {
+    require_cluster!();
+    let cluster = Cluster::start(test_name!(), &["a", "b"])?;
+    let kubectl = cluster.kubectl();
+    shop::open(&cluster)?;
+    let web = shop::address(&cluster, "web")?;
+    let (client, outsider) = (cluster.pod("shop", "client"), cluster.pod("outside", "client"));
+    let mesh = Mesh::install(&cluster)?;
+    assert!(mesh.remains()?.len() > 20, "this would find nothing");
+    let verified = mesh.meshctl(&["verify"])?;
+    assert!(verified.contains("0 errors, 0 warnings"), "{verified}");
+
+    // A running namespace joins, and no connection notices.
+    let load = client.load(&shop::mix(web, "web"))?;
+    load.go_on(100, LIMIT)?;
+    assert_eq!(mesh.enrolled("shop")?, Vec::<String>::new());
+    mesh.enrol("shop")?;
+    println!("enrolled after {:?}", mesh.all_enrolled("shop")?);
+    let seen = load.go_on(300, LIMIT)?;
+    assert_eq!(seen.failures(), 0, "{seen:?}");
+
+    // Only the mesh gets in.
+    let stranger = || outsider.get(web, "web", "/");
+    assert_eq!(stranger()?.status, 200);
+    kubectl.apply(STRICT)?;
+    eventually(LIMIT, stranger, |told| told.as_ref().is_ok_and(|told| told.status == 0))??;
+    let seen = load.go_on(300, LIMIT)?;
+    assert_eq!(seen.failures(), 0, "{seen:?}");
+    let own = client.get(web, "web", "/")?;
+    assert_eq!(own.status, 200, "{own:?}");
+
+    // New pods become ready though only the mesh gets in: probes do; and the old ones go without a failed request.
+    kubectl.run(&["rollout", "restart", "-n", "shop", "deployment/web-v1"])?;
+    cluster.rolled_out("shop", "deployment/web-v1")?;
+    let seen = load.go_on(300, LIMIT)?;
+    assert_eq!(seen.failures(), 0, "{seen:?}");
+    mesh.all_enrolled("shop")?;
+
+    what_is_applied_holds(&cluster, &mesh, web)?;
+    let seen = load.go_on(100, LIMIT)?;
+    assert_eq!(seen.failures(), 0, "{seen:?}");
+    drop(load);
+    tokens_open_nothing_else(&cluster)?;
+
+    // All of it goes again.
+    kubectl.run(&["delete", "peerauthentication", "-n", "shop", "--all"])?;
+    kubectl.run(&["delete", "virtualservice", "-n", "shop", "--all"])?;
+    uninstall_is_killed(&cluster, &mesh)?;
+    assert!(mesh.remains()?.iter().any(|left| left.starts_with("node ")), "it was killed too late");
+    mesh.meshctl(&["uninstall", "--purge"])?;
+    assert_eq!(mesh.remains()?, Vec::<String>::new());
+    let told = stranger()?;
+    assert_eq!(told.status, 200, "{told:?}");
+    kubectl.run(&["rollout", "restart", "-n", "shop", "deployment/web-v1"])?;
+    Ok(cluster.rolled_out("shop", "deployment/web-v1")?)
+}
+
+/// Begins to take the mesh out, and is killed when the DaemonSet of agents is gone: who comes next cannot ask it what the nodes need.
+fn uninstall_is_killed(cluster: &Cluster, mesh: &Mesh<'_>) -> TestResult {
+    let mut run = mesh.command(&["uninstall"])?.spawn()?;
+    let agents =
+        ["get", "daemonset", "-n", "nodemesh-system", "nodemesh-agent", "-o", "name", "--ignore-not-found"];
+    let gone = eventually(
+        LIMIT,
+        || cluster.kubectl().run(&agents),
+        |found| found.as_ref().is_ok_and(|found| found.trim().is_empty()),
+    );
+    run.kill()?;
+    run.wait()?;
+    gone??;
+    Ok(())
+}
+
+/// What somebody can do who has stolen an agent's token.
+fn tokens_open_nothing_else(cluster: &Cluster) -> TestResult {
+    let may = |verb: &str, what: &str| {
+        let account = "--as=system:serviceaccount:nodemesh-system:nodemesh-agent";
+        let answer = cluster.kubectl().run(&["auth", "can-i", verb, what, "-A", account]);
+        answer.is_ok_and(|answer| answer.trim() == "yes")
+    };
+    assert!(may("list", "pods"));
+    for (verb, what) in [
+        ("get", "secrets"),
+        ("list", "secrets"),
+        ("get", "configmaps"),
+        ("create", "pods"),
+        ("patch", "pods"),
+        ("patch", "nodes"),
+        ("create", "serviceaccounts/token"),
+        ("create", "tokenreviews"),
+    ] {
+        assert!(!may(verb, what), "an agent's token may {verb} {what}");
+    }
+    Ok(())
+}
+
+#[test]
+fn pods_whose_first_act_is_to_connect_are_meshed_and_agents_come_and_go() -> TestResult {
+    require_cluster!();
+    let cluster = Cluster::start(test_name!(), &["a", "b"])?;
+    let kubectl = cluster.kubectl();
+    let mesh = Mesh::install_with(&cluster, &[TWO])?;
+    agents_are_rolled(&cluster)?;
+    kubectl.apply(shop::SPACES)?;
+    mesh.enrol("shop")?;
+    kubectl.apply(STRICT)?;
+    shop::open(&cluster)?;
+    mesh.all_enrolled("shop")?;
+    let web = shop::address(&cluster, "web")?;
+    let client = cluster.pod("shop", "client");
+    is_served(&client, web)?;
+
+    a_crowd_connects(&cluster, web)?;
+
+    let load = client.load_by(cluster.node("a")?, &shop::mix(web, "web"))?;
+    load.go_on(50, LIMIT)?;
+    agents_are_killed(&cluster, &load)?;
+    everything_is_upgraded(&cluster, &mesh, &load)?;
+    the_api_server_dies_and_comes_back(&cluster, &load, web)?;
+    the_leader_dies(&cluster, &load)?;
+    drop(load);
+    nobody_leads(&cluster, &mesh, web)
+}
