@@ -115,7 +115,7 @@ pub(crate) fn the_leader_dies(cluster: &Cluster, load: &WebLoad) -> TestResult {
         "{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: v1, namespace: shop}, spec: {hosts: [web-v1], \
          http: [{route: [{destination: {host: web-v1}}]}]}}",
     )?;
-    is_judged(cluster, "v1")?;
+    is_judged(cluster.kubectl(), "v1")?;
     let after = load.go_on(100, LIMIT)?;
     assert_eq!(after.failed, before.failed, "failed since the leader was killed");
     Ok(())
