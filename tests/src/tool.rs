@@ -101,22 +101,25 @@ type Waiting = Option<HashMap<u64, SyncSender<Result<Reply, CallFailure>>>>;
 impl PodTool {
     pub(crate) fn start(place: &Place) -> Result<Self, ToolError> {
         let program = programs::pod_tool()?;
-        let gone = |how| ToolError::Gone { place: place.name().to_owned(), how };
         let mut command = Command::new(program);
         command.arg("serve").stdin(Stdio::piped()).stdout(Stdio::piped());
         if let Ok(log) = place.log_file() {
             command.stderr(log);
         }
-        let mut child = place.spawn(command)?;
+        Self::of(place.name(), place.spawn(command)?)
+    }
+
+    /// One that is running: a process with pipes that ends in `pod-tool serve`, however far away.
+    pub(crate) fn of(place: &str, mut child: Child) -> Result<Self, ToolError> {
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(gone("has no pipes"));
+            return Err(ToolError::Gone { place: place.to_owned(), how: "has no pipes" });
         };
         let waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let readers = Arc::clone(&waiting);
         std::thread::spawn(move || distribute(stdout, &readers));
         Ok(Self {
             shared: Arc::new(Shared {
-                place: place.name().to_owned(),
+                place: place.to_owned(),
                 stdin: Mutex::new(stdin),
                 child: Mutex::new(child),
                 waiting,

@@ -1,13 +1,14 @@
 //! A running pod of a cluster, as the place in which a test runs programs: by `kubectl exec`, as an operator would.
 
 use std::net::{IpAddr, SocketAddr};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use anyhow::Context as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Cluster, ClusterNode, Kubectl, KubectlError};
+use crate::tool::PodTool;
 use crate::web::WebLoad;
 use crate::web::messages::{Ask, Mix, Script, Told};
 
@@ -81,14 +82,27 @@ impl ClusterPod {
     /// # Errors
     /// When the pod has no container, or the node does not run.
     pub fn load_by(&self, node: &ClusterNode, mix: &Mix) -> anyhow::Result<WebLoad> {
-        let path = "jsonpath={.status.containerStatuses[0].containerID}";
-        let id = self.kubectl.run(&["get", "pod", "-n", &self.namespace, &self.name, "-o", path])?;
-        let container =
-            id.trim().strip_prefix("containerd://").with_context(|| format!("container {id:?}"))?;
-        let exec = ["ctr", "--namespace=k8s.io", "tasks", "exec", "--exec-id", "load", container];
         let mix = serde_json::to_string(mix)?;
-        let load = ["/pod-tool", "web-load", &mix];
-        Ok(WebLoad::of(node.start_program(&[&exec[..], &load].concat(), Stdio::piped())?))
+        Ok(WebLoad::of(self.start_by(node, "load", &["web-load", &mix])?))
+    }
+
+    /// Plain sockets in it, held by a program that the container runtime of the pod's node starts; one at a time.
+    ///
+    /// # Errors
+    /// As [`ClusterPod::load_by`].
+    pub fn tool(&self, node: &ClusterNode) -> anyhow::Result<PodTool> {
+        Ok(PodTool::of(&self.name, self.start_by(node, "tool", &["serve"])?)?)
+    }
+
+    /// Starts `/pod-tool` in its container by the node's containerd, which knows the process by the name `id`.
+    fn start_by(&self, node: &ClusterNode, id: &str, arguments: &[&str]) -> anyhow::Result<Child> {
+        let path = "jsonpath={.status.containerStatuses[0].containerID}";
+        let container = self.kubectl.run(&["get", "pod", "-n", &self.namespace, &self.name, "-o", path])?;
+        let container = container.trim();
+        let container =
+            container.strip_prefix("containerd://").with_context(|| format!("container {container:?}"))?;
+        let exec = ["ctr", "--namespace=k8s.io", "tasks", "exec", "--exec-id", id, container, "/pod-tool"];
+        Ok(node.start_program(&[&exec[..], arguments].concat(), Stdio::piped())?)
     }
 
     fn task<T: DeserializeOwned>(&self, what: &str, task: &impl Serialize) -> anyhow::Result<T> {

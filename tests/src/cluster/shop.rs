@@ -83,7 +83,7 @@ spec:
 /// A pod on node a that tests run programs in.
 #[must_use]
 pub fn client(namespace: &str) -> String {
-    pod("client", namespace, "default")
+    pod("client", namespace, "default", "a")
 }
 
 /// The same in the shop under another name, as a service account of that name, which comes with it.
@@ -91,17 +91,23 @@ pub fn client(namespace: &str) -> String {
 pub fn newcomer(name: &str) -> String {
     let account =
         format!("{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: {name}, namespace: shop}}}}\n---");
-    account + &pod(name, "shop", name)
+    account + &pod(name, "shop", name, "a")
 }
 
-fn pod(name: &str, namespace: &str, account: &str) -> String {
+/// A pod on a node, to be connected to by its own address.
+#[must_use]
+pub fn server(name: &str, namespace: &str, node: &str) -> String {
+    pod(name, namespace, "default", node)
+}
+
+fn pod(name: &str, namespace: &str, account: &str, node: &str) -> String {
     format!(
         r#"
 apiVersion: v1
 kind: Pod
 metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}
 spec:
-  nodeName: a
+  nodeName: {node}
   serviceAccountName: {account}
   terminationGracePeriodSeconds: 0
   containers:

@@ -2,6 +2,7 @@
 
 mod applied;
 mod crowd;
+mod killed;
 mod restarts;
 mod scene;
 
@@ -11,9 +12,10 @@ use mesh_tests::{TestResult, eventually, require_cluster, test_name};
 
 use applied::what_is_applied_holds;
 use crowd::a_crowd_connects;
+use killed::agents_are_killed;
 use restarts::{
-    agents_are_killed, agents_are_rolled, everything_is_upgraded, nobody_leads,
-    the_api_server_dies_and_comes_back, the_leader_dies,
+    agents_are_rolled, everything_is_upgraded, nobody_leads, the_api_server_dies_and_comes_back,
+    the_leader_dies,
 };
 use scene::{LIMIT, TWO, is_served};
 
@@ -134,7 +136,7 @@ fn pods_whose_first_act_is_to_connect_are_meshed_and_agents_come_and_go() -> Tes
 
     let load = client.load_by(cluster.node("a")?, &shop::mix(web, "web"))?;
     load.go_on(50, LIMIT)?;
-    agents_are_killed(&cluster, &load)?;
+    agents_are_killed(&cluster, &mesh, &load)?;
     everything_is_upgraded(&cluster, &mesh, &load)?;
     the_api_server_dies_and_comes_back(&cluster, &load, web)?;
     the_leader_dies(&cluster, &load)?;

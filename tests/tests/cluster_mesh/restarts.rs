@@ -1,4 +1,4 @@
-//! Parts of the control plane that end while pods are served: agents, all of it for an upgrade, the API server, the leader, every controller.
+//! Parts of the control plane that end while pods are served: all of it for an upgrade, the API server, the leader, every controller.
 
 use std::net::SocketAddr;
 
@@ -20,27 +20,6 @@ pub(crate) fn agents_are_rolled(cluster: &Cluster) -> TestResult {
     cluster.kubectl().run(&["rollout", "restart", "-n", "nodemesh-system", "daemonset/nodemesh-agent"])?;
     cluster.rolled_out("nodemesh-system", "daemonset/nodemesh-agent")?;
     assert_eq!(restarts(cluster)?, 0);
-    Ok(())
-}
-
-/// An agent that is killed comes back by itself, and what was enrolled is served as before.
-pub(crate) fn agents_are_killed(cluster: &Cluster, load: &WebLoad) -> TestResult {
-    for agent in parts(cluster, "agent")? {
-        let before = restarts(cluster)?;
-        kill(cluster, &agent)?;
-        eventually(LIMIT, || restarts(cluster), |now| now.as_ref().is_ok_and(|now| *now > before))??;
-        cluster.rolled_out("nodemesh-system", "daemonset/nodemesh-agent")?;
-    }
-    served_without_failure(load)
-}
-
-/// Waits for a while without a failed request.
-fn served_without_failure(load: &WebLoad) -> TestResult {
-    let quiet = || {
-        let before = load.report().failures();
-        load.go_on(200, LIMIT).map(|now| now.failures() - before)
-    };
-    eventually(LIMIT, quiet, |failed| failed.as_ref().is_ok_and(|failed| *failed == 0))??;
     Ok(())
 }
 

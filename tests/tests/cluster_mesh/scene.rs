@@ -45,6 +45,12 @@ pub(crate) fn restarts(cluster: &Cluster) -> anyhow::Result<u64> {
     Ok(parts(cluster, "agent")?.iter().filter_map(count).sum())
 }
 
+/// Whether every agent that is to stay is ready, by its own container's state.
+pub(crate) fn all_ready(cluster: &Cluster) -> anyhow::Result<bool> {
+    let ready = |pod: &Value| pod.pointer("/status/containerStatuses/0/ready").and_then(Value::as_bool);
+    Ok(parts(cluster, "agent")?.iter().all(|pod| ready(pod) == Some(true)))
+}
+
 /// The agents or the controllers that are to stay.
 pub(crate) fn parts(cluster: &Cluster, part: &str) -> anyhow::Result<Vec<Value>> {
     let selector = format!("app.kubernetes.io/name=nodemesh-{part}");
