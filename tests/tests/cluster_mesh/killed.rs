@@ -16,7 +16,7 @@ use mesh_tests::web::WebLoad;
 use mesh_tests::{Failure, PodTool, TestResult, ToolError, eventually};
 use serde_json::Value;
 
-use crate::scene::{LIMIT, all_ready, kill, parts, restarts};
+use crate::scene::{LIMIT, all_ready, ip_of, kill, parts, restarts};
 
 /// Where the two pods serve lines of text: no port of a service, so nobody wants to read requests there.
 const PORT: u16 = 7000;
@@ -89,12 +89,10 @@ pub(crate) fn agents_are_killed(cluster: &Cluster, mesh: &Mesh<'_>, load: &WebLo
 
 /// The port of a pod, once it runs.
 fn address(cluster: &Cluster, namespace: &str, pod: &str) -> anyhow::Result<SocketAddr> {
-    let kubectl = cluster.kubectl();
     let what = format!("pod/{pod}");
-    kubectl.run(&["wait", &what, "-n", namespace, "--for=condition=Ready", "--timeout=120s"])?;
-    let pod = kubectl.json(&["get", &what, "-n", namespace])?;
-    let ip = pod["status"]["podIP"].as_str().context("no address")?;
-    Ok(SocketAddr::new(ip.parse()?, PORT))
+    let wait = ["wait", &what, "-n", namespace, "--for=condition=Ready", "--timeout=120s"];
+    cluster.kubectl().run(&wait)?;
+    Ok(SocketAddr::new(ip_of(cluster, namespace, pod)?, PORT))
 }
 
 /// Kills the program of an agent, does `meanwhile`, and waits until it is back; how long that took.

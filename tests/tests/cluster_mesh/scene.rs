@@ -1,6 +1,6 @@
 //! What both tests look at and wait for: pods of the shop, the mesh's own pods, and who is served.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -28,6 +28,12 @@ pub(crate) fn is_served(client: &ClusterPod, to: SocketAddr) -> TestResult {
     let served = |told: &anyhow::Result<Told>| told.as_ref().is_ok_and(|told| told.status == 200);
     eventually(LIMIT, || client.get(to, "web", "/"), served)??;
     Ok(())
+}
+
+/// The first address of a pod.
+pub(crate) fn ip_of(cluster: &Cluster, namespace: &str, pod: &str) -> anyhow::Result<IpAddr> {
+    let pod = cluster.kubectl().json(&["get", "pod", "-n", namespace, pod])?;
+    Ok(pod["status"]["podIP"].as_str().context("no address")?.parse()?)
 }
 
 /// One of the servers on a node.
