@@ -1,6 +1,7 @@
 //! The mesh in a real cluster: running pods join it, what operators apply holds, agents come and go, and nothing is left of it.
 
 mod applied;
+mod away;
 mod crowd;
 mod killed;
 mod restarts;
@@ -11,6 +12,7 @@ use mesh_tests::cluster::{Cluster, Mesh};
 use mesh_tests::{TestResult, eventually, require_cluster, test_name};
 
 use applied::what_is_applied_holds;
+use away::a_pod_waits_for_the_agent_of_its_node;
 use crowd::a_crowd_connects;
 use killed::agents_are_killed;
 use restarts::{
@@ -141,5 +143,6 @@ fn pods_whose_first_act_is_to_connect_are_meshed_and_agents_come_and_go() -> Tes
     the_api_server_dies_and_comes_back(&cluster, &load, web)?;
     the_leader_dies(&cluster, &load)?;
     drop(load);
-    nobody_leads(&cluster, &mesh, web)
+    nobody_leads(&cluster, &mesh, web)?;
+    a_pod_waits_for_the_agent_of_its_node(&cluster, web)
 }
