@@ -24,6 +24,6 @@ pub use bookinfo::Bookinfo;
 pub use daemon::DaemonError;
 pub use kubectl::{Kubectl, KubectlError};
 pub use mesh::Mesh;
-pub use node::{ClusterNode, FirstFamily};
+pub use node::{ClusterNode, FirstFamily, NodeOptions};
 pub use pod::ClusterPod;
 pub use whole::{Cluster, ClusterError, image};

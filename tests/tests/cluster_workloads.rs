@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_tests::cluster::shop::{self, STRICT};
-use mesh_tests::cluster::{Cluster, ClusterNode, ClusterPod, FirstFamily, Mesh};
+use mesh_tests::cluster::{Cluster, ClusterNode, ClusterPod, FirstFamily, Mesh, NodeOptions};
 use mesh_tests::web::messages::{Ask, Told};
 use mesh_tests::web::{HTTP_PORT, ask_once};
 use mesh_tests::{Place, TestResult, eventually, require_cluster, test_name};
@@ -180,7 +180,8 @@ fn is_refused(told: &anyhow::Result<Told>) -> bool {
 #[test]
 fn what_kubernetes_does_with_pods_and_services_holds_in_the_mesh() -> TestResult {
     require_cluster!();
-    let cluster = Cluster::start_of(test_name!(), &[("a", FirstFamily::V4), ("b", FirstFamily::V6)])?;
+    let v6_first = NodeOptions { first: FirstFamily::V6, ..NodeOptions::default() };
+    let cluster = Cluster::start_of(test_name!(), &[("a", NodeOptions::default()), ("b", v6_first)])?;
     let kubectl = cluster.kubectl();
     // As many controllers as by default: while the only one moves, nobody tells agents which pods went.
     let mesh = Mesh::install_with(&cluster, &["listenAddress=[::]", "controller.replicas=2"])?;

@@ -2,7 +2,7 @@
 //! reaps what they leave.
 //!
 //! A node sees its own processes, host name, cgroup trees (its own group is their root), `/run`, `/etc`, `/opt` and
-//! `/var/lib`, and a bpffs that is its own: several fit on one machine with every path where it is on a real node. All of it,
+//! `/var/lib`, and a bpffs that is its own, if any: several fit on one machine with every path where it is on a real node. All of it,
 //! mounts included, ends with the process.
 
 use std::fs::{self, OpenOptions};
@@ -46,8 +46,19 @@ pub struct NodeSpec {
     pub group: String,
     /// The hierarchies of the machine.
     pub hierarchies: Vec<Hierarchy>,
+    /// Whether it has a BPF file system of its own.
+    pub bpf: BpfFileSystem,
     /// What runs on it, in the order of starting.
     pub programs: Vec<Program>,
+}
+
+/// What a node has at `/sys/fs/bpf` when its programs start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BpfFileSystem {
+    /// A BPF file system, which systemd mounts on every machine that it starts.
+    Mounted,
+    /// An empty folder: whoever wants to pin something has to mount one.
+    Missing,
 }
 
 /// A mounted cgroup hierarchy.
@@ -239,7 +250,9 @@ fn make_mounts(spec: &NodeSpec) -> anyhow::Result<()> {
             None => mount_new("cgroup2", &target, "")?,
         }
     }
-    mount_new("bpf", Path::new("/sys/fs/bpf"), "mode=700")?;
+    if spec.bpf == BpfFileSystem::Mounted {
+        mount_new("bpf", Path::new("/sys/fs/bpf"), "mode=700")?;
+    }
     mount_new("tmpfs", Path::new("/run"), "mode=755")?;
     for (own, target) in [("opt", "/opt"), ("lib", "/var/lib"), ("log", "/var/log")] {
         bind(&spec.directory.join(own), Path::new(target))?;

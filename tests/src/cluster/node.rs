@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::api_server::ControlPlane;
 use super::binaries::Binaries;
-use super::init::{Hierarchy, INIT_GROUP, NodeSpec, Program};
+use super::init::{BpfFileSystem, Hierarchy, INIT_GROUP, NodeSpec, Program};
 use super::whole::ClusterError;
 use crate::cgroup;
 use crate::place::Place;
@@ -48,6 +48,21 @@ pub enum FirstFamily {
     V6,
 }
 
+/// In what nodes of a cluster differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeOptions {
+    /// Which of its addresses comes first.
+    pub first: FirstFamily,
+    /// What it has where the mesh pins its programs.
+    pub bpf: BpfFileSystem,
+}
+
+impl Default for NodeOptions {
+    fn default() -> Self {
+        Self { first: FirstFamily::V4, bpf: BpfFileSystem::Mounted }
+    }
+}
+
 /// A running node. Dropping it ends all that runs on it.
 #[derive(Debug)]
 pub struct ClusterNode {
@@ -62,7 +77,7 @@ impl ClusterNode {
     /// Start a node in the namespace and cgroup of `node`; it joins the cluster by itself.
     pub(super) fn start(
         node: &Node,
-        first: FirstFamily,
+        options: NodeOptions,
         directory: &Path,
         control: &ControlPlane,
         binaries: &Binaries,
@@ -79,7 +94,8 @@ impl ClusterNode {
             directory: directory.to_path_buf(),
             group: group.display().to_string(),
             hierarchies: Hierarchy::all().map_err(file(Path::new("/proc/mounts")))?,
-            programs: programs(node, first, directory, binaries)?,
+            bpf: options.bpf,
+            programs: programs(node, options.first, directory, binaries)?,
         };
         furnish(node, directory, control)?;
         let spec_path = directory.join("node.json");

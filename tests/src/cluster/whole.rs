@@ -10,7 +10,7 @@ use super::binaries::{Binaries, BinariesMissing};
 use super::daemon::{Daemon, DaemonError, Seat};
 use super::init::Hierarchy;
 use super::kubectl::{Kubectl, KubectlError};
-use super::node::{ClusterNode, FirstFamily, service_lines};
+use super::node::{ClusterNode, NodeOptions, service_lines};
 use super::relay::Relay;
 use crate::cgroup::{CgroupError, mount_point};
 use crate::netns::NetNsError;
@@ -117,16 +117,16 @@ impl Cluster {
     /// # Errors
     /// When a program is missing or a part does not become ready.
     pub fn start(test: &str, nodes: &[&str]) -> Result<Self, ClusterError> {
-        let nodes: Vec<_> = nodes.iter().map(|name| (*name, FirstFamily::V4)).collect();
+        let nodes: Vec<_> = nodes.iter().map(|name| (*name, NodeOptions::default())).collect();
         Self::start_of(test, &nodes)
     }
 
-    /// The same with nodes that differ in which of their addresses comes first.
+    /// The same with nodes that differ.
     ///
     /// # Errors
     /// As [`Cluster::start`].
-    pub fn start_of(test: &str, nodes: &[(&str, FirstFamily)]) -> Result<Self, ClusterError> {
-        let families = nodes;
+    pub fn start_of(test: &str, nodes: &[(&str, NodeOptions)]) -> Result<Self, ClusterError> {
+        let wanted = nodes;
         let nodes: Vec<&str> = nodes.iter().map(|(name, _)| *name).collect();
         let binaries = Binaries::find()?;
         let images = IMAGES.map(image);
@@ -157,9 +157,9 @@ impl Cluster {
             let host = node.host();
             host.netns().ip(&service_lines(host.ip4(), host.ip6()))?;
             let directory = cluster.world.directory().join(format!("node-{}", node.name()));
-            let first = families.iter().find(|(name, _)| *name == node.name());
-            let first = first.map_or(FirstFamily::V4, |(_, first)| *first);
-            let started = ClusterNode::start(node, first, &directory, &cluster.control, &binaries)?;
+            let options = wanted.iter().find(|(name, _)| *name == node.name());
+            let options = options.map(|(_, options)| *options).unwrap_or_default();
+            let started = ClusterNode::start(node, options, &directory, &cluster.control, &binaries)?;
             cluster.nodes.push(started);
         }
         for image in &images {

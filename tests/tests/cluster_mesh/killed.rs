@@ -4,12 +4,14 @@
 //! the kernel connects the two by itself, agent or no agent. `open`, on node b, takes everybody: while the client's agent is dead, new
 //! connections go there without the mesh. The shop's service takes only the mesh too, and its requests go through agents: while one of them is
 //! dead they fail, as they must, and not after it is back.
+//!
+//! Node b has a BPF file system because its agent mounted one, from its container: what is pinned there is there for the next agent as well.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use mesh_tests::cluster::{Cluster, Mesh, shop};
+use mesh_tests::cluster::{Cluster, ClusterNode, Mesh, shop};
 use mesh_tests::protocol::{Exchange, Load, LoadReport};
 use mesh_tests::tool::{RunningLoad, ServerOptions};
 use mesh_tests::web::WebLoad;
@@ -55,13 +57,16 @@ pub(crate) fn agents_are_killed(cluster: &Cluster, mesh: &Mesh<'_>, load: &WebLo
         if let Some(open) = &open {
             goes_on(open, 20)?;
         }
-        let before = load.report();
+        let (before, pinned) = (load.report(), pins(cluster.node(node)?)?);
         let away = is_killed_and_comes_back(cluster, &agent, || {
             for load in [&kept, &new].into_iter().chain(&open) {
                 goes_on(load, 20)?;
             }
             Ok(())
         })?;
+        assert!(pinned.len() > 10, "{pinned:?}");
+        assert_eq!(pins(cluster.node(node)?)?, pinned, "the next agent of {node} pinned things anew");
+        assert_eq!(bpf_file_systems(cluster.node(node)?)?, 1, "{node}");
         load.go_on(SETTLED, LIMIT)?;
         let settled = load.report();
         let quiet = load.go_on(SETTLED, LIMIT)?;
@@ -109,6 +114,26 @@ fn is_killed_and_comes_back(
     let look = || anyhow::Ok((restarts(cluster)?, all_ready(cluster)?));
     eventually(LIMIT, look, |now| now.as_ref().is_ok_and(|(count, ready)| *count > before && *ready))??;
     Ok(begun.elapsed())
+}
+
+/// How many BPF file systems a node has mounted where everybody looks for one.
+pub(crate) fn bpf_file_systems(node: &ClusterNode) -> anyhow::Result<usize> {
+    let mounts = node.run(&["cat", "/proc/mounts"])?;
+    let is_one = |line: &&str| {
+        let mut fields = line.split(' ').skip(1);
+        (fields.next(), fields.next()) == (Some("/sys/fs/bpf"), Some("bpf"))
+    };
+    Ok(mounts.lines().filter(is_one).count())
+}
+
+/// What a node's agent has pinned for all pods, each with its number in the file system, which is another if it was pinned again.
+fn pins(node: &ClusterNode) -> anyhow::Result<Vec<String>> {
+    // Pods that have ended, such as those of a job, take their own pins along at any time.
+    let find =
+        ["find", "/sys/fs/bpf/nodemesh", "-type", "f", "!", "-name", "arrival-*", "-printf", "%i %p\n"];
+    let mut pins: Vec<String> = node.run(&find)?.lines().map(str::to_owned).collect();
+    pins.sort();
+    Ok(pins)
 }
 
 fn steady(client: &PodTool, to: SocketAddr, exchange: Exchange) -> Result<RunningLoad, ToolError> {

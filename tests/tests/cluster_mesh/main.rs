@@ -7,14 +7,15 @@ mod killed;
 mod restarts;
 mod scene;
 
+use mesh_tests::cluster::init::BpfFileSystem;
 use mesh_tests::cluster::shop::{self, STRICT};
-use mesh_tests::cluster::{Cluster, Mesh};
+use mesh_tests::cluster::{Cluster, Mesh, NodeOptions};
 use mesh_tests::{TestResult, eventually, require_cluster, test_name};
 
 use applied::what_is_applied_holds;
 use away::a_pod_waits_for_the_agent_of_its_node;
 use crowd::a_crowd_connects;
-use killed::agents_are_killed;
+use killed::{agents_are_killed, bpf_file_systems};
 use restarts::{
     agents_are_rolled, everything_is_upgraded, nobody_leads, the_api_server_dies_and_comes_back,
     the_leader_dies,
@@ -121,8 +122,10 @@ fn tokens_open_nothing_else(cluster: &Cluster) -> TestResult {
 #[test]
 fn pods_whose_first_act_is_to_connect_are_meshed_and_agents_come_and_go() -> TestResult {
     require_cluster!();
-    let cluster = Cluster::start(test_name!(), &["a", "b"])?;
+    let bare = NodeOptions { bpf: BpfFileSystem::Missing, ..NodeOptions::default() };
+    let cluster = Cluster::start_of(test_name!(), &[("a", NodeOptions::default()), ("b", bare)])?;
     let kubectl = cluster.kubectl();
+    assert_eq!(bpf_file_systems(cluster.node("b")?)?, 0);
     let mesh = Mesh::install_with(&cluster, &[TWO])?;
     agents_are_rolled(&cluster)?;
     kubectl.apply(shop::SPACES)?;
