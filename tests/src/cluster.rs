@@ -23,7 +23,7 @@ pub use binaries::{Binaries, BinariesMissing};
 pub use bookinfo::Bookinfo;
 pub use daemon::DaemonError;
 pub use kubectl::{Kubectl, KubectlError};
-pub use mesh::Mesh;
+pub use mesh::{Enrolment, Mesh};
 pub use node::{ClusterNode, FirstFamily, NodeOptions};
 pub use pod::ClusterPod;
 pub use whole::{Cluster, ClusterError, image};

@@ -47,6 +47,23 @@ fn archive() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// Which pods of a namespace are in the mesh, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Enrolment {
+    /// Those of which an agent says so.
+    pub enrolled: Vec<String>,
+    /// All others that Kubernetes knows.
+    pub missing: Vec<String>,
+}
+
+impl Enrolment {
+    /// Whether there are pods, and all of them are in.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.missing.is_empty() && !self.enrolled.is_empty()
+    }
+}
+
 /// The mesh of a cluster.
 #[derive(Debug)]
 pub struct Mesh<'c> {
@@ -153,6 +170,19 @@ impl<'c> Mesh<'c> {
         let look = || Ok::<_, anyhow::Error>((self.enrolled(namespace)?.len(), self.running(namespace)?));
         eventually(ENROLMENT_LIMIT, look, |seen| seen.as_ref().is_ok_and(|(is, want)| is == want))??;
         Ok(began.elapsed())
+    }
+
+    /// Which pods of a namespace its agents have taken in, and which not.
+    ///
+    /// # Errors
+    /// When an agent or the API server does not answer.
+    pub fn enrolment(&self, namespace: &str) -> anyhow::Result<Enrolment> {
+        let known = self.enrolled(namespace)?;
+        let pods = self.cluster.kubectl().json(&["get", "pods", "-n", namespace])?;
+        let pods = pods["items"].as_array().into_iter().flatten();
+        let names = pods.filter_map(|pod| Some(pod["metadata"]["name"].as_str()?.to_owned()));
+        let (enrolled, missing) = names.partition(|name| known.contains(name));
+        Ok(Enrolment { enrolled, missing })
     }
 
     fn running(&self, namespace: &str) -> anyhow::Result<usize> {
