@@ -21,7 +21,7 @@ use crate::pod::{ip4_of, ip6_of};
 use crate::programs;
 use crate::saying::say;
 use crate::waiting::eventually;
-use crate::world::Node;
+use crate::world::{Link, Node};
 
 /// How long containerd may take to listen.
 const CONTAINERD_LIMIT: Duration = Duration::from_secs(60);
@@ -30,7 +30,7 @@ const CONTAINERD_LIMIT: Duration = Duration::from_secs(60);
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 /// Those of them that a node uses.
-const USED_PLUGINS: [&str; 3] = ["ptp", "host-local", "loopback"];
+const USED_PLUGINS: [&str; 5] = ["ptp", "bridge", "portmap", "host-local", "loopback"];
 
 /// Where containerd listens, on the node.
 const SOCKET: &str = "/run/containerd/containerd.sock";
@@ -53,13 +53,15 @@ pub enum FirstFamily {
 pub struct NodeOptions {
     /// Which of its addresses comes first.
     pub first: FirstFamily,
+    /// How its primary CNI plugin connects its pods.
+    pub link: Link,
     /// What it has where the mesh pins its programs.
     pub bpf: BpfFileSystem,
 }
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { first: FirstFamily::V4, bpf: BpfFileSystem::Mounted }
+        Self { first: FirstFamily::V4, link: Link::Routed, bpf: BpfFileSystem::Mounted }
     }
 }
 
@@ -97,7 +99,7 @@ impl ClusterNode {
             bpf: options.bpf,
             programs: programs(node, options.first, directory, binaries)?,
         };
-        furnish(node, directory, control)?;
+        furnish(node, options.link, directory, control)?;
         let spec_path = directory.join("node.json");
         let text = serde_json::to_vec_pretty(&spec).map_err(|error| io::Error::other(error.to_string()));
         text.and_then(|text| fs::write(&spec_path, text)).map_err(file(&spec_path))?;
@@ -308,7 +310,7 @@ fn programs(
 }
 
 /// Fills the folders that become the node's own.
-fn furnish(node: &Node, directory: &Path, control: &ControlPlane) -> Result<(), ClusterError> {
+fn furnish(node: &Node, link: Link, directory: &Path, control: &ControlPlane) -> Result<(), ClusterError> {
     let made = |path: PathBuf| {
         fs::create_dir_all(&path).map(|()| path.clone()).map_err(|source| ClusterError::File { path, source })
     };
@@ -320,7 +322,7 @@ fn furnish(node: &Node, directory: &Path, control: &ControlPlane) -> Result<(), 
         copy(&Path::new(CNI_PLUGINS).join(plugin), &plugins.join(plugin))?;
     }
     let network = made(directory.join("etc/cni/net.d"))?;
-    write(&network.join("10-routed.conflist"), &network_of(node.index()))?;
+    write(&network.join(format!("10-{}.conflist", network_name(link))), &network_of(node.index(), link))?;
     let containerd = made(directory.join("etc/containerd"))?;
     write(&containerd.join("nodemesh.toml"), include_str!("../../cluster/containerd.toml"))?;
     let kubernetes = made(directory.join("etc/kubernetes"))?;
@@ -332,23 +334,33 @@ fn furnish(node: &Node, directory: &Path, control: &ControlPlane) -> Result<(), 
     copy(&control.papers.kubeconfig("kube-proxy"), &kubernetes.join("kube-proxy.conf"))
 }
 
-/// One cable per pod and addresses of the node's own range.
-fn network_of(node: u8) -> String {
+/// What the network of a node's pods is called.
+fn network_name(link: Link) -> &'static str {
+    match link {
+        Link::Routed => "routed",
+        Link::Bridged => "bridged",
+    }
+}
+
+/// Addresses of the node's own range, and a cable per pod: each with a route, or all on one bridge, with a second plugin in the chain.
+fn network_of(node: u8, link: Link) -> String {
     let ranges = json!([
         [{ "subnet": format!("{}/24", ip4_of(node, 0)) }],
         [{ "subnet": format!("{}/64", ip6_of(node, 0)) }],
     ]);
     let everywhere = json!([{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }]);
-    let routed = json!({
-        "cniVersion": "0.4.0",
-        "name": "routed",
-        "plugins": [{
-            "type": "ptp",
-            "ipMasq": false,
-            "ipam": { "type": "host-local", "ranges": ranges, "routes": everywhere, "dataDir": "/var/lib/cni" },
-        }],
-    });
-    format!("{routed:#}\n")
+    let ipam =
+        json!({ "type": "host-local", "ranges": ranges, "routes": everywhere, "dataDir": "/var/lib/cni" });
+    let plugins = match link {
+        Link::Routed => json!([{ "type": "ptp", "ipMasq": false, "ipam": ipam }]),
+        Link::Bridged => json!([
+            // A pod may be the endpoint of a service that it calls itself.
+            { "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipMasq": false, "ipam": ipam },
+            { "type": "portmap", "capabilities": { "portMappings": true } },
+        ]),
+    };
+    let network = json!({ "cniVersion": "0.4.0", "name": network_name(link), "plugins": plugins });
+    format!("{network:#}\n")
 }
 
 fn write(path: &Path, text: &str) -> Result<(), ClusterError> {

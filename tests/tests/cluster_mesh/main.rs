@@ -10,7 +10,8 @@ mod scene;
 use mesh_tests::cluster::init::BpfFileSystem;
 use mesh_tests::cluster::shop::{self, STRICT};
 use mesh_tests::cluster::{Cluster, Mesh, NodeOptions};
-use mesh_tests::{TestResult, eventually, require_cluster, test_name};
+use mesh_tests::{Link, TestResult, eventually, require_cluster, test_name};
+use serde_json::Value;
 
 use applied::what_is_applied_holds;
 use away::a_pod_waits_for_the_agent_of_its_node;
@@ -20,12 +21,13 @@ use restarts::{
     agents_are_rolled, everything_is_upgraded, nobody_leads, the_api_server_dies_and_comes_back,
     the_leader_dies,
 };
-use scene::{LIMIT, TWO, is_served};
+use scene::{LIMIT, TWO, is_served, web_on};
 
 #[test]
 fn running_pods_join_and_what_is_applied_holds_and_nothing_is_left() -> TestResult {
     require_cluster!();
-    let cluster = Cluster::start(test_name!(), &["a", "b"])?;
+    let bridged = NodeOptions { link: Link::Bridged, ..NodeOptions::default() };
+    let cluster = Cluster::start_of(test_name!(), &[("a", NodeOptions::default()), ("b", bridged)])?;
     let kubectl = cluster.kubectl();
     shop::open(&cluster)?;
     let web = shop::address(&cluster, "web")?;
@@ -61,6 +63,7 @@ fn running_pods_join_and_what_is_applied_holds_and_nothing_is_left() -> TestResu
     assert_eq!(seen.failures(), 0, "{seen:?}");
     mesh.all_enrolled("shop")?;
 
+    pods_on_a_bridge_are_meshed(&cluster, &mesh)?;
     what_is_applied_holds(&cluster, &mesh, web)?;
     let seen = load.go_on(100, LIMIT)?;
     assert_eq!(seen.failures(), 0, "{seen:?}");
@@ -78,6 +81,29 @@ fn running_pods_join_and_what_is_applied_holds_and_nothing_is_left() -> TestResu
     assert_eq!(told.status, 200, "{told:?}");
     kubectl.run(&["rollout", "restart", "-n", "shop", "deployment/web-v1"])?;
     Ok(cluster.rolled_out("shop", "deployment/web-v1")?)
+}
+
+/// On node b, whose pods are ports of a bridge by a chain of two plugins: those of the shop talk to each other, and nobody else to them.
+fn pods_on_a_bridge_are_meshed(cluster: &Cluster, mesh: &Mesh<'_>) -> TestResult {
+    let node = cluster.node("b")?;
+    let chain: Value = serde_json::from_str(&node.run(&["cat", "/etc/cni/net.d/10-bridged.conflist"])?)?;
+    let plugins: Vec<&Value> =
+        chain["plugins"].as_array().into_iter().flatten().map(|plugin| &plugin["type"]).collect();
+    assert_eq!(plugins, ["bridge", "portmap", "nodemesh-cni"]);
+    let neighbours = ["shop", "outside"].map(|namespace| shop::server("neighbour", namespace, "b"));
+    cluster.kubectl().apply(&neighbours.concat())?;
+    for namespace in ["shop", "outside"] {
+        let wait = ["wait", "pod/neighbour", "-n", namespace, "--for=condition=Ready", "--timeout=120s"];
+        cluster.kubectl().run(&wait)?;
+    }
+    let ports = node.run(&["ip", "-oneline", "link", "show", "master", "cni0"])?;
+    assert!(ports.lines().count() >= 2, "{ports}");
+    let web = web_on(cluster, "b")?;
+    is_served(&cluster.pod("shop", "neighbour"), web)?;
+    assert!(mesh.enrolled("shop")?.iter().any(|pod| pod == "neighbour"));
+    let told = cluster.pod("outside", "neighbour").get(web, "web", "/")?;
+    assert_ne!(told.status, 200, "{told:?}");
+    Ok(())
 }
 
 /// Begins to take the mesh out, and is killed when the DaemonSet of agents is gone: who comes next cannot ask it what the nodes need.

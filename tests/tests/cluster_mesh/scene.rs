@@ -36,11 +36,13 @@ pub(crate) fn ip_of(cluster: &Cluster, namespace: &str, pod: &str) -> anyhow::Re
     Ok(pod["status"]["podIP"].as_str().context("no address")?.parse()?)
 }
 
-/// One of the servers on a node.
+/// One of the servers on a node that are to stay.
 pub(crate) fn web_on(cluster: &Cluster, node: &str) -> anyhow::Result<SocketAddr> {
     let pods = cluster.kubectl().json(&["get", "pods", "-n", "shop", "-l", "app=web"])?;
     let mut pods = pods["items"].as_array().into_iter().flatten();
-    let pod = pods.find(|pod| pod["spec"]["nodeName"] == node).with_context(|| format!("none on {node}"))?;
+    let stays = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+    let pod = pods.find(|pod| pod["spec"]["nodeName"] == node && stays(pod));
+    let pod = pod.with_context(|| format!("none on {node}"))?;
     let ip = pod["status"]["podIP"].as_str().context("no address")?;
     Ok(SocketAddr::new(ip.parse()?, HTTP_PORT))
 }
