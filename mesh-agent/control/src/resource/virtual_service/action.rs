@@ -466,8 +466,9 @@ fn header_ops(object: &mut Object<'_>, name: &'static str, problems: &mut Proble
 /// Whether a header is set, added or removed: what a request is addressed by is not, whoever asks for it (S18).
 fn check_operated(name: &str, path: &str, problems: &mut Problems) -> bool {
     if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
-        let message =
-            format!("is for {name:?} and has no effect, wanted a header that is not part of the request line");
+        let message = format!(
+            "is for {name:?} and has no effect, wanted a header that is not part of the request line"
+        );
         problems.warning(path, message);
         false
     } else if !is_header_name(name) {

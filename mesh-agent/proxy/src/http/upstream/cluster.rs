@@ -303,8 +303,7 @@ impl Site {
         let reason = connection
             .drive(protocol, |sender| {
                 let tick = worker.tick();
-                let (all, here) =
-                    (self.endpoints.usage.waiting.load(Ordering::Acquire), self.waiting.get());
+                let (all, here) = (self.endpoints.usage.waiting.load(Ordering::Acquire), self.waiting.get());
                 let is_others_turn = here == 0 || connection.served.get().is_multiple_of(TURNS_MAX);
                 let wanted_elsewhere = all > here && is_others_turn || live.is_wanted();
                 let life = self.life.get();

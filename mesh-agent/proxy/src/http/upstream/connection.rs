@@ -33,9 +33,7 @@ use super::{
     endable::{Endable, Ending},
     response::Held,
 };
-use crate::{
-    close::CloseReason, connections::Live, destination::limits::Usage, layers::io::UpstreamIo,
-};
+use crate::{close::CloseReason, connections::Live, destination::limits::Usage, layers::io::UpstreamIo};
 
 /// After our end of a tunnelled connection, how long the other side has for its own before the stream is reset.
 const LINGER: Duration = Duration::from_secs(1);

@@ -96,11 +96,8 @@ fn a_worker_that_never_runs_out_of_requests_leaves_the_connection_to_another_now
         };
         many(&world).await;
         assert_eq!(server.connections(), 1, "nobody else waits");
-        let there = world.worker.destinations.of(
-            &world.worker,
-            open.live().pod.pod,
-            &destination(&world, one),
-        );
+        let there =
+            world.worker.destinations.of(&world.worker, open.live().pod.pod, &destination(&world, one));
         there.usage.waiting.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
         many(&world).await;
         assert!((3..=6).contains(&server.connections()), "{}", server.connections());
