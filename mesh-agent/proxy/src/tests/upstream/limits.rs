@@ -127,7 +127,9 @@ fn requests_wait_in_turn_for_the_streams_of_the_one_connection_there_may_be() {
             assert_eq!(status(&first), 200);
             let waiting: Vec<_> = (0..3).map(|_| held(&world, open.live(), one)).collect();
             tokio::time::sleep(Duration::from_millis(60)).await;
-            assert!(waiting.iter().all(|request| !request.is_finished()));
+            // A stream whose response is there, read or not, is over for the server.
+            let is_any_early = waiting.iter().any(|request| request.is_finished());
+            assert!(of_server.is_some() || !is_any_early);
             assert_eq!(read(first).await.0, 200);
             for request in waiting {
                 assert_eq!(read(soon(request).await.unwrap()).await.0, 200);

@@ -116,6 +116,8 @@ fn a_connection_serves_no_request_once_it_has_lived_as_long_as_it_may() {
         for (max, connections) in [(None, 1), (None, 1), (Some(Duration::from_secs(3600)), 1)] {
             assert_eq!(read(lived(max).await).await.0, 200);
             assert_eq!(server.connections(), connections);
+            // Until it is back in the pool.
+            sleep(Duration::from_millis(20)).await;
         }
         // A tick of the worker's clock later.
         sleep(Duration::from_millis(crate::worker::TICK_MS * 3)).await;

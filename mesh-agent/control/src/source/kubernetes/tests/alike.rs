@@ -39,7 +39,7 @@ metadata: {name: till, namespace: shop}
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: till-0, namespace: shop, labels: {app: till, version: v1}}
+metadata: {name: till-0, namespace: shop, uid: uid-till-0, labels: {app: till, version: v1}}
 spec:
   nodeName: n1
   serviceAccountName: till
@@ -292,7 +292,8 @@ fn by_file(manifests: &[&str]) -> (Arc<Snapshot>, Vec<SourceError>) {
 fn object(manifest: &str, generation: usize) -> Value {
     let mut object: Value = serde_saphyr::from_str(manifest).unwrap();
     let metadata = object["metadata"].as_object_mut().unwrap();
-    metadata.insert("uid".to_owned(), json!(format!("uid-{generation}")));
+    // A pod is called by it, from wherever it is read: one that has one keeps it.
+    metadata.entry("uid").or_insert_with(|| json!(format!("uid-{generation}")));
     metadata.insert("generation".to_owned(), json!(generation));
     metadata.insert("resourceVersion".to_owned(), json!("17"));
     metadata.insert("managedFields".to_owned(), json!([{"manager": "kubectl", "operation": "Apply"}]));
