@@ -113,8 +113,8 @@ fn publish_streams(world: &World, addr: SocketAddr) {
 
 #[test]
 fn requests_wait_in_turn_for_the_streams_of_the_one_connection_there_may_be() {
-    // Who says that a connection has one stream: the policy, or the server.
-    for (of_policy, of_server) in [(Some(1), None), (None, Some(1))] {
+    // Who says that a connection has two streams: the policy, or the server.
+    for (of_policy, of_server) in [(Some(2), None), (None, Some(2))] {
         test(move |world| async move {
             let (addr, connections) = http2_server_of(of_server).await;
             publish_streams(&world, addr);
@@ -125,6 +125,8 @@ fn requests_wait_in_turn_for_the_streams_of_the_one_connection_there_may_be() {
             };
             let first = send(&world, get("/"), plan(&world, open.live(), destination(&world, one))).await;
             assert_eq!(status(&first), 200);
+            let kept = send(&world, get("/"), plan(&world, open.live(), destination(&world, one))).await;
+            assert_eq!(status(&kept), 200);
             let waiting: Vec<_> = (0..3).map(|_| held(&world, open.live(), one)).collect();
             tokio::time::sleep(Duration::from_millis(60)).await;
             // A stream whose response is there, read or not, is over for the server.
@@ -134,7 +136,7 @@ fn requests_wait_in_turn_for_the_streams_of_the_one_connection_there_may_be() {
             for request in waiting {
                 assert_eq!(read(soon(request).await.unwrap()).await.0, 200);
             }
-            assert_eq!(connections.get(), 1);
+            assert_eq!((read(kept).await.0, connections.get()), (200, 1));
         });
     }
 }
