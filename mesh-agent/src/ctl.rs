@@ -37,7 +37,7 @@ use std::{
 };
 
 pub use bug_report::BugReportArgs;
-pub use cli::{Args, Command, DEFAULT_ADMIN_SOCKET, ExplainArgs, Output, ProfileArgs, TopArgs};
+pub use cli::{Args, Command, DEFAULT_ADMIN_SOCKET, ExplainArgs, Output, ProfileArgs, Shell, TopArgs};
 use client::{AdminSocket, AskError, Client};
 pub use cluster::ClusterArgs;
 pub use complete::complete;

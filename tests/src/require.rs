@@ -18,6 +18,17 @@ pub fn is_mandatory() -> bool {
     std::env::var_os("MESH_TESTS_REQUIRE").is_some_and(|value| value == "1")
 }
 
+/// Why completion in shells cannot be tried here, or `None` when it can.
+#[must_use]
+pub fn shells_missing() -> Option<String> {
+    let runs = |shell: &str| {
+        let ran = std::process::Command::new(shell).args(["-c", "exit 0"]).output();
+        ran.is_ok_and(|output| output.status.success())
+    };
+    let shell = ["bash", "zsh", "fish"].into_iter().find(|shell| !runs(shell))?;
+    Some(format!("{shell} is not installed: run `cargo xtask setup`"))
+}
+
 /// Leave the test when the machine cannot run it: prints `SKIP reason`, or fails it when
 /// `MESH_TESTS_REQUIRE=1`, so that a CI run can never pass by skipping.
 #[macro_export]
@@ -63,6 +74,19 @@ macro_rules! require_nft {
     () => {
         $crate::require_root!();
         if let Some(reason) = $crate::translation::nft_missing() {
+            assert!(!$crate::require::is_mandatory(), "MESH_TESTS_REQUIRE=1, but: {reason}");
+            eprintln!("SKIP {}: {reason}", $crate::test_name!());
+            return Ok(());
+        }
+    };
+}
+
+/// Like [`require_agent!`], and the shells that completion is for must be installed.
+#[macro_export]
+macro_rules! require_shells {
+    () => {
+        $crate::require_agent!();
+        if let Some(reason) = $crate::require::shells_missing() {
             assert!(!$crate::require::is_mandatory(), "MESH_TESTS_REQUIRE=1, but: {reason}");
             eprintln!("SKIP {}: {reason}", $crate::test_name!());
             return Ok(());

@@ -30,13 +30,15 @@ pub(crate) enum Need {
     /// Build and run Kubernetes. Only the programs are used; Debian's packages may start etcd and containerd as services,
     /// as they do wherever they are installed.
     Kubernetes,
+    /// Complete what `meshctl completion` is for.
+    Shells,
     /// Boot other kernels.
     Vm,
 }
 
 impl Need {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Ebpf, Self::Lint, Self::Netns, Self::Servers, Self::Kubernetes, Self::Vm];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Ebpf, Self::Lint, Self::Netns, Self::Servers, Self::Kubernetes, Self::Shells, Self::Vm];
 }
 
 /// How a missing tool arrives.
@@ -61,7 +63,7 @@ struct Tool {
     check: fn(&Workspace) -> Result<(), String>,
 }
 
-const TOOLS: [Tool; 18] = [
+const TOOLS: [Tool; 20] = [
     Tool {
         name: "a C compiler",
         need: Need::Ebpf,
@@ -128,6 +130,8 @@ const TOOLS: [Tool; 18] = [
             if plugin.is_file() { Ok(()) } else { Err(format!("there is no {}", plugin.display())) }
         },
     },
+    Tool { name: "zsh", need: Need::Shells, source: Source::Apt("zsh"), check: |_| on_path("zsh") },
+    Tool { name: "fish", need: Need::Shells, source: Source::Apt("fish"), check: |_| on_path("fish") },
     Tool {
         name: "qemu-system-x86_64",
         need: Need::Vm,

@@ -61,6 +61,17 @@ pub enum Output {
     Yaml,
 }
 
+/// A shell that completes commands and names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// Bash, from version 4 on.
+    Bash,
+    /// Zsh.
+    Zsh,
+    /// Fish.
+    Fish,
+}
+
 impl Output {
     /// Whether people read it.
     pub(super) fn is_text(self) -> bool {
@@ -194,7 +205,7 @@ pub enum Command {
     Completion {
         /// Which shell.
         #[arg(value_enum)]
-        shell: clap_complete::Shell,
+        shell: Shell,
     },
     /// Print the agent's answer to one path of its admin socket as it is. For `meshctl` itself, from another host.
     #[command(hide = true, after_help = "Examples:\n  meshctl ask -- /status")]

@@ -88,10 +88,13 @@ impl Tier {
         if let Err(error) = setup::ensure(workspace, needs) {
             return Some(format!("{error:#}"));
         }
-        if self == Self::Netns
-            && let Err(error) = setup::ensure(workspace, &[Need::Servers])
-        {
-            // A few tests want them, and skip or fail by themselves.
+        // A few tests want these, and skip or fail by themselves.
+        let wanted: &[Need] = match self {
+            Self::Netns => &[Need::Servers],
+            Self::Cluster => &[Need::Shells],
+            _ => &[],
+        };
+        if let Err(error) = setup::ensure(workspace, wanted) {
             eprintln!("setup: {error:#}");
         }
         if self == Self::Cluster {
