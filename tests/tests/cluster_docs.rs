@@ -14,6 +14,7 @@ use anyhow::{Context as _, bail, ensure};
 use mesh_tests::cluster::{Binaries, Cluster, Mesh};
 use mesh_tests::docs;
 use mesh_tests::{TestResult, eventually, programs, require_cluster, test_name};
+use serde_json::Value;
 
 const TREE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -110,6 +111,7 @@ const STEPS: &[Step] = &[
     Run("meshctl analyze --live"),
     Run("meshctl validate --live"),
     Run("meshctl validate route.yaml"),
+    Check(|desk| desk.forms_are_alike()),
     Instead(
         "meshctl explain --from POD --to HOST:PORT",
         "meshctl explain --from shop/cart --to reviews:9080",
@@ -298,6 +300,18 @@ spec: {nodeName: worker-2}
 status: {podIP: 10.244.2.2}
 ";
 
+/// The same with zeros.
+fn without_numbers(value: Value) -> Value {
+    match value {
+        Value::Number(_) => Value::from(0),
+        Value::Array(items) => items.into_iter().map(without_numbers).collect(),
+        Value::Object(fields) => {
+            fields.into_iter().map(|(name, value)| (name, without_numbers(value))).collect()
+        }
+        other => other,
+    }
+}
+
 impl<'c> Desk<'c> {
     fn laid(cluster: &'c Cluster) -> anyhow::Result<Self> {
         let mesh = Mesh::to_be(cluster)?;
@@ -368,7 +382,7 @@ impl<'c> Desk<'c> {
 
     fn nodes_are_looked_at(&self) -> anyhow::Result<()> {
         let said = self.sh("meshctl precheck --nodes -o json")?;
-        let rows: Vec<serde_json::Value> = serde_json::from_str(&said)?;
+        let rows: Vec<Value> = serde_json::from_str(&said)?;
         for node in ["worker-1", "worker-2"] {
             let good = format!("host {node}");
             let row =
@@ -385,6 +399,31 @@ impl<'c> Desk<'c> {
     fn nothing_is_left(&self) -> anyhow::Result<()> {
         let remains = self.mesh.remains()?;
         ensure!(remains.is_empty(), "{remains:#?}");
+        Ok(())
+    }
+
+    /// What agents say is the same as JSON and as YAML, of the cluster that a context names.
+    fn forms_are_alike(&self) -> anyhow::Result<()> {
+        for question in [
+            "status",
+            "certificates",
+            "verify",
+            "proxy-config routes shop/cart --host reviews",
+            "proxy-config listeners shop/cart",
+            "explain --from shop/cart --to reviews:9080",
+        ] {
+            let ask = |form: &str| self.sh(&format!("meshctl --context nodemesh-test {question} -o {form}"));
+            // Numbers are of the moment, and so may be what there is for a moment.
+            let both = || -> anyhow::Result<[Value; 2]> {
+                let (json, yaml) = (ask("json")?, ask("yaml")?);
+                let yaml: Value = serde_saphyr::from_str(&yaml).with_context(|| yaml.clone())?;
+                Ok([serde_json::from_str(&json)?, yaml].map(without_numbers))
+            };
+            let alike =
+                |both: &anyhow::Result<[Value; 2]>| both.as_ref().is_ok_and(|[json, yaml]| json == yaml);
+            let [json, _] = eventually(LIMIT, both, alike).with_context(|| question)??;
+            ensure!(json.as_array().is_none_or(|rows| !rows.is_empty()), "{question}: {json}");
+        }
         Ok(())
     }
 

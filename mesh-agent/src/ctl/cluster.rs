@@ -148,12 +148,16 @@ impl Cluster {
     /// Reads the kubeconfig. Nothing is sent yet.
     pub(super) async fn connect(args: &ClusterArgs) -> Result<Self, ClusterError> {
         let options = KubeConfigOptions { context: args.context.clone(), ..Default::default() };
-        let config = match &args.kubeconfig {
-            Some(path) => {
-                let file = Kubeconfig::read_from(path).map_err(unusable)?;
+        let file = match (&args.kubeconfig, &args.context) {
+            (Some(path), _) => Some(Kubeconfig::read_from(path).map_err(unusable)?),
+            (None, Some(_)) => Some(Kubeconfig::read().map_err(unusable)?),
+            (None, None) => None,
+        };
+        let config = match file {
+            Some(file) => {
+                has_context(&file, args.context.as_deref())?;
                 Config::from_custom_kubeconfig(file, &options).await.map_err(unusable)?
             }
-            None if args.context.is_some() => Config::from_kubeconfig(&options).await.map_err(unusable)?,
             None => Config::infer().await.map_err(unusable)?,
         };
         let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
@@ -203,6 +207,14 @@ fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> ClusterErr
     ClusterError::Config { source: Box::new(error) }
 }
 
+/// Refuses a context that a kubeconfig does not have, with those that it has.
+fn has_context(file: &Kubeconfig, wanted: Option<&str>) -> Result<(), ClusterError> {
+    let known: Vec<&str> = file.contexts.iter().map(|context| context.name.as_str()).collect();
+    let Some(wanted) = wanted.filter(|wanted| !known.contains(wanted)) else { return Ok(()) };
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    Err(ClusterError::Said(format!("the kubeconfig has no context {wanted:?}; it has: {known}")))
+}
+
 /// A kind, as the client names it.
 pub(super) fn resource(kind: ObjectKind) -> ApiResource {
     let gvk = GroupVersionKind::gvk(kind.group, kind.version, kind.kind);
@@ -240,4 +252,25 @@ where
         }
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_that_is_not_there_is_refused_with_those_that_are() {
+        let file = |names: &[&str]| {
+            let contexts: Vec<_> = names.iter().map(|name| serde_json::json!({"name": name})).collect();
+            let file = serde_json::json!({"clusters": [], "users": [], "contexts": contexts});
+            serde_json::from_value::<Kubeconfig>(file).unwrap()
+        };
+        let of =
+            |names: &[&str], wanted| has_context(&file(names), wanted).map_err(|error| error.to_string());
+        assert_eq!(of(&["a", "b"], None), Ok(()));
+        assert_eq!(of(&["a", "b"], Some("b")), Ok(()));
+        let said = "the kubeconfig has no context \"c\"; it has: a, b";
+        assert_eq!(of(&["a", "b"], Some("c")), Err(said.to_owned()));
+        assert_eq!(of(&[], Some("c")).unwrap_err(), "the kubeconfig has no context \"c\"; it has: none");
+    }
 }
