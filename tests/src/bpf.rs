@@ -1,4 +1,4 @@
-//! The few `bpf(2)` commands that tests need: reading what an agent has pinned, and loading a foreign program.
+//! The few `bpf(2)` commands that tests need: reading what an agent has pinned and what is loaded, and loading a foreign program.
 
 use std::ffi::CString;
 use std::io;
@@ -14,6 +14,9 @@ const PROG_LOAD: u32 = 5;
 const OBJ_GET: u32 = 7;
 const PROG_ATTACH: u32 = 8;
 const PROG_DETACH: u32 = 9;
+const PROG_GET_NEXT_ID: u32 = 11;
+const PROG_GET_FD_BY_ID: u32 = 13;
+const MAP_GET_FD_BY_ID: u32 = 14;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const LINK_CREATE: u32 = 28;
 
@@ -22,6 +25,9 @@ const ATTR_WORDS: usize = 16;
 
 /// The size of the buffer for `struct bpf_*_info`: larger than any known one; the kernel fills what it has.
 const INFO_WORDS: usize = 64;
+
+/// Maps of one program that are asked for: more than any of the agent's has.
+const PROGRAM_MAPS_MAX: usize = 256;
 
 /// Words of `union bpf_attr`, little ends first as on every machine this runs on.
 #[derive(Debug)]
@@ -97,6 +103,59 @@ pub(crate) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
 pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     let info = info(link)?;
     Ok((info[1], info[2]))
+}
+
+/// The first loaded program's id after `id`, whoever loaded it; `None` at the end.
+pub(crate) fn next_program(id: u32) -> io::Result<Option<u32>> {
+    let mut attr = Attr::new(&[pair(id, 0)]);
+    let found = present(bpf(PROG_GET_NEXT_ID, &mut attr))?;
+    Ok(found.then_some((attr.0[0] >> 32) as u32))
+}
+
+/// A loaded program; `None` when there is none of this id.
+pub(crate) fn program_by_id(id: u32) -> io::Result<Option<OwnedFd>> {
+    by_id(PROG_GET_FD_BY_ID, id)
+}
+
+/// A map that somebody holds; `None` when there is none of this id.
+pub(crate) fn map_by_id(id: u32) -> io::Result<Option<OwnedFd>> {
+    by_id(MAP_GET_FD_BY_ID, id)
+}
+
+fn by_id(command: u32, id: u32) -> io::Result<Option<OwnedFd>> {
+    match bpf_fd(command, &mut Attr::new(&[pair(id, 0)])) {
+        Ok(object) => Ok(Some(object)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the kernel says of a program.
+#[derive(Debug, Clone)]
+pub(crate) struct ProgramInfo {
+    pub(crate) name: String,
+    /// Ids of the maps that it uses.
+    pub(crate) maps: Vec<u32>,
+}
+
+/// Ask for a program's name and maps.
+pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    // Of `struct bpf_prog_info`: `nr_map_ids`, `map_ids` of two words, and `name` of four.
+    const COUNT: usize = 13;
+    const NAME: usize = 16;
+    let mut maps = vec![0_u32; PROGRAM_MAPS_MAX];
+    let mut info = Box::new([0_u32; 2 * INFO_WORDS]);
+    let to = maps.as_mut_ptr() as u64;
+    info[COUNT] = u32::try_from(maps.len()).map_err(io::Error::other)?;
+    info[COUNT + 1] = to as u32;
+    info[COUNT + 2] = (to >> 32) as u32;
+    let length = u32::try_from(size_of_val(&*info)).map_err(io::Error::other)?;
+    let into = info.as_mut_ptr() as u64;
+    bpf(OBJ_GET_INFO_BY_FD, &mut Attr::new(&[pair(raw(program), length), into]))?;
+    maps.truncate(info[COUNT] as usize);
+    let name = info[NAME..NAME + 4].iter().flat_map(|word| word.to_ne_bytes());
+    let name: Vec<u8> = name.take_while(|byte| *byte != 0).collect();
+    Ok(ProgramInfo { name: String::from_utf8_lossy(&name).into_owned(), maps })
 }
 
 /// Look a key up; `value` must be as long as what the kernel writes. `false`: absent.

@@ -2,6 +2,8 @@
 //!
 //! Read from the pins, so it works just as well while no agent runs.
 
+mod loaded;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
@@ -14,6 +16,7 @@ use std::time::Duration;
 use mesh_common::maps;
 use mesh_common::stats::{COUNTERS_LEN, Hook, Outcome, Reason, counter_index};
 
+pub use self::loaded::Loaded;
 use crate::pod::Pod;
 use crate::tool::Connection;
 use crate::verdict::Failure;

@@ -1,5 +1,6 @@
 //! The mesh in a cluster, installed as an operator would.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,6 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use super::{Cluster, image};
+use crate::kernel::Loaded;
 use crate::programs;
 use crate::saying::say;
 use crate::waiting::eventually;
@@ -203,6 +205,25 @@ impl<'c> Mesh<'c> {
             found.extend(left.lines().map(|line| format!("node {}: {line}", node.name())));
         }
         Ok(found)
+    }
+
+    /// What the agents of all nodes have loaded in the kernel.
+    ///
+    /// # Errors
+    /// When an agent does not answer, or does not say which programs are its own.
+    pub fn loaded(&self) -> anyhow::Result<Loaded> {
+        let status = self.ask(&["status"])?;
+        let nodes = status.as_array().context("no list of nodes")?;
+        let mut programs = BTreeSet::new();
+        for node in nodes {
+            let found = node.pointer("/answer/kernel/programs").and_then(Value::as_array);
+            let ids: Vec<u64> = found.into_iter().flatten().filter_map(|one| one["id"].as_u64()).collect();
+            if ids.is_empty() || ids.contains(&0) {
+                bail!("programs without an id: {node}");
+            }
+            programs.extend(ids.into_iter().filter_map(|id| u32::try_from(id).ok()));
+        }
+        Loaded::around(&programs).context("look at the kernel's programs")
     }
 
     /// The enrolled pods of a namespace, by name, of all nodes.

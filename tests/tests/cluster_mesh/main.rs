@@ -73,10 +73,16 @@ fn running_pods_join_and_what_is_applied_holds_and_nothing_is_left() -> TestResu
     // All of it goes again.
     kubectl.run(&["delete", "peerauthentication", "-n", "shop", "--all"])?;
     kubectl.run(&["delete", "virtualservice", "-n", "shop", "--all"])?;
+    let loaded = mesh.loaded()?;
+    let there = loaded.now()?;
+    let is_there = |name: &str| there.iter().filter(|line| line.ends_with(&format!(" {name}"))).count();
+    assert!(is_there("connect4") == 2 && is_there("arrival") > 2, "of two nodes and their pods: {there:?}");
     uninstall_is_killed(&cluster, &mesh)?;
     assert!(mesh.remains()?.iter().any(|left| left.starts_with("node ")), "it was killed too late");
     mesh.meshctl(&["uninstall", "--purge"])?;
     assert_eq!(mesh.remains()?, Vec::<String>::new());
+    // The kernel lets go of what nobody holds in its own time.
+    eventually(LIMIT, || loaded.now(), |left| left.as_ref().is_ok_and(Vec::is_empty))??;
     let told = stranger()?;
     assert_eq!(told.status, 200, "{told:?}");
     kubectl.run(&["rollout", "restart", "-n", "shop", "deployment/web-v1"])?;
